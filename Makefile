@@ -1,0 +1,49 @@
+# Two commands to know: `make demo` and `make test`. Each makes the environment first if needed.
+PYTHON ?= python3
+VENV   := .venv
+KEY    := $(shell sha256sum pyproject.toml | cut -c1-16)
+READY  := $(VENV)/ready-$(KEY)
+BIN    := $(VENV)/bin
+RUN    := PATH="$(CURDIR)/$(BIN):$$PATH"
+DEMO   := --runs runs/demo
+
+.PHONY: demo test check bench format help clean
+.DEFAULT_GOAL := help
+
+demo: $(READY)  ## the whole line on the embedded data: distil, quantise, export, bench, explain, report
+	$(BIN)/edgekd distill --profile cpu --size 96 $(DEMO)
+	$(BIN)/edgekd quantize --max-drop 5 $(DEMO)
+	$(BIN)/edgekd export --format openvino $(DEMO)
+	$(BIN)/edgekd bench $(DEMO)
+	$(BIN)/edgekd explain $(DEMO)
+	@echo; echo "open this page in a browser:"
+	@$(BIN)/edgekd report $(DEMO)
+
+test: $(READY)  ## the tests
+	$(RUN) $(BIN)/python -m pytest $(TESTS)
+
+check: $(READY)  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## write what `check` asks for
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)  ## every benchmark; figures go to benchmarks/results
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit; done
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+clean:  ## remove the environment and all runs
+	rm -rf $(VENV) runs
+
+# The name holds the hash of pyproject.toml, so a change of dependencies makes a new environment.
+$(READY): pyproject.toml
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@

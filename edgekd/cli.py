@@ -1,0 +1,391 @@
+"""The command line: read options, call one stage, show the result. Nothing heavy at the top."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from edgekd import __version__
+from edgekd.records import (
+    EdgeKDError,
+    GateMissed,
+    Profile,
+    Record,
+    RuntimeUnavailable,
+    Training,
+    shipped_profiles,
+)
+
+
+class Group(TyperGroup):
+    """An EdgeKDError is one line and an exit code; a bug keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: D102
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("stopped; the same command again goes on from here", err=True)
+            raise typer.Exit(130) from None
+        except EdgeKDError as e:
+            typer.echo(f"error: {' '.join(str(e).split())}", err=True)
+            raise typer.Exit(_exit_code(e)) from None
+
+
+def _exit_code(error: EdgeKDError) -> int:
+    codes = {RuntimeUnavailable: 4, GateMissed: 3}
+    return codes.get(type(error), 1)
+
+
+app = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+profiles_app = typer.Typer(cls=Group, help="Device profiles: what a device runs and allows.")
+data_app = typer.Typer(cls=Group, no_args_is_help=True, help="Image folders: check and describe.")
+app.add_typer(profiles_app, name="profiles")
+app.add_typer(data_app, name="data")
+
+RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
+RunOption = Annotated[
+    Path | None, typer.Option("--run", help="This run's folder. [default: RUNS/<profile>]")
+]
+ProfileOption = Annotated[
+    str | None, typer.Option("--profile", "-p", help="Profile: a name or a .toml file.")
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", "-d", help="Image folder. [default: synthetic chest phantoms]"),
+]
+SizeOption = Annotated[
+    int | None, typer.Option("--size", min=32, max=1024, help="Pixels a side. [default: profile's]")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Fixes the result on a CPU.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what was made before.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A training setting, NAME=VALUE; repeatable. See README."),
+]
+EpochsOption = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the data.")]
+LrOption = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
+BatchOption = Annotated[int | None, typer.Option("--batch", min=2, help="Images a step.")]
+RUNS = Path("runs")
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"edgekd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print and exit.")
+    ] = False,
+) -> None:
+    """Distil, quantise, measure and explain image classifiers for bedside devices.
+
+    The line: distill, quantize, export, bench, explain, report. Each goes on from the one before.
+    """
+
+
+@profiles_app.callback(invoke_without_command=True)
+def profiles(ctx: typer.Context, as_json: JsonOption = False) -> None:
+    """List the profiles that come with edgekd."""
+    if ctx.invoked_subcommand is None:
+        from edgekd import show
+
+        found = [Profile.read(name) for name in shipped_profiles()]
+        _result(as_json, [p.model_dump(mode="json") for p in found], show.profiles(found))
+
+
+@profiles_app.command("show")
+def profiles_show(
+    name: Annotated[str, typer.Argument(help="name or .toml file")], as_json: JsonOption = False
+) -> None:
+    """Print one profile with every setting. Example: edgekd profiles show jetson."""
+    from edgekd import show
+
+    profile = Profile.read(name)
+    _result(as_json, profile, show.settings(profile.name, profile.model_dump(mode="json")))
+
+
+@profiles_app.command("students")
+def profiles_students(as_json: JsonOption = False) -> None:
+    """List the named OFA sub-nets that a profile's `student` may name."""
+    from edgekd import show, supernet
+
+    found = {n: a.model_dump(mode="json") for n, a in supernet.subnets().items()}
+    _result(as_json, found, show.students(found))
+
+
+@data_app.command("check")
+def data_check(
+    folder: Annotated[Path, typer.Argument(help="<split>/<class>/* or <class>/*")],
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Read every image; report splits, classes and every bad file. Exit code 1 if there is one."""
+    from edgekd import data, show
+
+    with show.tracker() as track:
+        dataset, problems = data.inspect(folder, seed=seed, track=track)
+    table = show.dataset_json(dataset, problems)
+    _result(as_json, table, show.dataset(table))
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def teach(
+    model: Annotated[str, typer.Argument(help="timm name, e.g. resnet18")] = "resnet18",
+    data_folder: DataOption = None,
+    size: SizeOption = 128,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Local checkpoint (.safetensors, .pth).")
+    ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Weights from the hub (needs a network).")
+    ] = False,
+    epochs: EpochsOption = None,
+    lr: LrOption = None,
+    batch: BatchOption = None,
+    settings: SetOption = None,
+    resize: Annotated[str, typer.Option(help="stretch, crop or pad.")] = "stretch",
+    seed: SeedOption = 0,
+    runs_folder: RunsOption = RUNS,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a teacher: any timm network, from a checkpoint, the hub or from scratch.
+
+    Example: edgekd teach tf_efficientnet_lite0 --weights lite0.pth --data scans --epochs 8
+    """
+    from edgekd import show, stages
+
+    training = _training(settings, epochs=epochs, lr=lr, batch=batch)
+    with show.tracker() as track:
+        work = stages.Workplace.open(runs_folder, data_folder, size or 128, resize, seed, track)
+        artifact = stages.teach(
+            work, model, training, weights=weights, pretrained=pretrained, force=force
+        )
+    _result(as_json, artifact, show.artifact(artifact))
+
+
+@app.command()
+def distill(
+    profile: ProfileOption = None,
+    data_folder: DataOption = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option("--teacher", help="timm name, or a folder that edgekd teach wrote."),
+    ] = None,
+    teacher_weights: Annotated[
+        Path | None, typer.Option("--teacher-weights", help="Local checkpoint to start it from.")
+    ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Teacher's weights from the hub (network).")
+    ] = False,
+    no_teacher: Annotated[
+        bool, typer.Option("--no-teacher", help="Labels alone: the baseline to compare with.")
+    ] = False,
+    student: Annotated[
+        str | None, typer.Option("--student", help="Named OFA sub-net. [default: profile's]")
+    ] = None,
+    size: SizeOption = None,
+    epochs: EpochsOption = None,
+    teacher_epochs: Annotated[
+        int | None, typer.Option("--teacher-epochs", min=1, help="If it must be taught first.")
+    ] = None,
+    lr: LrOption = None,
+    batch: BatchOption = None,
+    alpha_hard: Annotated[
+        float | None, typer.Option("--alpha-hard", min=0, max=1, help="Weight of the labels.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", "-T", min=0.01, help="Of the soft targets.")
+    ] = None,
+    settings: SetOption = None,
+    resize: Annotated[str, typer.Option(help="stretch, crop or pad.")] = "stretch",
+    seed: SeedOption = 0,
+    runs_folder: RunsOption = RUNS,
+    run: RunOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Distil a teacher into the profile's student; the teacher is taught first if there is none.
+
+    Examples: edgekd distill --profile jetson
+    · edgekd distill -p cpu --data scans --teacher tf_efficientnet_lite0 --teacher-weights w.pth
+    """
+    from edgekd import show, stages
+
+    chosen = Profile.read(profile or "cpu")
+    given = {"epochs": epochs, "lr": lr, "batch": batch}
+    soft = {"alpha_hard": alpha_hard, "temperature": temperature}
+    training = _training(settings, **given, **soft)
+    with show.tracker() as track:
+        pixels = size or chosen.resolution
+        work = stages.Workplace.open(runs_folder, data_folder, pixels, resize, seed, track)
+        guide = None
+        if not no_teacher:
+            guide = stages.find_teacher(
+                work, teacher, _training(None, epochs=teacher_epochs),
+                weights=teacher_weights, pretrained=pretrained,
+            )  # fmt: skip
+        artifact = stages.distill(
+            work, chosen, run or runs_folder / chosen.name, guide, training,
+            student=student, force=force,
+        )  # fmt: skip
+    _result(as_json, artifact, show.artifact(artifact, guide))
+
+
+@app.command()
+def quantize(
+    profile: ProfileOption = None,
+    images: Annotated[
+        int, typer.Option("--calibration-images", min=8, help="From the training split.")
+    ] = 300,
+    max_drop: Annotated[
+        float, typer.Option("--max-drop", min=0, help="Points of balanced accuracy; else exit 3.")
+    ] = 1.0,
+    runs_folder: RunsOption = RUNS,
+    run: RunOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Quantise the student to INT8 and judge that file itself on the test split."""
+    from edgekd import show, stages
+
+    with show.tracker() as track:
+        here = stages.Place.find(runs_folder, run, profile, track)
+        artifact, before = stages.quantize(here, images=images, force=force)
+    _result(as_json, artifact, show.artifact(artifact, before))
+    stages.check_drop(artifact, before, max_drop)
+
+
+@app.command()
+def export(
+    format_name: Annotated[str, typer.Option("--format", "-f", help="onnx or openvino.")],
+    precision: Annotated[
+        str | None,
+        typer.Option("--precision", help="fp32 or int8. [default: int8 if quantised, else fp32]"),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", min=0, help="Largest error of a logit, relative.")
+    ] = 1e-3,
+    profile: ProfileOption = None,
+    runs_folder: RunsOption = RUNS,
+    run: RunOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the file that the device loads, compared with what it was made from on real images.
+
+    Example: edgekd export --format openvino
+    """
+    from edgekd import show, stages
+
+    with show.tracker() as track:
+        here = stages.Place.find(runs_folder, run, profile, track)
+        artifact = stages.export(here, format_name, precision, tolerance=tolerance)
+    _result(as_json, artifact, show.artifact(artifact))
+
+
+@app.command()
+def bench(
+    profile: ProfileOption = None,
+    runtime: Annotated[
+        str | None, typer.Option("--runtime", help="Measure in this runtime on this CPU.")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.1, help="A candidate, at least.")
+    ] = 5,
+    runs_folder: RunsOption = RUNS,
+    run: RunOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Latency, size and memory of teacher, student and INT8, interleaved. Exit 3: over budget."""
+    from edgekd import show, stages
+
+    with show.tracker() as track:
+        here = stages.Place.find(runs_folder, run, profile, track)
+        timings = stages.bench(here, runtime=runtime, seconds=seconds)
+    _result(as_json, [t.model_dump(mode="json") for t in timings], show.timings(timings))
+    stages.check_budget(timings)
+
+
+@app.command()
+def explain(
+    profile: ProfileOption = None,
+    images: Annotated[int, typer.Option("--images", min=4, help="Test images, by class.")] = 48,
+    variant: Annotated[
+        str, typer.Option("--variant", help="evidence, published or grad-cam.")
+    ] = "evidence",
+    runs_folder: RunsOption = RUNS,
+    run: RunOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score-CAM on the deployed file in its own runtime, compared with the teacher's maps."""
+    from edgekd import show, stages
+
+    with show.tracker() as track:
+        here = stages.Place.find(runs_folder, run, profile, track)
+        fidelity = stages.explain(here, images=images, variant=variant)
+    _result(as_json, fidelity, show.fidelity(fidelity))
+
+
+@app.command()
+def report(
+    profile: ProfileOption = None,
+    cases: Annotated[int, typer.Option("--cases", min=1, help="Images in the gallery.")] = 12,
+    runs_folder: RunsOption = RUNS,
+    run: RunOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """One self-contained HTML page: models, timing, explanations, settings."""
+    from edgekd import show, stages
+
+    with show.tracker() as track:
+        here = stages.Place.find(runs_folder, run, profile, track)
+        page = stages.report(here, cases=cases)
+    _result(as_json, {"report": str(page)}, str(page))
+
+
+def _training(settings: list[str] | None, **flags: Any) -> Training:
+    """A Training from --set NAME=VALUE pairs and flags; a flag that is None was not given."""
+    table = {k: v for k, v in flags.items() if v is not None}
+    for pair in settings or []:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise EdgeKDError(f'--set takes NAME=VALUE, got "{pair}"')
+        if name in table:
+            raise EdgeKDError(f"{name} is given twice, as an option and with --set")
+        table[name] = value
+    return Training.parse(table, "--set")
+
+
+def _result(as_json: bool, data: Record | dict | list, shown: Any) -> None:
+    """The result on stdout: one JSON document, or what a reader wants to see."""
+    if as_json:
+        content = data.model_dump(mode="json") if isinstance(data, Record) else data
+        sys.stdout.write(json.dumps(content, indent=1) + "\n")
+    elif isinstance(shown, str):
+        sys.stdout.write(shown + "\n")
+    else:
+        from edgekd import show
+
+        show.on_stdout(shown)
+
+
+def main() -> None:
+    """Entry point of the `edgekd` script."""
+    app()

@@ -1,0 +1,302 @@
+"""How much of the reference's explanations is found in another artifact's?
+
+Every figure stands beside the same figure against strangers: maps of other patients' images with
+the same class explained. A map that ignores the image (a centred blob, the anatomy) reaches a
+Pearson of 0.3 to 0.7 and nothing beyond its strangers. No verdict is drawn here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from edgekd.explain import Variant, interpolation, score_cam, softmax
+from edgekd.records import Aggregate, Agreement, Artifact, Comparison, EdgeKDError, Track, untracked
+from edgekd.runtimes import Session
+
+GRID = 14  # cells a side on which maps are compared
+RESAMPLES = 2000
+
+
+class Maps(NamedTuple):
+    """One artifact's maps of a set of images."""
+
+    maps: np.ndarray  # (N, g, g) float32 >= 0, not normalised; a row of NaN where undefined
+    answers: np.ndarray  # (N,) int, the artifact's own top class
+    probabilities: np.ndarray  # (N,) of that class, softmax
+    seconds: float  # wall clock for a map, mean
+
+
+class Cases(NamedTuple):
+    """What was explained: the same images and classes for every artifact."""
+
+    images: Sequence[str]  # N names
+    labels: Sequence[str]  # N true classes
+    explained: Sequence[str]  # N classes that the maps are of
+    groups: Sequence[str]  # N patients
+    masks: np.ndarray | None = None  # (N, H, W) bool; all False where an image has none
+
+
+def explain_set(
+    session: Session,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    variant: Variant = "evidence",
+    batch: int = 16,
+    grid: int = GRID,
+    track: Track = untracked,
+) -> Maps:
+    """Score-CAM maps of class `labels` (N,) of prepared `images` (N, 3, H, W), on a common grid."""
+    if len(images) == 0:
+        raise EdgeKDError("no images to explain: give at least one")
+    maps = np.full((len(images), grid, grid), np.nan, np.float32)
+    answers = np.zeros(len(images), int)
+    probabilities = np.zeros(len(images))
+    seconds = 0.0
+    for i in track(range(len(images)), "explaining", len(images)):
+        heat = score_cam(session, images[i], int(labels[i]), variant=variant, batch=batch)
+        answers[i] = heat.logits.argmax()
+        probabilities[i] = softmax(heat.logits)[answers[i]]
+        seconds += heat.seconds
+        if heat.map is not None:
+            maps[i] = to_grid(heat.map, grid)
+    return Maps(maps, answers, probabilities, seconds / len(images))
+
+
+def to_grid(heat: np.ndarray, g: int = GRID) -> np.ndarray:
+    """(g, g) float32: a map (h, w) averaged over cells, or bilinear along a side shorter than g."""
+    h, w = heat.shape
+    return np.asarray(_onto(h, g) @ heat.astype(np.float32) @ _onto(w, g).T, np.float32)
+
+
+def _onto(n: int, g: int) -> np.ndarray:
+    """(g, n) matrix that takes n points to g cells; a point that straddles two is shared."""
+    if n < g:
+        return interpolation(n, g)
+    edges = np.arange(g + 1) * (n / g)
+    points = np.arange(n)
+    overlap = np.minimum(edges[1:, None], points + 1) - np.maximum(edges[:-1, None], points)
+    return np.asarray(np.clip(overlap, 0, None) * (g / n), np.float32)
+
+
+def pearson(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Correlation of two maps of one shape; None if one is flat or NaN."""
+    return _only(_cross_pearson(_rows(a[None]), _rows(b[None])))
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Correlation of the ranks, ties sharing their average rank; None if one is flat or NaN."""
+    return _only(_cross_pearson(_ranks(_rows(a[None])), _ranks(_rows(b[None]))))
+
+
+def iou_top(a: np.ndarray, b: np.ndarray, share: float = 0.2) -> float | None:
+    """Overlap (intersection over union) of the highest `share` of the cells of two maps.
+
+    Among equals the first in reading order count as higher. None if one is flat or NaN.
+    """
+    return _only(_cross_iou(_rows(a[None]), _rows(b[None]), share))
+
+
+def energy_inside(heat: np.ndarray, mask: np.ndarray) -> float | None:
+    """Share of the map (H, W) >= 0 that lies in `mask` (H, W) bool; None if either is empty."""
+    total = float(heat.sum())
+    return float(heat[mask].sum()) / total if total > 0 and mask.any() else None
+
+
+def pointing_hit(heat: np.ndarray, mask: np.ndarray) -> float | None:
+    """1.0 if the map's peak (first of equals) is in `mask`, else 0.0; None if flat or empty."""
+    if _flat(heat.reshape(1, -1)).any() or not mask.any():
+        return None
+    return float(mask.flat[heat.argmax()])
+
+
+def compare(
+    name: str,
+    artifact: Artifact,
+    runtime: str,
+    cases: Cases,
+    reference: Maps,
+    other: Maps,
+    *,
+    seed: int = 0,
+) -> Comparison:
+    """How alike `reference`'s maps and `other`'s, those of `artifact`, are, image by image.
+
+    Figures: pearson, spearman, iou20 (top fifth); with masks also energy (share of the artifact's
+    map inside), enrichment (energy over the mask's share of the area) and hit (peak inside).
+    Aggregates are means over the images where a figure is defined. Their 95 % intervals resample
+    whole groups; a figure that is defined for one group only has no interval and is left out.
+    """
+    table = _similarities(reference.maps, other.maps)
+    if cases.masks is not None:
+        table |= _localisation(other.maps, cases.masks)
+    groups, explained = np.asarray(cases.groups), np.asarray(cases.explained)
+    stranger = (explained[:, None] == explained) & (groups[:, None] != groups)  # (N, N)
+    own = {key: np.diag(cross) for key, cross in table.items()}
+    null = {key: _row_means(cross, stranger) for key, cross in table.items()}
+    found = {key: _aggregate(own[key], null[key], groups, seed) for key in table}
+    return Comparison(
+        name=name,
+        artifact_sha256=artifact.sha256,
+        precision=artifact.precision,
+        runtime=runtime,
+        layer=artifact.layer,
+        seconds_per_map=other.seconds,
+        undefined=int(np.isnan(other.maps).any((1, 2)).sum()),
+        aggregate={key: a for key, a in found.items() if a is not None},
+        images=_agreements(cases, artifact.spec.classes, other, own, null),
+    )
+
+
+def _agreements(
+    cases: Cases,
+    classes: Sequence[str],
+    maps: Maps,
+    own: dict[str, np.ndarray],
+    null: dict[str, np.ndarray],
+) -> tuple[Agreement, ...]:
+    """One record an image, from each figure's (N,) values and nulls."""
+    return tuple(
+        Agreement(
+            image=cases.images[i],
+            label=cases.labels[i],
+            explained=cases.explained[i],
+            answer=classes[maps.answers[i]],
+            probability=float(maps.probabilities[i]),
+            figures={key: _number(values[i]) for key, values in own.items()},
+            null={key: _number(values[i]) for key, values in null.items()},
+        )
+        for i in range(len(cases.images))
+    )
+
+
+def _similarities(reference: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
+    """Each figure as (N, N): row i the reference's map i, column o the other's map o."""
+    r, q = _rows(reference), _rows(other)
+    return {
+        "pearson": _cross_pearson(r, q),
+        "spearman": _cross_pearson(_ranks(r), _ranks(q)),
+        "iou20": _cross_iou(r, q, 0.2),
+    }
+
+
+def _localisation(maps: np.ndarray, masks: np.ndarray) -> dict[str, np.ndarray]:
+    """Each figure as (N, N): row i the mask of image i, column o map o, upsampled to the mask.
+
+    NaN where mask or map is empty. Upsampling is linear, so it is the masks that are brought to
+    the grid (by the transpose), once each, instead of every map to the pixels.
+    """
+    height, width = masks.shape[1:]
+    up, across = interpolation(maps.shape[1], height), interpolation(maps.shape[2], width)
+    on_grid = _rows(up.T @ masks.astype(np.float32) @ across)  # (N, g * g)
+    whole = np.outer(up.sum(0), across.sum(0)).ravel().astype(float)  # (g * g,)
+    q = _rows(maps)
+    total = q @ whole  # (N,)
+    area = masks.mean((1, 2))  # (N,)
+    energy = on_grid @ q.T / np.where(total > 0, total, np.nan)
+    energy[area == 0] = np.nan
+    hit = np.full(energy.shape, np.nan)
+    for o in np.flatnonzero(~_flat(q)):
+        peak = np.unravel_index((up @ maps[o] @ across.T).argmax(), (height, width))
+        hit[area > 0, o] = masks[area > 0, peak[0], peak[1]]
+    enrichment = energy / np.where(area > 0, area, np.nan)[:, None]
+    return {"energy": energy, "enrichment": enrichment, "hit": hit}
+
+
+def _rows(maps: np.ndarray) -> np.ndarray:
+    """(N, h, w) as (N, h * w) float64."""
+    return maps.reshape(len(maps), -1).astype(np.float64)
+
+
+def _flat(rows: np.ndarray) -> np.ndarray:
+    """(N,) bool: this row holds NaN, or one value only but for rounding."""
+    spread = np.ptp(rows, axis=1)
+    return ~(spread > 1e-9 * np.abs(rows).max(1))  # `not above` also holds for NaN
+
+
+def _cross_pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(N, M) correlation of each row of `a` with each of `b`; NaN for flat rows."""
+
+    def standard(x: np.ndarray) -> np.ndarray:
+        centred = x - x.mean(1, keepdims=True)
+        centred[_flat(x)] = np.nan
+        return centred / np.linalg.norm(centred, axis=1, keepdims=True)
+
+    return np.clip(standard(a) @ standard(b).T, -1, 1)
+
+
+def _ranks(rows: np.ndarray) -> np.ndarray:
+    """Each row's values replaced by their ranks from 1, ties by their mean; NaN for flat rows."""
+    ranks = np.full(rows.shape, np.nan)
+    for i in np.flatnonzero(~_flat(rows)):
+        _, place, count = np.unique(rows[i], return_inverse=True, return_counts=True)
+        ranks[i] = (np.cumsum(count) - (count - 1) / 2)[place]
+    return ranks
+
+
+def _cross_iou(a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
+    """(N, M) overlap of the top `share` of the cells of each row of `a` with each of `b`."""
+    count = max(1, round(share * a.shape[1]))
+
+    def top(x: np.ndarray) -> np.ndarray:
+        chosen = np.zeros(x.shape)
+        order = np.argsort(-x, axis=1, kind="stable")[:, :count]
+        np.put_along_axis(chosen, order, 1, axis=1)
+        chosen[_flat(x)] = np.nan
+        return chosen
+
+    common = top(a) @ top(b).T
+    return common / (2 * count - common)
+
+
+def _row_means(cross: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """(N,) mean of the chosen entries of each row that are defined; NaN if there are none."""
+    chosen = chosen & ~np.isnan(cross)
+    count = chosen.sum(1)
+    return np.where(chosen, cross, 0).sum(1) / np.where(count > 0, count, np.nan)
+
+
+def _aggregate(
+    values: np.ndarray, null: np.ndarray, groups: np.ndarray, seed: int
+) -> Aggregate | None:
+    """Mean of (N,) values with its interval beside the mean null; None below two groups."""
+    defined = ~np.isnan(values)
+    names, member = np.unique(groups[defined], return_inverse=True)
+    if len(names) < 2:
+        return None
+    low, high = bootstrap(values[defined], member, seed)
+    nulls = null[defined & ~np.isnan(null)]
+    return Aggregate(
+        value=float(values[defined].mean()),
+        low=low,
+        high=high,
+        null=float(nulls.mean()) if len(nulls) else None,
+        n=int(defined.sum()),
+    )
+
+
+def bootstrap(values: np.ndarray, member: np.ndarray, seed: int) -> tuple[float, float]:
+    """95 % percentile interval of the mean of (N,) values, drawing whole groups.
+
+    member: (N,) int, the group of each value. Values of one group are not independent.
+    """
+    size = np.bincount(member)  # images of each group
+    total = np.bincount(member, weights=values)
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(size), size=(RESAMPLES, len(size)))
+    means = total[drawn].sum(1) / size[drawn].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _only(cross: np.ndarray) -> float | None:
+    """The one entry of a (1, 1) table, None for NaN."""
+    return _number(cross[0, 0])
+
+
+def _number(x: float) -> float | None:
+    """A plain float, None for NaN."""
+    return None if np.isnan(x) else float(x)

@@ -1,0 +1,230 @@
+"""From a name and a checkpoint to a network with the waist's two outputs, and back from disk."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from edgekd.records import Arch, Artifact, EdgeKDError, unknown
+from edgekd.supernet import SubNet, extract
+
+MIN_GRID = 7  # cells a side: below it a heat map is too coarse to say where (measured at 4x4)
+WEIGHTS = "model.safetensors"
+
+
+class Waist(nn.Module):
+    """A classifier with its explained feature map kept: image -> (logits, features).
+
+    image (N, 3, H, W), logits (N, classes), features (N, C, h, w). `features` is the deepest stage
+    whose grid has at least MIN_GRID cells a side at this input size; `layer` names it.
+    """
+
+    def __init__(self, net: Any, size: tuple[int, int]):
+        super().__init__()
+        self.net: Any = net  # timm networks have more methods than nn.Module declares
+        training = net.training
+        net.eval()
+        with torch.no_grad():
+            maps = _maps(net, torch.zeros(1, 3, *size))
+        net.train(training)
+        fits = [i for i, m in enumerate(maps) if min(m.shape[2:]) >= MIN_GRID]
+        self.index = fits[-1] if fits else 0
+        name = "head" if self.index == len(maps) - 1 else f"stage{self.index + 1}"
+        shape = maps[self.index].shape
+        self.layer = f"{name} {shape[1]}x{shape[2]}x{shape[3]}"
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: D102
+        if isinstance(self.net, SubNet):
+            maps = self.net.maps(image)
+            return self.net.head(maps[-1]), maps[self.index]
+        final = self.net.forward_features(image)
+        logits = self.net.forward_head(final)
+        return logits, _maps(self.net, image, final)[self.index]
+
+
+def _maps(net: Any, image: torch.Tensor, final: torch.Tensor | None = None) -> list:
+    """Feature maps of every stage, (N, C, h, w) each, the one that the head sees last."""
+    if isinstance(net, SubNet):
+        return net.maps(image)
+    if final is None:
+        final = net.forward_features(image)
+    found = []
+    if hasattr(net, "forward_intermediates"):
+        found = net.forward_intermediates(image, output_fmt="NCHW", intermediates_only=True)
+    return [*found, _as_nchw(net, final)]
+
+
+def _as_nchw(net: Any, x: torch.Tensor) -> torch.Tensor:
+    """The final map of a timm network as (N, C, h, w): NHWC and token layouts are turned."""
+    if x.ndim == 3:  # (N, prefix + h*w, C)
+        x = x[:, getattr(net, "num_prefix_tokens", 0) :]
+        side = round(x.shape[1] ** 0.5)
+        if side * side != x.shape[1]:
+            raise EdgeKDError(f"{type(net).__name__} has {x.shape[1]} tokens: not a square grid")
+        return x.transpose(1, 2).reshape(len(x), -1, side, side)
+    return x.permute(0, 3, 1, 2) if getattr(net, "output_fmt", "NCHW") == "NHWC" else x
+
+
+def teacher(
+    name: str, classes: int, *, weights: Path | None = None, pretrained: bool = False
+) -> nn.Module:
+    """The timm network `name` with `classes` outputs: from `weights`, the hub, or from scratch."""
+    import timm
+
+    if not timm.is_model(name):
+        raise EdgeKDError(_unknown_teacher(name, timm.list_models()))
+    if weights and pretrained:
+        raise EdgeKDError("give --teacher-weights or --pretrained, not both")
+    try:
+        net: Any = timm.create_model(name, pretrained=pretrained, num_classes=classes)
+    except (OSError, RuntimeError, ValueError) as e:
+        if not pretrained:
+            raise
+        raise EdgeKDError(
+            f"no pretrained weights for {name} ({str(e).splitlines()[0]}): "
+            "give a local file with --teacher-weights"
+        ) from None
+    if not pretrained or classes != net.pretrained_cfg["num_classes"]:
+        _small_head(net)
+    if weights:
+        _fill(net, _read(weights), weights)
+    return net
+
+
+def _small_head(net: Any) -> None:
+    """A new classifier begins near zero: timm's grows as the classes get fewer (loss 2.2 of 3)."""
+    for module in net.get_classifier().modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+            nn.init.zeros_(module.bias)
+
+
+def _unknown_teacher(name: str, known: list[str]) -> str:
+    """Timm has over a thousand names: the nearest, not all of them."""
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+    return unknown("teacher", name, near).replace("(known:", "(timm has, among others:")
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a .safetensors or .pth file; nothing in it is ever run."""
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch raises half a dozen kinds on a file that is not one of its own
+        reason = str(e).splitlines()[0][:120]
+        raise EdgeKDError(f"cannot read weights {path}: {type(e).__name__}: {reason}") from None
+    for key in ("state_dict", "model"):
+        if isinstance(state.get(key), dict):
+            state = state[key]
+    return {k.removeprefix("module."): v for k, v in state.items() if torch.is_tensor(v)}
+
+
+# lukemelas' EfficientNet-PyTorch names -> timm's; the first block has no expansion there.
+EFFICIENTNET_PYTORCH = [
+    (r"^_conv_stem\.", "conv_stem."),
+    (r"^_bn0\.", "bn1."),
+    (r"^_conv_head\.", "conv_head."),
+    (r"^_bn1\.", "bn2."),
+    (r"^_fc\.", "classifier."),
+]
+
+
+def _fill(net: Any, state: dict[str, torch.Tensor], source: Path) -> None:
+    """Load `state` into `net`; only a classifier of another size may stay as it is initialised."""
+    if "_conv_stem.weight" in state:
+        state = _rename_efficientnet(state, net)
+    own = net.state_dict()
+    head = net.get_classifier()
+    heads = {k for k in own if any(own[k] is p for p in head.state_dict().values())}
+    head_names = {n for n, m in net.named_modules() if m is head}
+    heads |= {k for k in own if k.rsplit(".", 1)[0] in head_names}
+    usable = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    wrong = [k for k in own if k not in usable and k not in heads]
+    wrong = [k for k in wrong if not k.endswith("num_batches_tracked")]
+    if wrong:
+        key = wrong[0]
+        given = f"has shape {tuple(state[key].shape)} there" if key in state else "is not in it"
+        raise EdgeKDError(
+            f"{source} does not fit {type(net).__name__}: {key} {tuple(own[key].shape)} {given} "
+            f"({len(wrong)} such tensors): give the weights of this very network"
+        )
+    net.load_state_dict(usable, strict=False)
+
+
+def _rename_efficientnet(state: dict[str, torch.Tensor], net: Any) -> dict:
+    """Keys of EfficientNet-PyTorch (and the lite nets made from it) under timm's names."""
+    places = [f"blocks.{s}.{b}" for s, stage in enumerate(net.blocks) for b in range(len(stage))]
+    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    full = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+            "_project_conv": "conv_pwl", "_bn2": "bn3", "_se_reduce": "se.conv_reduce",
+            "_se_expand": "se.conv_expand"}  # fmt: skip
+    renamed = {}
+    for key, value in state.items():
+        m = re.match(r"_blocks\.(\d+)\.(\w+)\.(.*)", key)
+        if m and int(m[1]) < len(places):
+            names = full if f"_blocks.{m[1]}._expand_conv.weight" in state else plain
+            key = f"{places[int(m[1])]}.{names.get(m[2], m[2])}.{m[3]}"
+        for old, new in EFFICIENTNET_PYTORCH:
+            key = re.sub(old, new, key)
+        renamed[key] = value
+    return renamed
+
+
+def student(arch: Arch, classes: int) -> SubNet:
+    """The sub-net `arch`, from scratch."""
+    return extract(arch, classes)
+
+
+def load(artifact: Artifact) -> Waist:
+    """The trained network of a teacher or student artifact, in eval mode on the CPU."""
+    if artifact.kind not in ("teacher", "student"):
+        raise EdgeKDError(f"{artifact.folder} holds a {artifact.kind} file, not a trained network")
+    classes = len(artifact.spec.classes)
+    net = extract(artifact.arch, classes) if artifact.arch else teacher(artifact.model, classes)
+    net.load_state_dict(safetensors.torch.load_file(artifact.folder / WEIGHTS))
+    return Waist(net, artifact.spec.size).eval()
+
+
+def save_weights(net: nn.Module, path: Path) -> None:
+    """Write a network's tensors as safetensors, whole or not at all."""
+    from edgekd.records import write_atomic
+
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in net.state_dict().items()}
+    write_atomic(path, safetensors.torch.save(state))
+
+
+def count(net: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
+    """(parameters, multiply-accumulates of one image in convolutions and linear layers)."""
+    macs = 0
+
+    def add(module: nn.Module, _inputs: tuple, output: torch.Tensor) -> None:
+        nonlocal macs
+        if isinstance(module, nn.Conv2d):
+            kernel = module.weight[0].numel()  # (in / groups) * k * k
+            macs += output.numel() * kernel
+        elif isinstance(module, nn.Linear):
+            macs += output.numel() * module.in_features
+
+    kinds = (nn.Conv2d, nn.Linear)
+    hooks = [m.register_forward_hook(add) for m in net.modules() if isinstance(m, kinds)]
+    training = net.training
+    try:
+        net.eval()
+        with torch.no_grad():
+            net(torch.zeros(1, 3, *size, device=next(net.parameters()).device))
+    finally:
+        net.train(training)
+        for h in hooks:
+            h.remove()
+    return sum(p.numel() for p in net.parameters()), macs

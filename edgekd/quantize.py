@@ -1,0 +1,100 @@
+"""Post-training INT8 by NNCF, of the OpenVINO graph: the file counts when it has run there."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgekd import runtimes
+from edgekd.data import Sample
+from edgekd.records import Artifact, EdgeKDError, Profile, make_folder, sha256, versions
+
+
+def pick_calibration(samples: Sequence[Sample], n: int, seed: int) -> list[Sample]:
+    """`n` samples, the same number of each class as far as they go; fixed by `seed`."""
+    rng = np.random.default_rng(seed)
+    by_class: dict[int, list[Sample]] = {}
+    for i in rng.permutation(len(samples)):
+        by_class.setdefault(samples[i].label, []).append(samples[i])
+    chosen: list[Sample] = []
+    for turn in range(max(map(len, by_class.values()), default=0)):
+        for label in sorted(by_class):
+            if turn < len(by_class[label]) and len(chosen) < n:
+                chosen.append(by_class[label][turn])
+    return chosen
+
+
+def quantize(source: Artifact, calibration: np.ndarray, out: Path, *, seed: int = 0) -> Artifact:
+    """INT8 IR of an FP32 ONNX artifact, calibrated on (n, 3, H, W) float32 prepared images.
+
+    Raises EdgeKDError if the quantised graph does not run or answers nothing finite.
+    """
+    openvino = runtimes.get("openvino")  # first: it blocks telemetry
+    from edgekd.runtimes import openvino as runtime
+
+    try:
+        with _quiet():
+            import nncf
+    except ModuleNotFoundError as e:
+        raise EdgeKDError(f"quantize needs {e.name}: pip install 'edgekd[quantize]'") from None
+    if source.kind != "onnx" or source.precision != "fp32":
+        raise EdgeKDError(f"{source.folder} is {source.kind} {source.precision}, not fp32 ONNX")
+    make_folder(out)
+    (out / Artifact.FILE).unlink(missing_ok=True)
+    model = runtime.read(source.path)
+    with _quiet():
+        model = nncf.quantize(
+            model,
+            nncf.Dataset([image[None] for image in calibration]),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(calibration),
+            fast_bias_correction=True,
+        )
+    runtime.ov.save_model(model, out / "model.xml", compress_to_fp16=False)
+    fake = sum(op.get_type_name() == "FakeQuantize" for op in model.get_ops())
+    if not fake:
+        raise EdgeKDError(f"nncf found nothing to quantise in {source.path}")
+    cpu = Profile(name="cpu", runtime="openvino", device="CPU", student="", resolution=224)
+    answer = openvino.load(out / "model.xml", cpu, "int8", None)(calibration[:4])
+    if not all(np.isfinite(x).all() for x in answer):
+        raise EdgeKDError(f"{out}/model.xml answers nothing finite: deploy fp32 instead")
+    return Artifact(
+        kind="openvino",
+        precision="int8",
+        model=source.model,
+        files={f: sha256(out / f) for f in ("model.xml", "model.bin")},
+        spec=source.spec,
+        arch=source.arch,
+        layer=source.layer,
+        role=source.role,
+        parents={"onnx": source.sha256},
+        params=source.params,
+        macs=source.macs,
+        data_fingerprint=source.data_fingerprint,
+        split_rule=source.split_rule,
+        seed=seed,
+        settings={
+            "engine": "nncf",
+            "preset": "mixed",
+            "calibration_images": len(calibration),
+            "fake_quantize_nodes": fake,
+        },
+        versions=versions("nncf", "openvino"),
+    ).save(out)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """NNCF draws bars on stdout and logs; neither is this tool's result."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,450 @@
+"""What one stage hands to the next: frozen, plain data, stored as JSON. No arrays, no torch.
+
+A stage writes one folder. The record's file is written last and atomically, so a folder that has
+it is finished, and one that has not is unfinished, whatever else it holds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+if sys.version_info >= (3, 11):
+    from typing import Self
+
+    import tomllib
+else:
+    import tomli as tomllib
+    from typing_extensions import Self
+
+T = TypeVar("T")
+SCHEMA = 1  # of every JSON file written here; a reader refuses any other
+
+
+class EdgeKDError(Exception):
+    """The user can fix this; the message says how, in one line. All else that escapes is a bug."""
+
+
+class RuntimeUnavailable(EdgeKDError):
+    """A runtime or device that is not on this machine (exit code 4)."""
+
+
+class GateMissed(EdgeKDError):
+    """A stage finished and wrote its result, but the result is over a stated limit (exit 3)."""
+
+
+class Track(Protocol):
+    """How a long stage shows its progress: iterate over `track(items, "what", total)`."""
+
+    def __call__(self, items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
+        """The same items, counted; an item with a `size` (an index array) counts as that many."""
+
+
+def untracked(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:  # noqa: ARG001
+    """The default: no progress shown."""
+    return items
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, unknown keys rejected with the nearest known one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], source: str) -> Self:
+        """A record from plain data; EdgeKDError naming `source` if a key or value is wrong."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as e:
+            raise EdgeKDError(f"{source}: {_first_mistake(e, cls)}") from None
+
+
+def _first_mistake(error: ValidationError, cls: type[BaseModel]) -> str:
+    """The first error of pydantic's list as a sentence with what was given and expected."""
+    mistake = error.errors(include_url=False)[0]
+    *parents, key = mistake["loc"] or ("",)
+    where = "".join(f"{p}." for p in parents)
+    if mistake["type"] == "extra_forbidden":
+        known: Iterable[str] = cls.model_fields
+        for p in parents:
+            inner = getattr(known, "get", lambda _: None)(p) if isinstance(known, dict) else None
+            inner = getattr(inner, "annotation", None)
+            known = getattr(inner, "model_fields", {})
+        return where + unknown("key", str(key), [k for k in known if k != "schema_version"])
+    given = "" if mistake["type"] == "missing" else f", got {mistake['input']!r}"
+    return f"{where}{key}: {mistake['msg']}{given}"
+
+
+class Stored(Record):
+    """A record with a file of its own in the folder that its stage writes."""
+
+    FILE: ClassVar[str]
+    schema_version: int = SCHEMA
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The record in `folder`; EdgeKDError if the stage never finished or it is not ours."""
+        path = folder / cls.FILE
+        try:
+            data = json.loads(path.read_text("utf-8"))
+        except FileNotFoundError:
+            raise EdgeKDError(f"{folder} holds no {cls.FILE}: run that stage (again)") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as e:
+            raise EdgeKDError(f"{path} is not JSON ({e}): delete {folder}, run again") from None
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if version != SCHEMA:
+            raise EdgeKDError(
+                f"{path} has schema version {version}, this edgekd reads {SCHEMA}: "
+                "use the edgekd that wrote it, or run the stage again"
+            )
+        return cls.parse(data, str(path))
+
+    def save(self, folder: Path) -> Self:
+        """Write the record's file into `folder`, atomically; to be called last by a stage."""
+        write_atomic(folder / self.FILE, self.model_dump_json(indent=1) + "\n")
+        return self
+
+
+class Budget(Record):
+    """What the device allows; an absent limit is not judged."""
+
+    latency_ms: float | None = Field(default=None, gt=0)  # p95 at batch 1, host to host
+    params_m: float | None = Field(default=None, gt=0)
+    size_mb: float | None = Field(default=None, gt=0)  # 1e6 bytes, of the deployed files
+    memory_mb: float | None = Field(
+        default=None, gt=0
+    )  # 1e6 bytes, peak resident of a fresh process
+
+
+class Profile(Record):
+    """A device and what it allows: `profiles/<name>.toml`, or any TOML file of this form."""
+
+    name: str
+    description: str = ""
+    runtime: str  # a file in edgekd/runtimes
+    device: str  # in the runtime's own words: "CPU", "NPU", "cuda:0"
+    precisions: tuple[Literal["fp32", "bf16", "fp16", "int8"], ...] = ("fp32",)
+    student: str  # a named sub-net, see `edgekd profiles students`
+    resolution: int = Field(ge=32, le=1024)  # pixels a side, when --size is not given
+    static_batch: bool = False  # the runtime wants a fixed batch dimension
+    threads: int = Field(default=0, ge=0)  # 0: the runtime chooses
+    options: dict[str, str | int | float | bool] = {}  # passed to the runtime as they are
+    budget: Budget = Budget()
+
+    @classmethod
+    def read(cls, name: str) -> Self:
+        """The profile called `name`, or in the TOML file at path `name`."""
+        shipped = shipped_profiles()
+        is_path = name.endswith(".toml") or os.sep in name
+        path = Path(name) if is_path else shipped.get(name)
+        if path is None:
+            raise EdgeKDError(unknown("profile", name, shipped) + " or a path to a .toml file")
+        try:
+            table = tomllib.loads(path.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError) as e:
+            raise EdgeKDError(f"cannot read profile {path}: {e}") from None
+        except tomllib.TOMLDecodeError as e:
+            raise EdgeKDError(f"{path} is not TOML: {e}") from None
+        return cls.parse({"name": path.stem} | table, str(path))
+
+
+def shipped_profiles() -> dict[str, Path]:
+    """Name and file of every profile that comes with edgekd (in the wheel or beside the source)."""
+    here = Path(__file__).parent
+    folder = here / "profiles" if (here / "profiles").is_dir() else here.parent / "profiles"
+    return {p.stem: p for p in sorted(folder.glob("*.toml"))}
+
+
+class Spec(Record):
+    """What the model sees and says; it travels in every artifact. `data.prepare` obeys it."""
+
+    classes: tuple[str, ...] = Field(min_length=2)
+    size: tuple[int, int]  # height, width in pixels
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of pixels in [0, 1]: ImageNet
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    resize: Literal["stretch", "crop", "pad"] = "stretch"
+    channels: Literal["grey", "rgb"] = "rgb"  # grey: luma, repeated three times
+
+
+class Arch(Record):
+    """A sub-net of an OFA space. Tuples have 4 entries a stage; those beyond depth are ignored."""
+
+    space: str
+    kernel: tuple[int, ...]
+    expand: tuple[int, ...]
+    depth: tuple[int, ...]
+    resolution: int  # pixels a side
+
+
+class Metric(Record):
+    """A number with its bootstrap 95 % interval."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Training(Record):
+    """How a network is trained: every setting of the one training loop."""
+
+    epochs: int = Field(default=20, ge=1)
+    batch: int = Field(default=32, ge=2)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(default=2e-3, gt=0)  # peak
+    weight_decay: float = Field(default=0.02, ge=0)
+    warmup_epochs: float = Field(default=1.0, ge=0)
+    alpha_hard: float = Field(
+        default=0.3, ge=0, le=1
+    )  # weight of the labels; 1 - alpha_hard: the teacher
+    temperature: float = Field(default=4.0, gt=0)
+    t_squared: bool = True  # soft loss times T^2 (Hinton et al. 2015); the papers do not say
+    ema: float = Field(default=0.99, ge=0, lt=1)  # decay a step of the averaged weights; 0: off
+    patience: int = Field(
+        default=0, ge=0
+    )  # epochs without a better validation loss; 0: never stop early
+    balanced: bool = False  # draw classes equally often
+    hflip: bool = False  # off: it turns a left lung into a right one
+    vflip: bool = False
+    rotate_deg: float = Field(default=10.0, ge=0, le=180)
+    translate: float = Field(default=0.06, ge=0, le=0.5)  # of the side
+    zoom: float = Field(default=0.1, ge=0, le=0.5)
+    brightness: float = Field(default=0.15, ge=0, le=1)
+    contrast: float = Field(default=0.15, ge=0, le=1)
+    noise: float = Field(default=0.02, ge=0, le=1)  # standard deviation, pixels in [0, 1]
+
+
+class Artifact(Stored):
+    """A model in a folder, with all that is needed to use it and to say where it came from."""
+
+    FILE: ClassVar[str] = "artifact.json"
+    folder: Path = Field(default=Path(), exclude=True)  # where it was loaded from; not stored
+
+    kind: Literal["teacher", "student", "onnx", "openvino"]
+    model: str  # timm name, or the name of the sub-net
+    precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
+    files: dict[str, str]  # name in the folder -> sha256; the first is the one that is loaded
+    spec: Spec
+    arch: Arch | None = None
+    layer: str = ""  # whose output `features` is, and its grid; set when exported
+    role: Literal["teacher", "student"] = "student"
+    parents: dict[str, str] = {}  # kind of the parent -> sha256 of its first file
+    params: int
+    macs: int  # multiply-accumulates of one image, convolutions and linear layers
+    metrics: dict[str, Metric] = {}  # "test_balanced_accuracy": ..., "parity_max_abs_logits": ...
+    per_class: dict[str, dict[str, float]] = {}  # class -> recall, precision, f1, images
+    data_fingerprint: str = ""
+    split_rule: str = ""
+    seed: int = 0
+    settings: dict[str, Any] = {}  # what the stage was asked for; asked again, it is not redone
+    versions: dict[str, str] = {}
+
+    @property
+    def path(self) -> Path:
+        """The file that a runtime loads."""
+        return self.folder / next(iter(self.files))
+
+    @property
+    def sha256(self) -> str:
+        """Of the file that a runtime loads."""
+        return next(iter(self.files.values()))
+
+    @property
+    def size_bytes(self) -> int:
+        """Of what a device loads: all files but the torch program kept beside an ONNX file."""
+        deployed = [f for f in self.files if not f.endswith(".pt2")]
+        return sum((self.folder / f).stat().st_size for f in deployed)
+
+    @model_validator(mode="after")
+    def _plain_names(self) -> Self:
+        """A file lies in the artifact's own folder, wherever its JSON came from."""
+        for f in self.files:
+            if f in ("", ".", "..") or Path(f).name != f:
+                raise ValueError(f"file name {f!r} is not a plain name")
+        if not self.files:
+            raise ValueError("an artifact has at least one file")
+        return self
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The artifact in `folder`; EdgeKDError if unfinished or if a file was changed."""
+        art = super().load(folder).model_copy(update={"folder": folder})
+        for name, digest in art.files.items():
+            path = folder / name
+            if not path.is_file():
+                raise EdgeKDError(f"{path} is missing: run the stage that made it again")
+            if sha256(path) != digest:
+                raise EdgeKDError(f"{path} is not the file that was saved: sha256 differs")
+        return art
+
+    def save(self, folder: Path) -> Self:
+        """Write artifact.json into `folder`; returns the artifact as it would be loaded."""
+        return super().save(folder).model_copy(update={"folder": folder})
+
+
+class Machine(Record):
+    """Where something was measured."""
+
+    name: str  # short, fit for a file name; no host name
+    cpu: str
+    cores: int
+    memory_gb: float
+    system: str
+    python: str
+    load_1min: float | None = None
+    clock_mhz: float | None = None
+    gpu: str = ""
+
+
+class Timing(Stored):
+    """One stopwatch's reading of one artifact. Samples are stored; summaries are computed."""
+
+    FILE: ClassVar[str] = "timing.json"
+    model: str
+    role: Literal["teacher", "student"]
+    precision: str
+    artifact_sha256: str
+    runtime: str
+    device: str
+    threads: int
+    batch: int = 1
+    samples_ms: tuple[float, ...]
+    block_medians_ms: tuple[float, ...] = ()  # of the turns the samples were taken in, in order
+    warmup: int
+    load_ms: float  # open the file to a session that can answer
+    throughput_ips: float  # images per second at throughput_batch
+    throughput_batch: int
+    params: int
+    macs: int
+    size_bytes: int
+    peak_mb: float  # 1e6 bytes, peak resident memory of the fresh process that measured
+    accuracy: Metric | None = None  # balanced, on the test split, of the file as it is
+    machine: Machine
+    versions: dict[str, str] = {}
+    on_device: bool  # this machine and runtime are the profile's
+    budget: Budget = Budget()
+    over_budget: dict[str, tuple[float, float]] = {}  # limit -> (measured, allowed)
+
+
+class Agreement(Record):
+    """One image: how alike are the reference's and the artifact's maps of one class?"""
+
+    image: str  # path relative to the data folder
+    label: str
+    explained: str  # the class explained: the reference's answer
+    answer: str  # the artifact's answer
+    probability: float  # that it gives this answer, softmax
+    figures: dict[str, float | None]  # pearson, spearman, iou20, ... None: undefined
+    null: dict[str, float | None]  # the same against another image's map
+
+
+class Aggregate(Record):
+    """A figure's mean over images with its interval, beside the same figure of strangers' maps."""
+
+    value: float
+    low: float
+    high: float
+    null: float | None = None
+    n: int
+
+
+class Comparison(Record):
+    """One artifact's explanations beside the reference's."""
+
+    name: str
+    artifact_sha256: str
+    precision: str
+    runtime: str
+    layer: str
+    seconds_per_map: float
+    undefined: int  # maps that are flat: nothing to say
+    aggregate: dict[str, Aggregate]
+    images: tuple[Agreement, ...]
+
+
+class Fidelity(Stored):
+    """How much of the reference's explanations is found in the other artifacts'."""
+
+    FILE: ClassVar[str] = "fidelity.json"
+    reference: str
+    reference_sha256: str
+    variant: str
+    grid: int  # maps are compared after area-averaging to grid x grid
+    data_fingerprint: str
+    split: str
+    comparisons: tuple[Comparison, ...]  # the reference itself first
+    mask_share: float | None = None  # mean area of the masks, share of the image
+    machine: Machine
+    versions: dict[str, str] = {}
+    seed: int = 0
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """'no profile "jetsen"; did you mean "jetson"? (known: cpu, intel-npu, jetson)'."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f'; did you mean "{close[0]}"?' if close else ""
+    return f'no {what} "{name}"{hint} (known: {", ".join(known)})'
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while piece := f.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed version of each package that is installed, without importing it."""
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for p in ("edgekd", *packages):
+        try:
+            found[p] = metadata.version(p)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def make_folder(path: Path) -> Path:
+    """Create `path` and prove that it can be written to; EdgeKDError with the reason if not."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as e:
+        raise EdgeKDError(
+            f"cannot write to folder {path}: {e.strerror}; choose another with --run or --out"
+        ) from None
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a whole file or none: temporary file in the same folder, fsync, rename."""
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    try:
+        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as e:
+        raise EdgeKDError(f"cannot write {path}: {e.strerror}") from None
+    try:
+        with os.fdopen(fd, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except OSError as e:
+        Path(temporary).unlink(missing_ok=True)
+        raise EdgeKDError(f"cannot write {path}: {e.strerror}") from None
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

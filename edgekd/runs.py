@@ -1,0 +1,222 @@
+"""Where a run's folders are, and what each stage finds in them. The file system is the pipeline.
+
+runs/latest                         name of the run worked on last
+runs/phantoms-*/                    the embedded data set, made when --data is not given
+runs/shared/<data>/teacher-*/       teachers, shared by all runs on that data
+runs/<run>/run.json                 profile, data and Spec of the run
+runs/<run>/{student,onnx,int8,openvino-int8,bench,explain,...}/
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from edgekd import data, metrics, runtimes
+from edgekd.records import (
+    Artifact,
+    EdgeKDError,
+    Profile,
+    RuntimeUnavailable,
+    Spec,
+    Stored,
+    Track,
+    make_folder,
+    untracked,
+    write_atomic,
+)
+
+PARITY_IMAGES = 16  # validation images that an exported file is compared on
+
+
+class Run(Stored):
+    """What all stages of a run share: `run.json`, written by the run's first stage."""
+
+    FILE: ClassVar[str] = "run.json"
+    profile: Profile
+    data: str
+    spec: Spec
+    teacher: str = ""  # folder; empty: distilled without one
+    seed: int = 0
+
+
+def find(root: Path, run: Path | None, profile: str | None) -> tuple[Path, Run, str]:
+    """(folder, record, how it was chosen): `run`, else `root`/<profile>, else the latest run."""
+    if run is not None:
+        return run, Run.load(run), "--run"
+    if profile is not None:
+        folder = root / Profile.read(profile).name
+        return folder, Run.load(folder), "--profile"
+    latest = root / "latest"
+    if not latest.is_file():
+        raise EdgeKDError(f"no run in {root} yet: start one with edgekd distill --profile cpu")
+    folder = root / latest.read_text("utf-8").strip()
+    return folder, Run.load(folder), f"the latest in {root}"
+
+
+def begin(root: Path, folder: Path, run: Run) -> None:
+    """Write run.json and make this the latest run; EdgeKDError if the folder is another run's."""
+    make_folder(folder)
+    if (folder / Run.FILE).exists():
+        old = Run.load(folder)
+        for field in ("profile", "data", "spec", "teacher", "seed"):
+            if getattr(old, field) != getattr(run, field) and (folder / "student").exists():
+                raise EdgeKDError(
+                    f"{folder} is a run with another {field} ({_brief(getattr(old, field))}): "
+                    "choose another folder with --run, or replace this one with --force"
+                )
+    run.save(folder)
+    if folder.resolve().parent == root.resolve():
+        write_atomic(root / "latest", folder.name + "\n")
+
+
+def _brief(value: Any) -> str:
+    text = value.model_dump_json() if hasattr(value, "model_dump_json") else str(value)
+    return text if len(text) < 90 else text[:87] + "..."
+
+
+def phantoms(root: Path, seed: int, track: Track = untracked) -> Path:
+    """The embedded data set's folder under `root`, made if it is not there."""
+    from edgekd import phantom
+
+    return phantom.make(root / f"phantoms-s{seed}", seed=seed, track=track)
+
+
+def shared(root: Path, dataset: data.Dataset) -> Path:
+    """Where what depends on the data alone is kept."""
+    return root / "shared" / dataset.fingerprint[:12]
+
+
+def teacher_folder(
+    root: Path, dataset: data.Dataset, name: str, spec: Spec, asked: dict[str, Any]
+) -> Path:
+    """A teacher's own folder: other settings, another folder, so none is ever overwritten."""
+    key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+    return shared(root, dataset) / f"teacher-{name}-{spec.size[0]}px-{key}"
+
+
+def teachers(root: Path, dataset: data.Dataset, spec: Spec) -> list[Artifact]:
+    """Finished teachers of this data that see images as `spec` says."""
+    folders = sorted(shared(root, dataset).glob("teacher-*"))
+    done = [Artifact.load(f) for f in folders if (f / Artifact.FILE).exists()]
+    return [t for t in done if t.spec == spec]
+
+
+def finished(folder: Path, asked: dict[str, Any], *, force: bool = False) -> Artifact | None:
+    """The artifact in `folder` if it was made with settings `asked`; None if it must be made.
+
+    One made with other settings is an EdgeKDError that names the first difference; `force`
+    removes it, and an unfinished one.
+    """
+    if force:
+        shutil.rmtree(folder, ignore_errors=True)
+    if not (folder / Artifact.FILE).exists():
+        return None
+    artifact = Artifact.load(folder)
+    for key, value in asked.items():
+        if artifact.settings.get(key) != value:
+            was, now = _first_difference(artifact.settings.get(key), value, key)
+            raise EdgeKDError(
+                f"{folder} was made with {was}, now asked for {now}: "
+                "--force replaces it, --run DIR keeps both"
+            )
+    return artifact
+
+
+def _first_difference(old: Any, new: Any, name: str) -> tuple[str, str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in new:
+            if old.get(key) != new[key]:
+                return _first_difference(old.get(key), new[key], key)
+    return f"{name} {_brief(old)}", f"{_brief(new)}"
+
+
+def host(profile: Profile, artifact: Artifact) -> tuple[Profile, bool]:
+    """(profile to run `artifact` with on this machine, whether that is the profile's own device).
+
+    Where the profile's runtime or device is not here, a runtime on this CPU that loads the file
+    stands in, and the caller says so: what is measured then is not the device's.
+    """
+    reason = f"{profile.runtime} does not load {artifact.path.name}"
+    try:
+        runtime = runtimes.get(profile.runtime)
+        if profile.device in runtime.devices() and artifact.path.suffix in runtime.SUFFIXES:
+            return profile, True
+        if profile.device not in runtime.devices():
+            reason = f"{profile.runtime} sees no device {profile.device} here"
+    except (RuntimeUnavailable, EdgeKDError) as e:
+        reason = str(e)
+    for name in ("openvino", "onnxruntime"):
+        try:
+            runtime = runtimes.get(name)
+        except RuntimeUnavailable:
+            continue
+        if artifact.path.suffix in runtime.SUFFIXES:
+            stand_in: dict[str, Any] = {"runtime": name, "device": "CPU", "options": {}}
+            return profile.model_copy(update=stand_in), False
+    raise RuntimeUnavailable(f"nothing on this machine runs {artifact.path}: {reason}")
+
+
+def sample_images(dataset: data.Dataset, spec: Spec, split: str, count: int) -> np.ndarray:
+    """(n, 3, H, W) float32: `count` prepared images spread evenly over a split."""
+    samples = dataset.splits[split]
+    places = np.unique(np.linspace(0, len(samples) - 1, count).astype(int))
+    return data.normalise(data.load_pixels([samples[i] for i in places], spec), spec)
+
+
+def judge(
+    artifact: Artifact, profile: Profile, dataset: data.Dataset, track: Track = untracked
+) -> Artifact:
+    """`artifact` with its own test metrics, measured on the file itself in its runtime; saved."""
+    session = runtimes.open_session(artifact, profile)
+    samples = dataset.splits["test"]
+    images = data.normalise(data.load_pixels(samples, artifact.spec), artifact.spec)
+    logits = metrics.answers(session, images, track=track)
+    labels, groups = np.array([s.label for s in samples]), [s.group for s in samples]
+    found, per_class = metrics.classification(
+        logits, labels, groups, artifact.spec.classes, seed=artifact.seed
+    )
+    update = {"metrics": artifact.metrics | found, "per_class": per_class}
+    return artifact.model_copy(update=update).save(artifact.folder)
+
+
+def onnx_of(
+    trained: Artifact,
+    folder: Path,
+    dataset: data.Dataset,
+    track: Track = untracked,
+    *,
+    tolerance: float = 1e-3,
+) -> Artifact:
+    """The trained network's ONNX waist in `folder`, made (parity checked) if it is not there."""
+    from edgekd import export, models
+
+    if (folder / Artifact.FILE).exists():
+        made = Artifact.load(folder)
+        if made.parents.get(trained.kind) == trained.sha256:
+            return made
+    images = sample_images(dataset, trained.spec, "val", PARITY_IMAGES)
+    made = export.to_onnx(models.load(trained), trained, images, folder, tolerance=tolerance)
+    return judge(made, host(_reference(), made)[0], dataset, track)
+
+
+def _reference() -> Profile:
+    """FP32 on this machine's CPU in ONNX Runtime, the format's own runtime."""
+    return Profile(
+        name="reference", runtime="onnxruntime", device="CPU", student="ofa-595", resolution=224
+    )
+
+
+def exports(folder: Path) -> list[Artifact]:
+    """The run's deployable files, the most compressed last: one a precision, exports first."""
+    found: dict[str, Artifact] = {}
+    for name in ("onnx", "int8", "onnx-fp32", "openvino-fp32", "openvino-int8"):
+        if (folder / name / Artifact.FILE).exists():
+            artifact = Artifact.load(folder / name)
+            found[artifact.precision] = artifact
+    return [found[p] for p in ("fp32", "int8") if p in found]

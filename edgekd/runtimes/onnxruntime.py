@@ -1,0 +1,53 @@
+"""ONNX Runtime. `device` is an execution provider without its suffix: CPU, CUDA, OpenVINO."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from edgekd.records import EdgeKDError, Profile, RuntimeUnavailable
+from edgekd.runtimes import Outputs, Session
+
+SUFFIXES = (".onnx",)
+
+
+def build(onnx: Path, out: Path, profile: Profile) -> list[Path]:
+    """ONNX is what it loads."""
+    return [Path(shutil.copy(onnx, out / "model.onnx"))]
+
+
+def load(path: Path, profile: Profile, precision: str, batch: int | None) -> Session:
+    """Open on the profile's provider alone: by itself ONNX Runtime falls back to the CPU."""
+    if profile.device not in devices():
+        raise RuntimeUnavailable(
+            f"onnxruntime has no device {profile.device} here, only {', '.join(devices())}"
+        )
+    if precision not in ("fp32", "int8"):  # int8: Q/DQ nodes in the graph
+        raise EdgeKDError(f"onnxruntime runs {path} as it is written, not in {precision}")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = profile.threads
+    options.log_severity_level = 3
+    for key, value in profile.options.items():
+        options.add_session_config_entry(key, str(value))
+    wanted = profile.device + "ExecutionProvider"
+    try:
+        session = ort.InferenceSession(path, options, providers=[wanted])
+    except Exception as e:  # its exceptions share no base class
+        reason = " ".join(str(e).split())[:160]
+        raise EdgeKDError(f"onnxruntime cannot load {path}: {reason}") from None
+    if session.get_providers()[0] != wanted:
+        raise RuntimeUnavailable(f"onnxruntime opened {session.get_providers()[0]}, not {wanted}")
+
+    def run(images: np.ndarray) -> Outputs:
+        return Outputs(*session.run(["logits", "features"], {"image": images}))
+
+    return run
+
+
+def devices() -> list[str]:
+    """Providers in this build, CPU first. Whether one really opens shows when it is opened."""
+    found = {p.removesuffix("ExecutionProvider") for p in ort.get_available_providers()}
+    return sorted(found - {"Azure"}, key=lambda d: (d != "CPU", d))

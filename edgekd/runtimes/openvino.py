@@ -1,0 +1,88 @@
+"""OpenVINO: Intel CPU, GPU and NPU. `device` is OpenVINO's own name."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+# openvino and nncf send usage data through this package where it is installed; a hospital's tool
+# sends nothing. Blocked, it is absent as far as they can see, and they have a stub for that.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+import openvino as ov  # noqa: E402
+
+from edgekd.records import EdgeKDError, Profile, RuntimeUnavailable  # noqa: E402
+from edgekd.runtimes import Outputs, Session  # noqa: E402
+
+SUFFIXES = (".xml", ".onnx")
+# Without a hint a CPU with AVX512-BF16 or AMX runs an fp32 model in bfloat16.
+HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+def build(onnx: Path, out: Path, profile: Profile) -> list[Path]:
+    """Convert to IR with FP32 weights; shapes stay as exported."""
+    model = read(onnx)
+    ov.save_model(model, out / "model.xml", compress_to_fp16=False)
+    return [out / "model.xml", out / "model.bin"]
+
+
+def read(path: Path) -> ov.Model:
+    """The graph in `path`; EdgeKDError if OpenVINO cannot read it."""
+    try:
+        return ov.Core().read_model(path)
+    except RuntimeError as e:
+        reason = " ".join(str(e).split())[-160:]
+        raise EdgeKDError(f"openvino cannot read {path}: {reason}") from None
+
+
+def compiled(path: Path, profile: Profile, precision: str, batch: int | None) -> ov.CompiledModel:
+    """The graph of `path` compiled for the profile's device in exactly this precision."""
+    if profile.device not in devices():
+        raise RuntimeUnavailable(
+            f"openvino sees no device {profile.device} here, only {', '.join(devices())}"
+        )
+    model = read(path)
+    if profile.static_batch or batch is not None:
+        _, *image = model.input(0).partial_shape
+        model.reshape({0: [batch or 1, *(side.get_length() for side in image)]})
+    config = {
+        "INFERENCE_PRECISION_HINT": HINTS[precision],
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
+    }
+    if profile.threads:
+        config["INFERENCE_NUM_THREADS"] = str(profile.threads)
+    config |= {k: str(v) for k, v in profile.options.items()}
+    try:
+        model = ov.Core().compile_model(model, profile.device, config)
+    except RuntimeError as e:
+        reason = " ".join(str(e).split())[-160:]
+        what = f"openvino cannot compile {path} for {profile.device}"
+        raise EdgeKDError(f"{what}: {reason}") from None
+    given = model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if given != HINTS[precision]:
+        raise EdgeKDError(f"openvino runs {path} in {given} on {profile.device}, not {precision}")
+    return model
+
+
+def load(path: Path, profile: Profile, precision: str, batch: int | None) -> Session:
+    """Compile for `profile.device`; a static batch without a number is run image by image."""
+    model = compiled(path, profile, precision, batch)
+    logits, features = model.output("logits"), model.output("features")
+
+    def run(images: np.ndarray) -> Outputs:
+        result = model(images, share_inputs=True)
+        return Outputs(np.array(result[logits]), np.array(result[features]))
+
+    def one_by_one(images: np.ndarray) -> Outputs:
+        parts = [run(images[i : i + 1]) for i in range(len(images))]
+        return Outputs(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+
+    return one_by_one if profile.static_batch and batch is None else run
+
+
+def devices() -> list[str]:
+    """What OpenVINO's plugins find here."""
+    return list(ov.Core().available_devices)

@@ -1,0 +1,238 @@
+"""What a person sees in a terminal: rich tables on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from edgekd.records import Artifact, Fidelity, Metric, Profile, T, Timing, Track
+
+if TYPE_CHECKING:
+    from edgekd.data import Dataset
+
+WIDTH = 110  # columns where stdout is not a terminal
+
+
+class Rate(ProgressColumn):
+    """Items a second."""
+
+    def render(self, task: Task) -> Text:  # noqa: D102
+        return Text(f"{task.speed:.0f}/s" if task.speed else "", style="dim")
+
+
+@contextlib.contextmanager
+def tracker() -> Iterator[Track]:
+    """A Track that draws bars with rate and time left on stderr, on a terminal only."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(),
+               TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+
+        def track(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
+            if total is None and hasattr(items, "__len__"):
+                total = len(items)  # type: ignore[arg-type]
+            task = bars.add_task(what, total=total)
+            try:
+                for item in items:
+                    yield item
+                    bars.advance(task, getattr(item, "size", 1))
+            finally:
+                bars.remove_task(task)
+
+        yield track
+
+
+def say(text: str) -> None:
+    """A line on stderr for the person who waits; never the result."""
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(text)
+
+
+def on_stdout(shown: Any) -> None:
+    """Print a table or a group of them as the command's result."""
+    width = None if sys.stdout.isatty() else WIDTH
+    Console(width=width, highlight=False).print(shown)
+
+
+def _table(*columns: str, title: str = "") -> Table:
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    return table
+
+
+def _text(value: object) -> Text:
+    """Users' names are not markup."""
+    return Text(str(value))
+
+
+def profiles(found: list[Profile]) -> Table:
+    """Name, runtime, device, student and budget of each."""
+    table = _table("profile", "runtime", "device", "precisions", "student", "px", "p95 budget")
+    for p in found:
+        limit = f"{p.budget.latency_ms:g} ms" if p.budget.latency_ms else "-"
+        short = p.student.partition("_top1")[0]
+        table.add_row(
+            p.name, p.runtime, p.device, " ".join(p.precisions), short, str(p.resolution), limit
+        )
+    return table
+
+
+def settings(title: str, values: dict[str, Any]) -> Table:
+    """Names and values, tables within tables as a.b."""
+    table = Table(title=title, title_justify="left", box=None, show_header=False, pad_edge=False)
+    for key, value in _flat(values, ""):
+        table.add_row(_text(key), _text(value))
+    return table
+
+
+def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def students(found: dict[str, dict[str, Any]]) -> Table:
+    """Every named sub-net with its space and depth."""
+    table = _table("sub-net", "space", "resolution", "depth")
+    for name, arch in found.items():
+        depth = "-".join(map(str, arch["depth"]))
+        table.add_row(name, arch["space"], str(arch["resolution"]), depth)
+    return table
+
+
+def dataset_json(dataset: Dataset | None, problems: tuple[str, ...]) -> dict[str, Any]:
+    """What `edgekd data check` found, as plain data."""
+    found: dict[str, Any] = {"ok": not problems, "problems": list(problems)}
+    if dataset is not None:
+        found |= {
+            "classes": list(dataset.classes),
+            "splits": {
+                split: {c: sum(s.label == i for s in samples)
+                        for i, c in enumerate(dataset.classes)}
+                for split, samples in dataset.splits.items()
+            },
+            "masks": {k: sum(s.mask is not None for s in v) for k, v in dataset.splits.items()},
+            "groups": {k: len({s.group for s in v}) for k, v in dataset.splits.items()},
+            "split_rule": dataset.split_rule,
+            "fingerprint": dataset.fingerprint,
+            "grey": dataset.grey,
+            "notes": list(dataset.notes),
+        }  # fmt: skip
+    return found
+
+
+def dataset(found: dict[str, Any]) -> Group:
+    """Images of each class in each split, then every problem."""
+    parts: list[Any] = []
+    if "classes" in found:
+        table = _table("class", *found["splits"], "all")
+        for c in found["classes"]:
+            counts = [split[c] for split in found["splits"].values()]
+            table.add_row(_text(c), *map(str, counts), str(sum(counts)))
+        for name in ("groups", "masks"):
+            counts = list(found[name].values())
+            table.add_row(_text(name), *map(str, counts), str(sum(counts)), style="dim")
+        parts += [table, _text(f"split: {found['split_rule']}")]
+        parts += [_text(f"fingerprint: {found['fingerprint'][:16]}")]
+        parts += [_text(f"note: {n}") for n in found["notes"]]
+    for problem in found["problems"]:
+        parts.append(Text(f"problem: {problem}", style="bold red"))
+    parts.append(
+        _text(f"{len(found['problems'])} problems" if found["problems"] else "no problems")
+    )
+    return Group(*parts)
+
+
+def metric(m: Metric | None, scale: float = 1.0) -> str:
+    """'0.953 [0.931, 0.970]', or '-'."""
+    if m is None:
+        return "-"
+    interval = "" if m.low is None or m.high is None else f" [{m.low:.3f}, {m.high:.3f}]"
+    return f"{m.value * scale:.3f}{interval}"
+
+
+def artifact(made: Artifact, beside: Artifact | None = None) -> Group:
+    """One artifact's figures (beside another's, its parent's), and its folder."""
+    columns = [a for a in (beside, made) if a is not None]
+    heads = [f"{a.role} {a.precision}" for a in columns]
+    table = _table("", *heads)
+    table.add_row("model", *(_text(a.model.partition("_top1")[0]) for a in columns))
+    for name in ("balanced_accuracy", "macro_f1", "macro_auroc"):
+        row = [metric(a.metrics.get(f"test_{name}")) for a in columns]
+        table.add_row(f"test {name.replace('_', ' ')}", *row)
+    table.add_row("parameters", *(f"{a.params / 1e6:.2f} M" for a in columns))
+    table.add_row("MACs", *(f"{a.macs / 1e6:.0f} M" for a in columns))
+    table.add_row("size", *(f"{a.size_bytes / 1e6:.1f} MB" for a in columns))
+    for key in sorted({k for a in columns for k in a.metrics if k.startswith("parity")}):
+        row = [f"{a.metrics[key].value:.2g}" if key in a.metrics else "-" for a in columns]
+        table.add_row(key.replace("_", " "), *row)
+    return Group(table, _text(made.folder))
+
+
+def timings(found: list[Timing]) -> Group:
+    """Teacher, student and INT8 side by side."""
+    from edgekd.bench import percentiles
+
+    first = found[0]
+    where = f"{first.runtime} on {first.device}, {first.machine.name}"
+    mine = "the profile's runtime and device" if first.on_device else (
+        "NOT the profile's device: its budget is not judged")  # fmt: skip
+    table = _table("", *(f"{t.role} {t.precision}" for t in found), title=f"{where}: {mine}")
+    table.add_row("model", *(_text(t.model.partition("_top1")[0]) for t in found))
+    table.add_row("balanced accuracy", *(metric(t.accuracy) for t in found))
+    for p in ("p50", "p90", "p95", "p99"):
+        table.add_row(f"latency {p}", *(f"{percentiles(t.samples_ms)[p]:.2f} ms" for t in found))
+    base = percentiles(first.samples_ms)["p50"]
+    ratios = [base / percentiles(t.samples_ms)["p50"] for t in found]
+    table.add_row("times as fast (p50)", *(f"{r:.1f} x" for r in ratios))
+    table.add_row(
+        "throughput", *(f"{t.throughput_ips:.0f}/s at {t.throughput_batch}" for t in found)
+    )
+    table.add_row("parameters", *(f"{t.params / 1e6:.2f} M" for t in found))
+    table.add_row("MACs", *(f"{t.macs / 1e6:.0f} M" for t in found))
+    table.add_row("size", *(f"{t.size_bytes / 1e6:.1f} MB" for t in found))
+    table.add_row("peak memory", *(f"{t.peak_mb:.0f} MB" for t in found))
+    table.add_row("load", *(f"{t.load_ms:.0f} ms" for t in found))
+    table.add_row("samples", *(str(len(t.samples_ms)) for t in found))
+    over = [", ".join(f"{k} {m:.1f}>{b:g}" for k, (m, b) in t.over_budget.items()) for t in found]
+    table.add_row("over budget", *(o or "no" for o in over))
+    return Group(table)
+
+
+def fidelity(found: Fidelity) -> Group:
+    """Agreement of each file's maps with the reference's, each beside its null."""
+    names = [c.name for c in found.comparisons]
+    table = _table("mean [95 %] (null)", *names, title=f"Score-CAM, {found.variant}: "
+                   f"maps of {found.reference} against each file's own")  # fmt: skip
+    keys = list(dict.fromkeys(k for c in found.comparisons for k in c.aggregate))
+    for key in keys:
+        cells = []
+        for c in found.comparisons:
+            a = c.aggregate.get(key)
+            null = "" if a is None or a.null is None else f" ({a.null:.2f})"
+            cells.append("-" if a is None else f"{a.value:.2f} [{a.low:.2f}, {a.high:.2f}]{null}")
+        table.add_row(key, *cells)
+    table.add_row("undefined maps", *(str(c.undefined) for c in found.comparisons))
+    table.add_row("seconds a map", *(f"{c.seconds_per_map:.2f}" for c in found.comparisons))
+    table.add_row("explained layer", *(_text(c.layer) for c in found.comparisons))
+    lines = ["null: the same figure against another patient's map of the same class"]
+    if found.mask_share is not None:
+        lines.append(f"masks cover {100 * found.mask_share:.1f} % of their images")
+    return Group(table, *(_text(line) for line in lines))

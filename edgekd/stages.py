@@ -1,0 +1,455 @@
+"""One function a command: finds the stage's inputs in the run, calls it, returns its record."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekd import data, runs
+from edgekd.records import (
+    Artifact,
+    EdgeKDError,
+    Fidelity,
+    GateMissed,
+    Profile,
+    Spec,
+    Timing,
+    Track,
+    Training,
+    unknown,
+    write_atomic,
+)
+
+if TYPE_CHECKING:
+    from edgekd import report as page_module
+    from edgekd.fidelity import Maps
+
+DEFAULT_TEACHER = "resnet18"  # trains from scratch where there is no network and no checkpoint
+FORMATS = ("onnx", "openvino")
+MAPS = "maps.npz"  # name of a comparison -> (N, g, g) float32
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A data set, opened and checked, and what every model made from it sees."""
+
+    root: Path  # of all runs
+    folder: Path
+    dataset: data.Dataset
+    spec: Spec
+    seed: int
+    track: Track
+
+    @classmethod
+    def open(
+        cls, root: Path, folder: Path | None, pixels: int, resize: str, seed: int, track: Track
+    ) -> Workplace:
+        """The data in `folder` (None: the phantoms), `pixels` a side."""
+        folder = runs.phantoms(root, seed, track) if folder is None else folder
+        dataset = data.open_dataset(folder, seed=seed, track=track)
+        channels = "grey" if dataset.grey else "rgb"
+        table = {"classes": dataset.classes, "size": (pixels, pixels), "resize": resize}
+        spec = Spec.parse(table | {"channels": channels}, "--resize")
+        return cls(root, folder, dataset, spec, seed, track)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A run that was begun before: where it is and what its stages share."""
+
+    root: Path
+    folder: Path
+    run: runs.Run
+    chosen: str  # how the run was chosen, to be said
+    track: Track
+
+    @classmethod
+    def find(cls, root: Path, run: Path | None, profile: str | None, track: Track) -> Place:
+        """The run in `run`, of `profile`, or the latest."""
+        return cls(root, *runs.find(root, run, profile), track)
+
+    def student(self) -> Artifact:
+        """The run's finished student."""
+        return Artifact.load(self.folder / "student")
+
+    def dataset(self) -> data.Dataset:
+        """The run's data, checked again; EdgeKDError if it is no longer what it was."""
+        dataset = data.open_dataset(Path(self.run.data), seed=self.run.seed, track=self.track)
+        if dataset.fingerprint != self.student().data_fingerprint:
+            raise EdgeKDError(
+                f"{self.run.data} has changed since {self.folder}/student was trained on it: "
+                "restore it, or distil again with another --run"
+            )
+        return dataset
+
+    def student_onnx(self, dataset: data.Dataset, tolerance: float = 1e-3) -> Artifact:
+        """The student's ONNX waist."""
+        return runs.onnx_of(
+            self.student(), self.folder / "onnx", dataset, self.track, tolerance=tolerance
+        )
+
+    def teacher_onnx(self, dataset: data.Dataset) -> Artifact | None:
+        """The teacher's ONNX waist, kept beside the teacher; None in a run without one."""
+        if not self.run.teacher:
+            return None
+        teacher = Artifact.load(Path(self.run.teacher))
+        return runs.onnx_of(teacher, teacher.folder / "teacher-onnx", dataset, self.track)
+
+    def candidates(self, dataset: data.Dataset) -> list[Artifact]:
+        """Teacher, student and INT8 as files that a runtime loads: what is compared."""
+        self.student_onnx(dataset)
+        teacher = self.teacher_onnx(dataset)
+        return [*([teacher] if teacher else []), *runs.exports(self.folder)]
+
+
+def teach(
+    work: Workplace,
+    model: str,
+    training: Training,
+    *,
+    weights: Path | None = None,
+    pretrained: bool = False,
+    force: bool = False,
+) -> Artifact:
+    """The teacher of these settings, trained now unless it is there already."""
+    from edgekd import distill as loop
+
+    if weights is not None and not weights.is_file():
+        raise EdgeKDError(f"no weights file {weights}: give a .safetensors or .pth file")
+    if weights is not None or pretrained:
+        training = _gentler(training)
+    training = training.model_copy(update={"alpha_hard": 1.0})
+    asked = loop.settings(
+        work.dataset, model, work.spec, training,
+        seed=work.seed, weights=weights, pretrained=pretrained,
+    )  # fmt: skip
+    folder = runs.teacher_folder(work.root, work.dataset, model, work.spec, asked)
+    made = runs.finished(folder, asked, force=force)
+    return made or loop.teach(
+        work.dataset, model, work.spec, folder, training=training,
+        weights=weights, pretrained=pretrained, seed=work.seed, track=work.track,
+    )  # fmt: skip
+
+
+def _gentler(training: Training) -> Training:
+    """For pretrained weights: fewer epochs and a lower rate, where the user named neither."""
+    update: dict[str, float] = {}
+    if "lr" not in training.model_fields_set:
+        update["lr"] = 7e-4
+    if "epochs" not in training.model_fields_set:
+        update["epochs"] = 8
+    return training.model_copy(update=update)
+
+
+def find_teacher(
+    work: Workplace,
+    teacher: str | None,
+    training: Training,
+    *,
+    weights: Path | None,
+    pretrained: bool,
+) -> Artifact:
+    """The teacher to learn from: a folder, the one there is, or one taught now by timm name."""
+    if teacher and (Path(teacher) / Artifact.FILE).exists():
+        if weights or pretrained:
+            raise EdgeKDError(f"{teacher} is a trained teacher: --teacher-weights has no place")
+        return Artifact.load(Path(teacher))
+    if teacher is None and weights is None and not pretrained:
+        there = runs.teachers(work.root, work.dataset, work.spec)
+        if len(there) > 1:
+            names = ", ".join(str(t.folder) for t in there)
+            raise EdgeKDError(f"{len(there)} teachers fit, name one with --teacher: {names}")
+        if there:
+            return there[0]
+    name = teacher or DEFAULT_TEACHER
+    return teach(work, name, training, weights=weights, pretrained=pretrained)
+
+
+def distill(
+    work: Workplace,
+    profile: Profile,
+    folder: Path,
+    teacher: Artifact | None,
+    training: Training,
+    *,
+    student: str | None,
+    force: bool,
+) -> Artifact:
+    """The run's student, trained now (or further) unless it is there already."""
+    from edgekd import distill as loop
+    from edgekd import supernet
+
+    name, arch = supernet.named(student or profile.student)
+    arch = arch.model_copy(update={"resolution": work.spec.size[0]})
+    if teacher is None:
+        training = training.model_copy(update={"alpha_hard": 1.0})
+    asked = loop.settings(work.dataset, name, work.spec, training, seed=work.seed, teacher=teacher)
+    made = runs.finished(folder / "student", asked, force=force)
+    run = runs.Run(
+        profile=profile,
+        data=str(work.folder.resolve()),
+        spec=work.spec,
+        teacher=str(teacher.folder.resolve()) if teacher else "",
+        seed=work.seed,
+    )
+    runs.begin(work.root, folder, run)
+    return made or loop.distill(
+        work.dataset, teacher, name, arch, work.spec, folder / "student",
+        training=training, seed=work.seed, track=work.track,
+    )  # fmt: skip
+
+
+def quantize(place: Place, *, images: int, force: bool) -> tuple[Artifact, Artifact]:
+    """(INT8 file, the FP32 ONNX it was made from), both judged on the test split."""
+    from edgekd import quantize as engine
+
+    if "int8" not in place.run.profile.precisions:
+        raise EdgeKDError(f"profile {place.run.profile.name} does not allow int8")
+    dataset = place.dataset()
+    source = place.student_onnx(dataset)
+    folder = place.folder / "int8"
+    if (folder / Artifact.FILE).exists() and not force:
+        made = Artifact.load(folder)
+        same = made.settings.get("calibration_images") == min(images, len(dataset.splits["train"]))
+        if same and made.parents.get("onnx") == source.sha256:
+            return made, source
+        if same or made.parents.get("onnx") == source.sha256:
+            raise EdgeKDError(f"{folder} was made otherwise: --force replaces it")
+    chosen = engine.pick_calibration(dataset.splits["train"], images, place.run.seed)
+    pixels = data.load_pixels(chosen, source.spec, place.track)
+    calibration = data.normalise(pixels, source.spec)
+    made = engine.quantize(source, calibration, folder, seed=place.run.seed)
+    profile, _ = runs.host(place.run.profile, made)
+    return runs.judge(made, profile, dataset, place.track), source
+
+
+def check_drop(after: Artifact, before: Artifact, max_drop: float) -> None:
+    """GateMissed if INT8 lost over `max_drop` points of balanced accuracy on the test split."""
+    key = "test_balanced_accuracy"
+    drop = 100 * (before.metrics[key].value - after.metrics[key].value)
+    if drop > max_drop:
+        raise GateMissed(
+            f"int8 loses {drop:.1f} points of balanced accuracy, {max_drop:g} are allowed "
+            "(--max-drop); more --calibration-images may help, or deploy fp32"
+        )
+
+
+def export(place: Place, format_name: str, precision: str | None, *, tolerance: float) -> Artifact:
+    """The deployable file in `<run>/<format>-<precision>/`, judged on the test split itself."""
+    from edgekd import export as exporter
+
+    if format_name not in FORMATS:
+        raise EdgeKDError(unknown("format", format_name, FORMATS))
+    if precision not in (None, "fp32", "int8"):
+        raise EdgeKDError(unknown("precision", str(precision), ("fp32", "int8")))
+    quantised = (place.folder / "int8" / Artifact.FILE).exists()
+    if precision is None:
+        precision = "int8" if quantised and format_name == "openvino" else "fp32"
+    dataset = place.dataset()
+    source = place.student_onnx(dataset, tolerance)
+    images = runs.sample_images(dataset, source.spec, "val", runs.PARITY_IMAGES)
+    out = place.folder / f"{format_name}-{precision}"
+    if format_name == "onnx":
+        if precision == "int8":
+            raise EdgeKDError("int8 is an OpenVINO file here: edgekd export --format openvino")
+        return runs.onnx_of(place.student(), out, dataset, place.track, tolerance=tolerance)
+    if precision == "int8":
+        if not quantised:
+            raise EdgeKDError(f"{place.folder} has no int8 yet: run edgekd quantize first")
+        source = Artifact.load(place.folder / "int8")
+    made = exporter.to_runtime(source, images, out, format_name, tolerance=tolerance)
+    profile, _ = runs.host(place.run.profile, made)
+    return runs.judge(made, profile, dataset, place.track)
+
+
+def bench(place: Place, *, runtime: str | None, seconds: float) -> list[Timing]:
+    """Every candidate timed in one runtime, interleaved, each in its own process."""
+    from edgekd import bench as stopwatch
+    from edgekd import runtimes
+
+    dataset = place.dataset()
+    candidates = place.candidates(dataset)
+    profile, on_device = runs.host(place.run.profile, candidates[-1])
+    if runtime is not None:
+        module = runtimes.get(runtime)
+        device = next(d for d in module.devices() if d.lower() == "cpu")
+        profile = place.run.profile.model_copy(update={"runtime": runtime, "device": device})
+        on_device = profile == place.run.profile
+        candidates = [c for c in candidates if c.path.suffix in module.SUFFIXES]
+        if not candidates:
+            raise EdgeKDError(f"runtime {runtime} loads none of the files in {place.folder}")
+    return stopwatch.bench(
+        candidates, profile, place.folder / "bench",
+        seconds=seconds, on_device=on_device, track=place.track,
+    )  # fmt: skip
+
+
+def check_budget(timings: list[Timing]) -> None:
+    """GateMissed if the last (most compressed) candidate is over the profile's budget."""
+    last = timings[-1]
+    if last.over_budget and last.on_device:
+        over = ", ".join(f"{k} {m:.1f} of {b:g}" for k, (m, b) in last.over_budget.items())
+        raise GateMissed(f"{last.model} {last.precision} is over budget: {over}")
+
+
+def explain(place: Place, *, images: int, variant: str) -> Fidelity:
+    """Score-CAM of teacher, student and deployed file; written to `<run>/explain/`."""
+    from edgekd import explain as cam
+    from edgekd import fidelity, runtimes
+    from edgekd.bench import machine
+    from edgekd.records import make_folder, versions
+
+    if variant not in cam.VARIANTS:
+        raise EdgeKDError(unknown("variant", variant, cam.VARIANTS))
+    dataset = place.dataset()
+    candidates = place.candidates(dataset)
+    spec = candidates[0].spec
+    samples = _spread(dataset.splits["test"], images)
+    prepared = data.normalise(data.load_pixels(samples, spec), spec)
+    out = make_folder(place.folder / "explain")
+    (out / Fidelity.FILE).unlink(missing_ok=True)
+    labels: np.ndarray | None = None
+    found: dict[str, Maps] = {}
+    profiles = [runs.host(place.run.profile, c)[0] for c in candidates]
+    for candidate, profile in zip(candidates, profiles, strict=True):
+        session = runtimes.open_session(candidate, profile)
+        if labels is None:  # every model is asked to explain the reference's answer
+            labels = session(prepared).logits.argmax(1)
+        name = f"{candidate.role} {candidate.precision}"
+        found[name] = fidelity.explain_set(
+            session, prepared, labels, variant=variant, track=place.track
+        )
+    assert labels is not None
+    reference = next(iter(found.values()))
+    cases = fidelity.Cases(
+        images=[s.digest[:12] for s in samples],  # never a file name: it may hold a patient's id
+        labels=[spec.classes[s.label] for s in samples],
+        explained=[spec.classes[k] for k in labels],
+        groups=[s.group for s in samples],
+        masks=_masks(samples, spec),
+    )
+    comparisons = [
+        fidelity.compare(name, c, p.runtime, cases, reference, maps, seed=place.run.seed)
+        for (name, maps), c, p in zip(found.items(), candidates, profiles, strict=True)
+    ]
+    with io.BytesIO() as buffer:
+        arrays: dict[str, Any] = {name: maps.maps for name, maps in found.items()}
+        np.savez_compressed(buffer, **arrays)
+        write_atomic(out / MAPS, buffer.getvalue())
+    return Fidelity(
+        reference=candidates[0].model,
+        reference_sha256=candidates[0].sha256,
+        variant=variant,
+        grid=fidelity.GRID,
+        data_fingerprint=dataset.fingerprint,
+        split="test",
+        comparisons=tuple(comparisons),
+        mask_share=_mask_share(cases.masks),
+        machine=machine(),
+        versions=versions("numpy", "openvino", "onnxruntime"),
+        seed=place.run.seed,
+    ).save(out)
+
+
+def _spread(samples: Sequence[data.Sample], count: int) -> list[data.Sample]:
+    """`count` samples, as many of each class as can be had, evenly spread over each class."""
+    by_class: dict[int, list[data.Sample]] = {}
+    for s in samples:
+        by_class.setdefault(s.label, []).append(s)
+    each = -(-count // len(by_class))
+    chosen = []
+    for label in sorted(by_class):
+        places = np.linspace(0, len(by_class[label]) - 1, min(each, len(by_class[label])))
+        chosen += [by_class[label][int(i)] for i in places]
+    return chosen
+
+
+def _masks(samples: Sequence[data.Sample], spec: Spec) -> np.ndarray | None:
+    """(N, H, W) bool, all False where an image has no mask; None where none has one."""
+    if not any(s.mask for s in samples):
+        return None
+    blank = np.zeros(spec.size, bool)
+    return np.stack([blank if s.mask is None else data.mask(s.mask, spec) for s in samples])
+
+
+def _mask_share(masks: np.ndarray | None) -> float | None:
+    """Mean area of the masks that are not empty, as a share of the image."""
+    if masks is None or not masks.any():
+        return None
+    return float(masks[masks.any((1, 2))].mean())
+
+
+def report(place: Place, *, cases: int) -> Path:
+    """The run's page, `<run>/report.html`, of what is finished: models, timings, explanations."""
+    from edgekd import report as page
+
+    dataset = place.dataset()
+    candidates = place.candidates(dataset)
+    rows = []
+    for c in candidates:
+        folder = place.folder / "bench" / c.folder.name
+        timing = Timing.load(folder) if (folder / Timing.FILE).exists() else None
+        if timing and timing.artifact_sha256 != c.sha256:
+            timing = None  # of an earlier file
+        rows.append(page.Row(f"{c.role} {c.precision}", c, timing))
+    explained = (place.folder / "explain" / Fidelity.FILE).exists()
+    fidelity = Fidelity.load(place.folder / "explain") if explained else None
+    if fidelity and {c.artifact_sha256 for c in fidelity.comparisons} != {
+        c.sha256 for c in candidates
+    }:
+        raise EdgeKDError(f"{place.folder}/explain is of earlier files: run edgekd explain again")
+    panels = _panels(place, dataset, fidelity, cases) if fidelity else []
+    return page.write(
+        place.folder,
+        title=f"EdgeKD: {place.folder.name}",
+        rows=rows,
+        fidelity=fidelity,
+        panels=panels,
+        profile=place.run.profile,
+        notes=list(dataset.notes),
+        command=f"edgekd report --run {place.folder}",
+    )
+
+
+def _panels(
+    place: Place, dataset: data.Dataset, fidelity: Fidelity, count: int
+) -> list[page_module.Panel]:
+    """The `count` images on which teacher and any other file agree least, with pixels and maps."""
+    from edgekd import explain as cam
+    from edgekd import report as page
+
+    spec = place.run.spec
+    samples = {s.digest[:12]: s for s in dataset.splits["test"]}
+    with np.load(place.folder / "explain" / MAPS, allow_pickle=False) as stored:
+        maps = {c.name: stored[c.name] for c in fidelity.comparisons}
+
+    def lowest(i: int) -> float:
+        r = [c.images[i].figures["pearson"] for c in fidelity.comparisons[1:]]
+        return min((x for x in r if x is not None), default=-1.0)
+
+    panels = []
+    for i in sorted(range(len(fidelity.comparisons[0].images)), key=lowest)[:count]:
+        own = {c.name: c.images[i] for c in fidelity.comparisons}
+        case = fidelity.comparisons[0].images[i]
+        sample = samples[case.image]
+        heats = {
+            name: None if np.isnan(m[i]).any() else cam.unit(cam.resize(m[i], spec.size))
+            for name, m in maps.items()
+        }
+        panels.append(
+            page.Panel(
+                image=case.image,
+                label=case.label,
+                pixels=data.pixels(sample.path, spec),
+                mask=data.mask(sample.mask, spec) if sample.mask else None,
+                maps=heats,
+                answers={n: (case.answer, case.probability) for n, case in own.items()},
+                agreement={n: case.figures["pearson"] for n, case in own.items()},
+            )
+        )
+    return panels

@@ -1,0 +1,42 @@
+"""Data that many tests share: small phantoms, and the real folders where they are mounted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Before any test imports openvino or nncf: no telemetry, in child processes too.
+os.environ["CI"] = "true"
+os.environ["NNCF_CI"] = "1"
+
+from edgekd import phantom
+from edgekd.records import Spec
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 phantoms a class, 64 px: 42 train, 12 val, 18 test. Not to be written to."""
+    return phantom.make(tmp_path_factory.mktemp("phantoms"), per_class=24, size=64)
+
+
+@pytest.fixture(scope="session")
+def spec() -> Spec:
+    """What a model of the phantoms sees."""
+    return Spec(classes=phantom.CLASSES, size=(64, 64), channels="grey")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Callable[[str], Path]:
+    """`real_data("brain_tumor_mri")`: that folder of EDGEKD_DATA (or ../shared/data), or a skip."""
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    root = Path(os.environ.get("EDGEKD_DATA", beside))
+
+    def folder(name: str) -> Path:
+        if not (root / name).is_dir():
+            pytest.skip(f"no {root / name}: set EDGEKD_DATA to the folder that holds {name}")
+        return root / name
+
+    return folder

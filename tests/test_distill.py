@@ -1,0 +1,175 @@
+"""The training loop: its loss by hand, its randomness, and that a stop changes nothing."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgekd import data, distill, supernet
+from edgekd.records import Artifact, EdgeKDError, Spec, Training
+
+SIZE = (32, 32)
+TINY = "test_resnet"  # timm's smallest
+STILL = {"rotate_deg": 0, "translate": 0, "zoom": 0, "brightness": 0, "contrast": 0, "noise": 0}
+
+
+@pytest.fixture(scope="module")
+def dataset(phantoms):
+    return data.open_dataset(phantoms)
+
+
+@pytest.fixture(scope="module")
+def spec(dataset):
+    return Spec(classes=dataset.classes, size=SIZE, channels="grey")
+
+
+def weights(artifact):
+    return (artifact.folder / "model.safetensors").read_bytes()
+
+
+def test_the_soft_loss_by_hand():
+    """Teacher (3/4, 1/4), student (1/4, 3/4): KL = 1/2 ln 3 at T = 1."""
+    ln3 = math.log(3)
+    student, teacher = torch.tensor([[0.0, ln3]]), torch.tensor([[ln3, 0.0]])
+    one = distill.soft_loss(student, teacher, Training(temperature=1))
+    assert one.item() == pytest.approx(0.5 * ln3)
+    warm = distill.soft_loss(student * 2, teacher * 2, Training(temperature=2))
+    assert warm.item() == pytest.approx(4 * 0.5 * ln3)
+    plain = distill.soft_loss(student * 2, teacher * 2, Training(temperature=2, t_squared=False))
+    assert plain.item() == pytest.approx(0.5 * ln3)
+
+
+class Constant(nn.Module):
+    """Says the same of every image; its logits are its only weights."""
+
+    def __init__(self, *logits):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits))
+
+    def forward(self, image):
+        return self.logits.expand(len(image), -1)
+
+
+@pytest.mark.parametrize(("alpha", "winner"), [(0.0, 1), (1.0, 0)])
+def test_alpha_hard_weighs_the_labels(alpha, winner):
+    """Labels say class 0, the teacher says class 1."""
+    net = Constant(0.0, 0.0)
+    training = Training(alpha_hard=alpha, temperature=2, weight_decay=0, ema=0)
+    state = distill.State(net, None, torch.optim.SGD(net.parameters(), lr=1.0))
+    for _ in range(20):
+        loss, hard, soft = distill._step(
+            state, Constant(-3.0, 3.0), torch.zeros(4, 3, 8, 8), np.zeros(4, int), 0.2, training
+        )
+        assert loss == pytest.approx(alpha * hard + (1 - alpha) * soft)
+    assert net.logits.argmax().item() == winner
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero():
+    training = Training(lr=1.0, epochs=10, warmup_epochs=2)
+    rates = [distill._learning_rate(s, 5, training) for s in range(50)]
+    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10)
+    assert rates[30] == pytest.approx(0.5)
+    assert rates[-1] == pytest.approx(0.5 * (1 + math.cos(math.pi * 39 / 40)))
+
+
+def pixels(n=4):
+    return np.random.default_rng(0).integers(0, 256, (n, 16, 16, 3), dtype=np.uint8)
+
+
+def test_augmentation_that_is_off_changes_nothing():
+    x = distill.augment(pixels(), Training(**STILL), 0, 0, np.arange(4))
+    np.testing.assert_allclose(x.permute(0, 2, 3, 1) * 255, pixels(), atol=1e-3)
+
+
+def test_augmentation_depends_on_seed_epoch_and_image_alone():
+    training, p = Training(), pixels()
+    whole = distill.augment(p, training, 0, 1, np.arange(4))
+    alone = distill.augment(p[2:3], training, 0, 1, np.array([2]))
+    torch.testing.assert_close(whole[2:3], alone)
+    for seed, epoch in ((1, 1), (0, 2)):
+        assert not torch.allclose(whole, distill.augment(p, training, seed, epoch, np.arange(4)))
+
+
+def test_flips_happen_only_where_asked():
+    p = pixels(64)
+    flipped = distill.augment(p, Training(hflip=True, **STILL), 0, 0, np.arange(64))
+    upright = torch.from_numpy(p).permute(0, 3, 1, 2) / 255
+    same = [torch.allclose(a, b, atol=1e-3) for a, b in zip(flipped, upright, strict=True)]
+    mirrored = [
+        torch.allclose(a.flip(2), b, atol=1e-3) for a, b in zip(flipped, upright, strict=True)
+    ]
+    assert sum(same) + sum(mirrored) == 64
+    assert 20 < sum(mirrored) < 44
+
+
+def test_balanced_draws_classes_equally_often():
+    labels = np.repeat([0, 1], [180, 20])
+    drawn = np.concatenate(list(distill._batches(0, labels, Training(balanced=True, epochs=5), 0)))
+    assert 0.4 < labels[drawn].mean() < 0.6
+    plain = np.concatenate(list(distill._batches(0, labels, Training(epochs=1, batch=20), 0)))
+    assert sorted(plain) == list(range(200))
+
+
+def teach(dataset, spec, out, **change):
+    change = {"epochs": 3, "batch": 16, "lr": 0.01} | change
+    return distill.teach(dataset, TINY, spec, out, training=Training(**change))
+
+
+def test_a_stop_changes_nothing(dataset, spec, tmp_path, monkeypatch):
+    whole = teach(dataset, spec, tmp_path / "whole")
+    steps, real = [], distill._step
+
+    def interrupted(*args):
+        steps.append(1)
+        if len(steps) == 5:  # in the middle of the second epoch
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(distill, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        teach(dataset, spec, tmp_path / "cut")
+    assert not (tmp_path / "cut" / Artifact.FILE).exists()
+    with pytest.raises(EdgeKDError, match="unfinished training with other settings"):
+        teach(dataset, spec, tmp_path / "cut", lr=0.02)
+    cut = teach(dataset, spec, tmp_path / "cut")
+    assert weights(cut) == weights(whole)
+    assert cut.metrics == whole.metrics
+    log = [json.loads(line) for line in (tmp_path / "cut" / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in log] == [1, 2, 3]
+    assert not (tmp_path / "cut" / "checkpoint.pt").exists()
+
+
+def test_a_student_learns_from_a_teacher(dataset, spec, tmp_path):
+    teacher = teach(dataset, spec, tmp_path / "teacher", epochs=1)
+    name, arch = supernet.named("cpu_lat@10ms")
+    student = distill.distill(
+        dataset, teacher, name, arch, spec, tmp_path / "student",
+        training=Training(epochs=1, batch=24),
+    )  # fmt: skip
+    assert student.parents == {"teacher": teacher.sha256}
+    assert student.arch == arch
+    assert student.params == 2_498_267
+    assert set(student.per_class) == set(dataset.classes)
+    line = json.loads((tmp_path / "student" / "log.jsonl").read_text())
+    assert line["loss"] == pytest.approx(0.3 * line["hard"] + 0.7 * line["soft"])
+    assert line["soft"] > 0
+    with pytest.raises(EdgeKDError, match=r"sees size \(32, 32\), not \(64, 64\)"):
+        distill.distill(
+            dataset, teacher, name, arch, spec.model_copy(update={"size": (64, 64)}),
+            tmp_path / "other", training=Training(epochs=1),
+        )  # fmt: skip
+
+
+def test_early_stopping(dataset, spec, tmp_path):
+    made = teach(dataset, spec, tmp_path, epochs=30, patience=1, lr=0.5, optimizer="sgd", ema=0)
+    run, best = made.settings["epochs_run"], made.settings["best_epoch"]
+    assert run < 30
+    assert run - best == 1
+
+
+def test_a_loss_that_is_not_finite_says_what_to_change(dataset, spec, tmp_path):
+    with pytest.raises(EdgeKDError, match="use a lower --lr"):
+        teach(dataset, spec, tmp_path, lr=1e30, optimizer="sgd", warmup_epochs=0, ema=0)

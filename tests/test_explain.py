@@ -1,0 +1,314 @@
+"""Score-CAM on models whose answer is known: a Session is a function, so a fake is a function."""
+
+import copy
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+import torch.nn.functional as F
+from pytorch_grad_cam import ScoreCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+from edgekd.explain import (
+    VARIANTS,
+    Heat,
+    blur,
+    interpolation,
+    magma,
+    overlay,
+    resize,
+    score_cam,
+    unit,
+)
+from edgekd.records import EdgeKDError
+from edgekd.runtimes import Outputs
+
+CORNERS = [(0, 0), (0, 12), (12, 0), (12, 12)]  # top left of the 12 px square of each class
+
+
+def squares(n, seed=0):
+    """(n, 3, 24, 24) float32 noise with a bright square in the corner that is its label (n,)."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(0, 0.3, (n, 3, 24, 24)).astype(np.float32)
+    labels = rng.integers(4, size=n)
+    for i, label in enumerate(labels):
+        top, left = CORNERS[label]
+        x[i, :, top + 3 : top + 9, left + 3 : left + 9] += 2
+    return x, labels
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 8, 3, 2, 1)
+        self.body = torch.nn.Conv2d(8, 24, 3, 2, 1)
+        self.head = torch.nn.Linear(24 * 9, 4)
+
+    def features(self, x):
+        return F.relu(self.body(F.relu(self.stem(x))))
+
+    def forward(self, x):
+        return self.head(F.avg_pool2d(self.features(x), 2).flatten(1))
+
+
+def session(net, scale=1.0, shift=0.0):
+    @torch.no_grad()
+    def run(images):
+        x = torch.from_numpy(images)
+        return Outputs((net(x) * scale + shift).numpy(), net.features(x).numpy())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def net():
+    """Trained for a second on `squares`; (N, 24, 6, 6) features, two of the channels dead."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the fastest for a net this small
+    torch.manual_seed(0)
+    net = Net()
+    with torch.no_grad():
+        net.body.weight[:2] = 0
+        net.body.bias[0], net.body.bias[1] = -1, 0.5  # all zeros; all 0.5
+    net.body.weight.register_hook(lambda g: g * (torch.arange(24) >= 2)[:, None, None, None])
+    net.body.bias.register_hook(lambda g: g * (torch.arange(24) >= 2))
+    images, labels = squares(128)
+    x, y = torch.from_numpy(images), torch.from_numpy(labels)
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    yield net.eval()
+    torch.set_num_threads(threads)
+
+
+def parts(scale=1.0, elsewhere=0.0):
+    """Channel 0 is 2 on the left part, channel 1 is 4 on the right one; classes are their light."""
+    features = np.full((1, 2, 20, 20), elsewhere, np.float32)
+    features[0, 0, :, :6], features[0, 1, :, 6:] = 2, 4
+
+    def run(images):
+        light = [images[:, 0, :, :6].mean((1, 2)), images[:, 0, :, 6:].mean((1, 2))]
+        return Outputs(scale * np.stack(light, 1), np.repeat(features, len(images), 0))
+
+    image = np.full((3, 20, 20), 3, np.float32)
+    image[:, :, 6:] = 1
+    return run, image
+
+
+@pytest.mark.parametrize("scale", [1, 4])
+def test_by_hand(scale):
+    run, image = parts(scale)
+    # published: the masked images are (3, 0) and (0, 1); p_0 = sigmoid(3) and sigmoid(-1)
+    w = 1 / (1 + np.exp([-3.0 * scale, scale]))  # so the map is another one if the logits are * 4
+    heat = score_cam(run, image, 0, variant="published")
+    np.testing.assert_allclose(heat.map[7, [0, 19]], [2 * w[0], 4 * w[1]], rtol=1e-6)
+    np.testing.assert_array_equal(heat.logits, [3 * scale, scale])
+    # grad-cam: weights softmax(3, 0) over the channels
+    w = np.exp([3.0 * scale, 0]) / (np.exp(3.0 * scale) + 1)
+    heat = score_cam(run, image, 0, variant="grad-cam")
+    np.testing.assert_allclose(heat.map[7, [0, 19]], [2 * w[0], 4 * w[1]], rtol=1e-5)
+    # evidence, seen before a blurred image (l, r): (3, r) and (l, 1). Less the mean of the classes:
+    # (3 - r) / 2 and (l - 1) / 2; less the mean of the channels: d and -d. Only channel 0 stays.
+    soft = blur(image)[0]
+    left, right = soft[:, :6].mean(), soft[:, 6:].mean()
+    assert 1 < right < left < 3
+    d = scale * ((3 - right) / 2 - (left - 1) / 2) / 2
+    assert d > 0.01
+    heat = score_cam(run, image, 0)
+    np.testing.assert_allclose(heat.map[7, [0, 19]], [2 * d, 0], rtol=1e-4)
+    assert score_cam(run, image, 1).map[7, 0] == 0
+
+
+def test_evidence_ignores_what_is_below_zero():
+    """h-swish and linear layers have features below 0, which no ReLU network has."""
+    (run, image), (signed, _) = parts(), parts(elsewhere=-5)
+    np.testing.assert_array_equal(score_cam(signed, image, 0).map, score_cam(run, image, 0).map)
+    published = [score_cam(r, image, 0, variant="published").map for r in (run, signed)]
+    assert (published[0] != published[1]).any()
+
+
+@pytest.mark.parametrize("variant", ["evidence", "published"])
+def test_what_the_model_is_shown(variant):
+    """The image where the channel is high; else a blurred image, or the grey of the mean."""
+    run, image = parts()
+    seen = []
+
+    def spy(images):
+        seen.append(images.copy())
+        return run(images)
+
+    score_cam(spy, image, 0, variant=variant)
+    base = blur(image) if variant == "evidence" else np.zeros_like(image)
+    left = np.arange(20) < 6
+    expected = [np.where(left, image, base), np.where(left, base, image)]
+    np.testing.assert_array_equal(seen[0], image[None])
+    np.testing.assert_allclose(seen[1], expected, atol=1e-6)
+
+
+def test_grad_cam_equals_the_library(net):
+    """pytorch-grad-cam 1.5.7's map before it is resized."""
+    net = copy.deepcopy(net)
+    with torch.no_grad():
+        net.body.bias[1] = -1  # flat but not 0, the library's mask is rounding error / 1e-8
+    images, labels = squares(3, seed=5)
+    with ScoreCAM(model=net, target_layers=[Relu(net)]) as oracle:
+        for image, label in zip(images, labels, strict=True):
+            x = torch.from_numpy(image[None])
+            targets = [ClassifierOutputTarget(int(label))]
+            features = net.features(x).detach().numpy()
+            weights = oracle.get_cam_weights(x, None, targets, features, None)
+            expected = np.maximum((weights[:, :, None, None] * features).sum(1), 0)[0]
+            ours = score_cam(session(net), image, int(label), variant="grad-cam").map
+            np.testing.assert_allclose(ours, expected, atol=1e-5)
+            assert expected.max() > 0.1
+
+
+class Relu(torch.nn.Module):
+    """The library wants a layer to hook; the weights are asked for directly, so any will do."""
+
+    def __init__(self, net):
+        super().__init__()
+
+
+@pytest.mark.parametrize("batch", [1, 5, 7, 22, 64])
+def test_chunks_change_nothing(net, batch):
+    image, label = (a[0] for a in squares(1, seed=6))
+    sizes = []
+
+    def spy(images):
+        sizes.append(len(images))
+        return session(net)(images)
+
+    for variant in VARIANTS:
+        one = score_cam(session(net), image, label, variant=variant)
+        cut = score_cam(spy, image, label, variant=variant, batch=batch)
+        np.testing.assert_allclose(cut.map, one.map, rtol=2e-5, atol=1e-6)
+    assert max(sizes) <= batch
+
+
+def test_the_image_is_left_alone(net):
+    image, label = (a[0] for a in squares(1, seed=6))
+    before = image.copy()
+    score_cam(session(net), image, label)
+    np.testing.assert_array_equal(image, before)
+
+
+def test_evidence_ignores_scale_and_shift_of_the_logits(net):
+    image, label = (a[0] for a in squares(1, seed=7))
+    plain = score_cam(session(net), image, label).map
+    scaled = score_cam(session(net, scale=4), image, label).map
+    shifted = score_cam(session(net, shift=50), image, label).map
+    np.testing.assert_allclose(scaled, 4 * plain, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(shifted, plain, rtol=1e-3, atol=1e-3)
+
+
+def test_the_peak_is_in_the_square(net):
+    images, labels = squares(20, seed=9)
+    hits = []
+    for image, label in zip(images, labels, strict=True):
+        heat = resize(score_cam(session(net), image, label).map, (24, 24))
+        row, column = np.unravel_index(heat.argmax(), heat.shape)
+        top, left = CORNERS[label]
+        hits.append(top <= row < top + 12 and left <= column < left + 12)
+    assert np.mean(hits) >= 0.9  # by chance 0.25
+
+
+def test_dead_and_flat_channels_are_not_shown(net):
+    """24 channels, of which one is all zeros and one all 0.5."""
+    image, label = (a[0] for a in squares(1, seed=10))
+    seen = []
+
+    def spy(images):
+        seen.append(len(images))
+        return session(net)(images)
+
+    live = (np.ptp(spy(image[None]).features[0], axis=(1, 2)) > 0).sum()
+    assert live <= 22
+    seen.clear()
+    score_cam(spy, image, label)
+    assert sum(seen) == 1 + live
+    seen.clear()
+    score_cam(spy, image, label, variant="grad-cam")
+    assert sum(seen) == 1 + 24
+
+
+@pytest.mark.parametrize("variant", ["evidence", "published"])
+def test_nothing_to_say(variant):
+    flat = Outputs(np.array([[1.0, 2.0]], np.float32), np.full((1, 3, 2, 2), 7, np.float32))
+    heat = score_cam(lambda x: flat, np.zeros((3, 4, 4), np.float32), 0, variant=variant)
+    assert heat.map is None
+    assert heat.seconds >= 0
+
+
+def test_a_model_that_does_not_look_has_no_evidence():
+    rng = np.random.default_rng(0)
+    features = rng.random((1, 6, 3, 3), np.float32)
+
+    def blind(images):
+        n = len(images)
+        return Outputs(np.tile(np.float32([3.3, 0.1, -7]), (n, 1)), np.repeat(features, n, 0))
+
+    image = rng.random((3, 9, 9), np.float32)
+    assert score_cam(blind, image, 1).map is None
+    assert score_cam(blind, image, 1, variant="published").map is not None
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_no_such_class(label):
+    out = Outputs(np.zeros((1, 2), np.float32), np.zeros((1, 3, 2, 2), np.float32))
+    with pytest.raises(EdgeKDError, match=f"no class {label} to explain: the model has 2"):
+        score_cam(lambda x: out, np.zeros((3, 4, 4), np.float32), label)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 5), (4, 4), (4, 14), (7, 96), (9, 4)])
+@pytest.mark.parametrize("corners", [False, True])
+def test_interpolation_is_torchs(n, m, corners):
+    x = torch.randn(1, 2, n, generator=torch.manual_seed(n))
+    expected = F.interpolate(x, size=m, mode="linear", align_corners=corners).numpy()
+    np.testing.assert_allclose(x.numpy() @ interpolation(n, m, corners).T, expected, atol=1e-6)
+
+
+def test_resize_is_torchs():
+    x = torch.randn(5, 7, generator=torch.manual_seed(0))
+    up = F.interpolate(x[None, None], size=(32, 48), mode="bilinear", align_corners=False)
+    np.testing.assert_allclose(resize(x.numpy(), (32, 48)), up[0, 0].numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (20, 50), (1, 2)])
+def test_blur_is_scipys(size):
+    x = np.random.default_rng(0).normal(size=(3, *size)).astype(np.float32)
+    sigma = 0.1 * min(size)
+    expected = scipy.ndimage.gaussian_filter(x, (0, sigma, sigma))
+    np.testing.assert_allclose(blur(x), expected, atol=1e-5)
+
+
+def test_unit():
+    np.testing.assert_allclose(unit(np.array([[1.0, 3.0], [2.0, 1.0]])), [[0, 1], [0.5, 0]])
+    np.testing.assert_array_equal(unit(np.full((2, 2), 5.0)), 0)
+
+
+def test_overlay_colours_where_it_is_hot():
+    picture = np.full((4, 8, 3), 100, np.uint8)
+    out = overlay(picture, np.array([[0.0, 1.0]]), strength=0.5)
+    assert (out.shape, out.dtype) == ((4, 8, 3), np.uint8)
+    np.testing.assert_array_equal(out[:, :2], 100)  # cold: as it was
+    np.testing.assert_array_equal(out[0, 7], [(100 + 252) / 2, 176, 146])  # (100 + fcfdbf) / 2
+    np.testing.assert_array_equal(overlay(picture, np.ones((2, 2))), picture)
+
+
+def test_magma_grows_ever_lighter():
+    light = magma(np.linspace(0, 1, 64)) @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(light) > 0).all()
+
+
+def test_no_such_variant():
+    run, image = parts()
+    with pytest.raises(EdgeKDError, match='no variant "evidense"; did you mean "evidence"'):
+        score_cam(run, image, 0, variant="evidense")
+
+
+def test_heat_is_what_the_docs_say():
+    assert Heat._fields == ("map", "logits", "seconds")

@@ -1,0 +1,261 @@
+import numpy as np
+import pytest
+import scipy.stats
+
+from edgekd.explain import resize
+from edgekd.fidelity import (
+    Cases,
+    Maps,
+    bootstrap,
+    compare,
+    energy_inside,
+    explain_set,
+    iou_top,
+    pearson,
+    pointing_hit,
+    spearman,
+    to_grid,
+)
+from edgekd.records import Artifact, EdgeKDError, Spec
+from edgekd.runtimes import Outputs
+
+NAN = np.full((4, 4), np.nan)
+FLAT = np.full((4, 4), 0.1)
+
+
+def artifact():
+    return Artifact(
+        kind="onnx",
+        model="m",
+        files={"model.onnx": "ab" * 32},
+        spec=Spec(classes=("a", "b"), size=(28, 28)),
+        layer="head",
+        params=1,
+        macs=1,
+    )
+
+
+def random_maps(n=24, g=4, seed=0):
+    return np.random.default_rng(seed).random((n, g, g)).astype(np.float32)
+
+
+def cases(n=24, masks=None):
+    """n images of n / 2 patients, two each, all explained as "a" but the last four."""
+    return Cases(
+        images=[f"{i}.png" for i in range(n)],
+        labels=["a"] * n,
+        explained=["a"] * (n - 4) + ["b"] * 4,
+        groups=[f"p{i // 2}" for i in range(n)],
+        masks=masks,
+    )
+
+
+def maps(array):
+    answers, probabilities = np.zeros(len(array), int), np.full(len(array), 0.75)
+    return Maps(np.asarray(array, np.float32), answers, probabilities, 0.5)
+
+
+def against(reference, other, **kw):
+    n = len(reference)
+    return compare("x", artifact(), "torch", cases(n, **kw), maps(reference), maps(other))
+
+
+def test_correlations_are_scipys():
+    a, b = random_maps(2).round(1).astype(float)  # rounded: ties
+    assert pearson(a, b) == pytest.approx(scipy.stats.pearsonr(a.ravel(), b.ravel())[0])
+    assert spearman(a, b) == pytest.approx(scipy.stats.spearmanr(a.ravel(), b.ravel())[0])
+    assert pearson(a, 3 - 2 * a) == pytest.approx(-1)
+    assert spearman(a, np.exp(9 * a)) == pytest.approx(1)
+
+
+def test_iou_by_hand():
+    a = np.arange(10.0).reshape(2, 5)
+    b = np.array([[0, 0, 0, 0, 9.0], [0, 0, 0, 0, 8]])
+    assert iou_top(a, b) == pytest.approx(1 / 3)  # {8, 9} and {4, 9}
+    assert iou_top(a, a) == 1
+    assert iou_top(a, -a) == 0
+    tied = np.array([[1.0, 1, 1, 1, 0], [0, 0, 0, 0, 0]])  # the first two of the four
+    assert iou_top(tied, np.array([[9.0, 8, 0, 0, 0], [0] * 5])) == 1
+    tied = np.random.default_rng(0).integers(2, size=(14, 14))  # half of them highest
+    first = np.zeros(196)
+    first[np.flatnonzero(tied)[:39]] = 1
+    assert iou_top(tied, first.reshape(14, 14)) == 1
+
+
+@pytest.mark.parametrize("figure", [pearson, spearman, iou_top])
+@pytest.mark.parametrize("nothing", [NAN, FLAT, FLAT + 1e-12 * random_maps(1)[0], FLAT * 0])
+def test_nothing_to_say(figure, nothing):
+    something = random_maps(1)[0]
+    assert figure(something, nothing) is None
+    assert figure(nothing, something) is None
+
+
+def test_energy_and_hit_by_hand():
+    heat = np.array([[1.0, 2.0], [5.0, 2.0]])
+    mask = np.array([[True, False], [False, True]])
+    assert energy_inside(heat, mask) == pytest.approx(0.3)
+    assert (pointing_hit(heat, mask), pointing_hit(heat, ~mask)) == (0, 1)
+    for h, m in [(heat * 0, mask), (heat * np.nan, mask), (heat, mask & False)]:
+        assert energy_inside(h, m) is None
+        assert pointing_hit(h, m) is None
+
+
+def test_to_grid():
+    heat = np.arange(16.0).reshape(4, 4)
+    np.testing.assert_allclose(to_grid(heat, 2), [[2.5, 4.5], [10.5, 12.5]])
+    np.testing.assert_allclose(to_grid(heat, 4), heat)
+    # three points on two cells: the middle one is shared
+    np.testing.assert_allclose(to_grid(np.array([[3.0, 6, 9]] * 3), 2), [[4, 8]] * 2, rtol=1e-6)
+    np.testing.assert_allclose(to_grid(heat, 14), resize(heat, (14, 14)))
+    assert to_grid(np.ones((3, 20)), 14).shape == (14, 14)
+    np.testing.assert_allclose(to_grid(np.ones((3, 20)), 14), 1, rtol=1e-6)
+
+
+def test_itself():
+    c = against(random_maps(), random_maps())
+    assert [c.aggregate[k].value for k in c.aggregate] == pytest.approx([1, 1, 1])
+    assert (c.aggregate["pearson"].low, c.aggregate["pearson"].n) == (pytest.approx(1), 24)
+    assert abs(c.aggregate["pearson"].null) < 0.1
+    assert c.undefined == 0
+    assert c.images[0].figures.keys() == {"pearson", "spearman", "iou20"}
+
+
+def test_null_is_the_mean_over_strangers():
+    """Another patient, the same class explained; never the patient's other image."""
+    r, q = random_maps(), random_maps(seed=1)
+    c = against(r, q)
+    for key, figure in [("pearson", pearson), ("spearman", spearman), ("iou20", iou_top)]:
+        assert c.images[3].figures[key] == pytest.approx(figure(r[3], q[3]))
+        strangers = [i for i in range(20) if i not in (2, 3)]
+        expected = np.mean([figure(r[3], q[i]) for i in strangers])
+        assert c.images[3].null[key] == pytest.approx(expected)
+        expected = np.mean([figure(r[20], q[i]) for i in (22, 23)])
+        assert c.images[20].null[key] == pytest.approx(expected)
+
+
+def test_anothers_maps_agree_no_better_than_the_null():
+    r = random_maps(200, seed=2) + 2 * random_maps(1, seed=3)  # with an anatomy in common
+    good, rolled = against(r, r + 0.05 * random_maps(200, seed=4)), against(r, np.roll(r, 2, 0))
+    pearson = rolled.aggregate["pearson"]
+    assert pearson.null > 0.5
+    assert pearson.value == pytest.approx(pearson.null, abs=0.03)
+    assert good.aggregate["pearson"].low > 0.95
+
+
+def test_undefined_maps_are_counted_and_left_out():
+    r, q = random_maps(), random_maps()
+    q[:3] = np.nan
+    c = against(r, q)
+    assert c.undefined == 3
+    assert c.aggregate["pearson"].n == 21
+    assert c.images[0].figures["pearson"] is None
+    assert c.images[0].null["pearson"] is not None  # its strangers' maps are defined
+    assert c.aggregate["pearson"].value == pytest.approx(1)
+
+
+def test_no_strangers_no_null():
+    two = Cases(["0", "1"], ["a", "b"], ["a", "b"], ["p", "q"])
+    m = maps(random_maps(2))
+    c = compare("x", artifact(), "torch", two, m, m)
+    assert c.aggregate["pearson"].null is None
+    assert c.images[0].null["pearson"] is None
+
+
+def test_one_patient_has_no_interval():
+    one = Cases(["0", "1"], ["a", "a"], ["a", "a"], ["p", "p"])
+    m = maps(random_maps(2))
+    c = compare("x", artifact(), "torch", one, m, m)
+    assert c.aggregate == {}
+    assert c.images[0].figures["pearson"] == pytest.approx(1)
+
+
+def test_localisation_is_that_of_the_upsampled_map():
+    rng = np.random.default_rng(5)
+    masks = rng.random((24, 12, 20)) < 0.2
+    masks[5] = False  # no mask
+    q = random_maps(seed=6)
+    q[7] = np.nan
+    c = against(random_maps(), q, masks=masks)
+    up = [resize(m, (12, 20)) for m in q]
+    for i in (0, 9, 21):
+        energy = energy_inside(up[i], masks[i])
+        assert c.images[i].figures["energy"] == pytest.approx(energy, rel=1e-5)
+        expected = energy / masks[i].mean()
+        assert c.images[i].figures["enrichment"] == pytest.approx(expected, rel=1e-5)
+        assert c.images[i].figures["hit"] == pointing_hit(up[i], masks[i])
+    strangers = [o for o in range(20) if o not in (8, 9, 7)]
+    expected = np.mean([energy_inside(up[o], masks[9]) for o in strangers])
+    assert c.images[9].null["energy"] == pytest.approx(expected, rel=1e-5)
+    expected = np.mean([pointing_hit(up[o], masks[9]) for o in strangers])
+    assert c.images[9].null["hit"] == pytest.approx(expected)
+    assert {c.images[i].figures["energy"] for i in (5, 7)} == {None}
+    assert (c.images[5].figures["hit"], c.images[5].null["hit"]) == (None, None)
+    assert c.images[5].figures["pearson"] is not None
+    assert c.aggregate["energy"].n == 22
+
+
+def test_energy_beats_its_null_if_the_maps_are_of_the_masks():
+    rng = np.random.default_rng(7)
+    q, masks = np.full((24, 4, 4), 0.05, np.float32), np.zeros((24, 16, 16), bool)
+    for i, (row, column) in enumerate(rng.integers(4, size=(24, 2))):
+        q[i, row, column] = 1
+        masks[i, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = True
+    c = against(q, q, masks=masks)
+    assert c.aggregate["hit"].value == 1
+    assert c.aggregate["hit"].null < 0.3
+    assert c.aggregate["enrichment"].low > 3
+    assert c.aggregate["enrichment"].null == pytest.approx(1, abs=0.4)
+
+
+def test_intervals_draw_patients():
+    values = np.random.default_rng(8).normal(size=30)
+    low, high = bootstrap(values, np.arange(30), 0)
+    half = 1.96 * values.std() / np.sqrt(30)
+    assert (high - low) / 2 == pytest.approx(half, rel=0.1)
+    tenfold = np.repeat(values, 10)  # ten copies of each patient's image say nothing new
+    assert bootstrap(tenfold, np.repeat(np.arange(30), 10), 0) == pytest.approx((low, high))
+    narrow = bootstrap(tenfold, np.arange(300), 0)
+    assert narrow[1] - narrow[0] < 0.5 * (high - low)
+
+
+def test_intervals_depend_on_the_seed_only():
+    values, member = np.random.default_rng(9).normal(size=30), np.arange(30)
+    assert bootstrap(values, member, 1) == bootstrap(values, member, 1)
+    assert bootstrap(values, member, 1) != bootstrap(values, member, 2)
+
+
+def blocks(images):
+    """The image in 14x14 blocks, twice over; class 0 likes its left half light, class 1 dark."""
+    n = len(images)
+    light = images.mean(1).reshape(n, 14, 2, 14, 2).mean((2, 4))
+    score = light[..., :7].sum((1, 2))
+    return Outputs(np.stack([score, -score], 1), np.stack([light, light.max() - light], 1))
+
+
+def test_explain_set():
+    images = np.random.default_rng(10).random((3, 3, 28, 28)).astype(np.float32)
+    images[2] = 0  # flat: undefined
+    told = []
+
+    def track(items, what, total=None):
+        told.append((what, total))
+        return items
+
+    found = explain_set(blocks, images, np.array([0, 1, 0]), grid=7, track=track)
+    assert found.maps.shape == (3, 7, 7)
+    assert np.isnan(found.maps).any((1, 2)).tolist() == [False, False, True]
+    assert found.answers.tolist() == [0, 0, 0]
+    assert found.seconds > 0
+    assert told == [("explaining", 3)]
+
+
+def test_explain_set_of_nothing():
+    with pytest.raises(EdgeKDError, match="no images to explain"):
+        explain_set(blocks, np.zeros((0, 3, 28, 28), np.float32), np.zeros(0, int))
+
+
+def test_answers_are_named():
+    r = maps(random_maps(8))
+    c = compare("x", artifact(), "torch", cases(8), r, r._replace(answers=np.arange(8) % 2))
+    assert [a.answer for a in c.images] == list("abababab")
+    assert (c.layer, c.precision, c.seconds_per_map) == ("head", "fp32", 0.5)

@@ -1,0 +1,76 @@
+"""Who may import whom (the house plan), and what must stay unloaded until it is needed."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "edgekd"
+GLUE = {"cli", "stages", "runs", "show", "__main__"}  # may know every stage
+ALLOWED = {
+    "records": set(),
+    "runtimes": {"records"},
+    "data": {"records"},
+    "phantom": {"records"},
+    "supernet": {"records"},
+    "models": {"records", "supernet"},
+    "metrics": {"records", "runtimes"},
+    "distill": {"records", "runtimes", "data", "models", "metrics"},
+    "export": {"records", "runtimes"},
+    "quantize": {"records", "runtimes", "data"},
+    "bench": {"records", "runtimes"},
+    "explain": {"records", "runtimes"},
+    "fidelity": {"records", "runtimes", "explain"},
+    "report": {"records", "bench", "explain"},
+}
+HEAVY = ("torch", "numpy", "timm", "PIL", "onnx", "onnxruntime", "openvino", "nncf", "matplotlib")
+
+
+def imported(path):
+    """Names of edgekd's own modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("edgekd"):
+            rest = node.module.split(".")[1:]
+            found |= {rest[0]} if rest else {a.name for a in node.names}
+    return found - {"__version__"}
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if name not in GLUE | {"__init__"}:
+            yield pytest.param(name, path, id="/".join(path.relative_to(PACKAGE).parts))
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules()))
+def test_a_module_imports_only_what_the_plan_allows(name, path):
+    assert name in ALLOWED, f"{path} has no place in the plan: give it one here"
+    assert imported(path) <= ALLOWED[name] | {name}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["profiles"], ["distill", "--help"]])
+def test_the_command_line_starts_without_heavy_packages(arguments):
+    code = (
+        "import sys; from edgekd.cli import app\n"
+        f"try: app({arguments!r})\n"
+        "except SystemExit: pass\n"
+        "print('LOADED', *{m.split('.')[0] for m in sys.modules})"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = shown.stdout.rpartition("LOADED")[2].split()
+    assert not set(loaded) & set(HEAVY)
+
+
+@pytest.mark.parametrize("name", ["data", "phantom", "metrics", "explain", "fidelity", "bench"])
+def test_what_the_device_needs_loads_no_torch(name):
+    code = f"import sys, edgekd.{name}; print(*{{m.split('.')[0] for m in sys.modules}})"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(shown.stdout.split()) & {"torch", "timm", "openvino", "onnxruntime", "nncf"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
+def test_a_file_is_read_in_a_sitting(path):
+    assert len(path.read_text().splitlines()) <= 520

