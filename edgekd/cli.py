@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -17,9 +17,13 @@ from edgekd.records import (
     Profile,
     Record,
     RuntimeUnavailable,
+    Track,
     Training,
     shipped_profiles,
 )
+
+if TYPE_CHECKING:
+    from edgekd.stages import Place
 
 
 class Group(TyperGroup):
@@ -236,12 +240,14 @@ def distill(
     with show.tracker() as track:
         pixels = size or chosen.resolution
         work = stages.Workplace.open(runs_folder, data_folder, pixels, resize, seed, track)
+        show.say(f"run {run or runs_folder / chosen.name}: {work.folder}, {pixels} pixels")
         guide = None
         if not no_teacher:
             guide = stages.find_teacher(
                 work, teacher, _training(None, epochs=teacher_epochs),
                 weights=teacher_weights, pretrained=pretrained,
             )  # fmt: skip
+            show.say(f"teacher {guide.model}, {guide.folder}")
         artifact = stages.distill(
             work, chosen, run or runs_folder / chosen.name, guide, training,
             student=student, force=force,
@@ -267,7 +273,7 @@ def quantize(
     from edgekd import show, stages
 
     with show.tracker() as track:
-        here = stages.Place.find(runs_folder, run, profile, track)
+        here = _place(runs_folder, run, profile, track)
         artifact, before = stages.quantize(here, images=images, force=force)
     _result(as_json, artifact, show.artifact(artifact, before))
     stages.check_drop(artifact, before, max_drop)
@@ -295,7 +301,7 @@ def export(
     from edgekd import show, stages
 
     with show.tracker() as track:
-        here = stages.Place.find(runs_folder, run, profile, track)
+        here = _place(runs_folder, run, profile, track)
         artifact = stages.export(here, format_name, precision, tolerance=tolerance)
     _result(as_json, artifact, show.artifact(artifact))
 
@@ -317,7 +323,7 @@ def bench(
     from edgekd import show, stages
 
     with show.tracker() as track:
-        here = stages.Place.find(runs_folder, run, profile, track)
+        here = _place(runs_folder, run, profile, track)
         timings = stages.bench(here, runtime=runtime, seconds=seconds)
     _result(as_json, [t.model_dump(mode="json") for t in timings], show.timings(timings))
     stages.check_budget(timings)
@@ -338,7 +344,7 @@ def explain(
     from edgekd import show, stages
 
     with show.tracker() as track:
-        here = stages.Place.find(runs_folder, run, profile, track)
+        here = _place(runs_folder, run, profile, track)
         fidelity = stages.explain(here, images=images, variant=variant)
     _result(as_json, fidelity, show.fidelity(fidelity))
 
@@ -355,9 +361,18 @@ def report(
     from edgekd import show, stages
 
     with show.tracker() as track:
-        here = stages.Place.find(runs_folder, run, profile, track)
+        here = _place(runs_folder, run, profile, track)
         page = stages.report(here, cases=cases)
     _result(as_json, {"report": str(page)}, str(page))
+
+
+def _place(root: Path, run: Path | None, profile: str | None, track: Track) -> Place:
+    """The run to go on with; which one, and why that one, is said on stderr."""
+    from edgekd import show, stages
+
+    here = stages.Place.find(root, run, profile, track)
+    show.say(f"run {here.folder} ({here.chosen}), profile {here.run.profile.name}")
+    return here
 
 
 def _training(settings: list[str] | None, **flags: Any) -> Training:

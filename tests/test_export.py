@@ -1,0 +1,91 @@
+"""What is written is what was trained: parity, metadata, and refusal."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from test_runtimes import SPEC, Tiny, artifact, pictures
+
+from edgekd import export
+from edgekd.records import Artifact, EdgeKDError
+
+
+@pytest.fixture
+def module():
+    torch.manual_seed(0)
+    return Tiny().eval()
+
+
+def test_the_onnx_file_is_pinned_whole_and_describes_itself(module, tmp_path, capfd):
+    made = export.to_onnx(module, artifact(), pictures(), tmp_path)
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "artifact.json", "model.onnx", "model.pt2",
+    ]  # fmt: skip
+    model = onnx.load(made.path)
+    assert model.ir_version == 10
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 18)]
+    assert [o.name for o in model.graph.output] == ["logits", "features"]
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    inside = {p.key: json.loads(p.value) for p in model.metadata_props if p.key[:7] == "edgekd."}
+    assert inside["edgekd.classes"] == ["a", "b", "c"]
+    assert inside["edgekd.size"] == [32, 32]
+    assert inside["edgekd.mean"] == list(SPEC.mean)
+    assert inside["edgekd.layer"] == "last 16x8x8"
+    assert made.metrics["parity_max_abs_logits"].value < 1e-5
+    assert made.metrics["parity_agreement"].value == 1
+    assert Artifact.load(tmp_path) == made
+
+
+class Restless(Tiny):
+    """Gives another answer each time, as a model left in training mode does."""
+
+    calls = 0.0
+
+    def forward(self, image):
+        logits, features = super().forward(image)
+        if not torch.compiler.is_compiling():
+            self.calls += 1.0
+            logits = logits + self.calls
+        return logits, features
+
+
+def test_a_file_that_answers_otherwise_is_refused(tmp_path):
+    with pytest.raises(EdgeKDError, match=r"gives other logits: .* must not be used"):
+        export.to_onnx(Restless().eval(), artifact(), pictures(), tmp_path)
+    with pytest.raises(EdgeKDError, match="holds no artifact"):
+        Artifact.load(tmp_path)
+
+
+def test_a_tolerance_of_zero_refuses_rounding(module, tmp_path):
+    with pytest.raises(EdgeKDError, match=r"--tolerance"):
+        export.to_onnx(module, artifact(), pictures() * 3, tmp_path, tolerance=0)
+
+
+def test_openvino_ir_carries_what_model_api_reads(module, tmp_path):
+    from edgekd.runtimes import openvino
+
+    source = export.to_onnx(module, artifact(), pictures(), tmp_path / "onnx")
+    made = export.to_runtime(source, pictures(), tmp_path / "ir", "openvino")
+    assert made.kind == "openvino"
+    assert made.parents == {"onnx": source.sha256}
+    assert list(made.files) == ["model.xml", "model.bin"]
+    assert made.metrics["parity_max_abs_logits"].value < 1e-5
+    model = openvino.read(made.path)
+    info = {k: v.astype(str) for k, v in model.get_rt_info(["model_info"]).astype(dict).items()}
+    assert info["model_type"] == "Classification"
+    assert info["labels"].split() == ["a", "b", "c"]
+    np.testing.assert_allclose(
+        [float(x) for x in info["mean_values"].split()], 255 * np.array(SPEC.mean), rtol=1e-5
+    )
+    weights = [c for c in model.get_ops() if c.get_type_name() == "Constant"]
+    assert not any(c.get_element_type().get_type_name() == "f16" for c in weights)
+
+
+def test_what_cannot_be_written_is_said(module, tmp_path):
+    source = export.to_onnx(module, artifact(), pictures(), tmp_path / "onnx")
+    with pytest.raises(EdgeKDError, match="no export to tensorrt"):
+        export.to_runtime(source, pictures(), tmp_path / "x", "tensorrt")
