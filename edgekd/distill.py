@@ -326,7 +326,8 @@ def augment(
     """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 in [0, 1]: moved, turned, lit and noised.
 
     Each image's changes depend on (seed, epoch, its index) and on nothing else. What leaves the
-    picture is replaced by its border.
+    picture is replaced by its border. Turning and zooming resample, and so blur, as no test image
+    is: only a share `warp` of the images is warped (on MRI, all warped cost 4 points of accuracy).
     """
     n, h, w, _ = pixels.shape
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
@@ -336,14 +337,14 @@ def augment(
     for i, index in enumerate(indices):
         rng = np.random.default_rng((seed, epoch, int(index)))
         u = rng.uniform(-1, 1, 6)
-        flips = rng.random(2)
-        angle = math.radians(training.rotate_deg) * u[0]
-        scale = 1 + training.zoom * u[1]
+        flips, warped = rng.random(2), rng.random() < training.warp
+        angle = math.radians(training.rotate_deg) * u[0] * warped
+        scale = 1 + training.zoom * u[1] * warped
         mirror = np.array([-1.0 if training.hflip and flips[0] < 0.5 else 1.0,
                            -1.0 if training.vflip and flips[1] < 0.5 else 1.0])  # fmt: skip
         turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         affine[i, :, :2] = scale * turn * mirror
-        affine[i, :, 2] = 2 * training.translate * u[2:4]
+        affine[i, :, 2] = 2 * np.round(training.translate * u[2:4] * (w, h)) / (w, h)
         light[i] = training.brightness * u[4], 1 + training.contrast * u[5]
         if training.noise:
             noise[i, 0] = rng.standard_normal((h, w), np.float32)

@@ -215,12 +215,13 @@ class Training(Record):
     balanced: bool = False  # draw classes equally often
     hflip: bool = False  # off: it turns a left lung into a right one
     vflip: bool = False
+    warp: float = Field(default=0.3, ge=0, le=1)  # share of images turned and zoomed, so blurred
     rotate_deg: float = Field(default=10.0, ge=0, le=180)
-    translate: float = Field(default=0.06, ge=0, le=0.5)  # of the side
+    translate: float = Field(default=0.06, ge=0, le=0.5)  # of the side, by whole pixels
     zoom: float = Field(default=0.1, ge=0, le=0.5)
-    brightness: float = Field(default=0.15, ge=0, le=1)
-    contrast: float = Field(default=0.15, ge=0, le=1)
-    noise: float = Field(default=0.02, ge=0, le=1)  # standard deviation, pixels in [0, 1]
+    brightness: float = Field(default=0.1, ge=0, le=1)
+    contrast: float = Field(default=0.1, ge=0, le=1)
+    noise: float = Field(default=0.0, ge=0, le=1)  # standard deviation, pixels in [0, 1]
 
 
 class Artifact(Stored):

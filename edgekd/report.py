@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -262,6 +263,7 @@ def _svg(figure: Figure) -> str:
         )
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :].replace('xmlns:xlink="http://www.w3.org/1999/xlink"', "")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)  # names outside addresses
     return svg.replace("xlink:href", "href")
 
 

@@ -83,7 +83,7 @@ def test_data_check_reports_everything_wrong_at_once(phantoms, tmp_path):
             for i in range(4):
                 folder = tmp_path / "bad" / split / name
                 folder.mkdir(parents=True, exist_ok=True)
-                seed = sum(map(ord, f"{split}{name}{i}"))
+                seed = int.from_bytes(f"{split[1]}{name}{i}".encode())
                 pixels = np.random.default_rng(seed).integers(0, 256, (32, 32), np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}.png")
     (tmp_path / "bad/train/a/empty.png").write_bytes(b"")

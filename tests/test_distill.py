@@ -173,3 +173,14 @@ def test_early_stopping(dataset, spec, tmp_path):
 def test_a_loss_that_is_not_finite_says_what_to_change(dataset, spec, tmp_path):
     with pytest.raises(EdgeKDError, match="use a lower --lr"):
         teach(dataset, spec, tmp_path, lr=1e30, optimizer="sgd", warmup_epochs=0, ema=0)
+
+
+def test_unwarped_images_stay_sharp():
+    """Moved by whole pixels, every pixel of the middle is one of the original's."""
+    p = pixels(16)
+    moved = distill.augment(p, Training(**STILL | {"translate": 0.2}), 0, 0, np.arange(16))
+    values = (moved[:, :, 4:12, 4:12] * 255).numpy()
+    np.testing.assert_allclose(values, values.round(), atol=1e-2)
+    assert not np.array_equal(values.round()[0], p.transpose(0, 3, 1, 2)[0, :, 4:12, 4:12])
+    turned = distill.augment(p, Training(warp=1), 0, 0, np.arange(16)).numpy() * 255
+    assert np.abs(turned - turned.round()).max() > 0.1

@@ -1,0 +1,172 @@
+"""The page says what the records say, in the right order, and asks nobody outside."""
+
+import re
+
+import numpy as np
+import pytest
+
+from edgekd import report
+from edgekd.records import (
+    Agreement,
+    Artifact,
+    Comparison,
+    EdgeKDError,
+    Fidelity,
+    Machine,
+    Profile,
+    Spec,
+    Timing,
+)
+
+MACHINE = Machine(name="m", cpu="CPU & co", cores=2, memory_gb=1, system="L", python="3.11")
+PROFILE = Profile(name="cpu", runtime="openvino", device="CPU", student="ofa-595", resolution=32)
+EVIL = "<script>alert(1)</script>"
+
+
+def artifact(role, precision, accuracy, classes=("cyst", EVIL)):
+    return Artifact(
+        kind="onnx", model="resnet18", precision=precision, files={"m.onnx": role * 8},
+        spec=Spec(classes=classes, size=(32, 32)), role=role, params=2_500_000, macs=104_000_000,
+        metrics={"test_balanced_accuracy": {"value": accuracy, "low": 0.8, "high": 0.99}},
+        per_class={c: {"recall": 0.5, "precision": 0.25, "f1": 1 / 3, "images": 4}
+                   for c in classes},
+    )  # fmt: skip
+
+
+class Sized(Artifact):
+    @property
+    def size_bytes(self):
+        return 9_900_000
+
+
+def rows(timed=True):
+    found = []
+    for role, precision, accuracy, ms in (
+        ("teacher", "fp32", 0.951, 4),
+        ("student", "int8", 0.912, 2),
+    ):
+        made = Sized(**artifact(role, precision, accuracy).model_dump())
+        timing = Timing(
+            model="resnet18", role=role, precision=precision, artifact_sha256="0",
+            runtime="openvino", device="CPU", threads=1, warmup=5, load_ms=3,
+            samples_ms=[ms] * 99 + [ms * 10],
+            throughput_ips=500, throughput_batch=16, params=1, macs=1, size_bytes=1, peak_mb=120,
+            machine=MACHINE, on_device=role == "teacher",
+        )  # fmt: skip
+        found.append(report.Row(f"{role} {precision}", made, timing if timed else None))
+    return found
+
+
+def fidelity(r=(0.9, 0.1, 0.5)):
+    def comparison(name, values):
+        return Comparison(
+            name=name, artifact_sha256="0", precision="fp32", runtime="openvino", layer="l",
+            seconds_per_map=0.25, undefined=0,
+            aggregate={"pearson": {"value": np.mean(values), "low": 0.1, "high": 0.9, "null": 0.3,
+                                   "n": 3}},
+            images=[
+                Agreement(image=f"hash{i}", label="cyst", explained="cyst", answer="cyst",
+                          probability=0.7, figures={"pearson": v}, null={"pearson": 0.3})
+                for i, v in enumerate(values)
+            ],
+        )  # fmt: skip
+
+    return Fidelity(
+        reference="resnet18", reference_sha256="0", variant="evidence", grid=14,
+        data_fingerprint="f", split="test", machine=MACHINE, mask_share=0.031,
+        comparisons=[comparison("teacher fp32", (1, 1, 1)), comparison("student int8", r)],
+    )  # fmt: skip
+
+
+def panels(r=(0.9, 0.1, None)):
+    rng = np.random.default_rng(0)
+    mask = np.zeros((32, 32), bool)
+    mask[8:16, 8:16] = True
+    for i, value in enumerate(r):
+        heat = None if value is None else rng.random((32, 32), np.float32)
+        yield report.Panel(
+            image=f"hash{i}", label="cyst", pixels=rng.integers(0, 256, (32, 32, 3), np.uint8),
+            mask=mask if i else None,
+            maps={"teacher fp32": rng.random((32, 32), np.float32), "student int8": heat},
+            answers={"teacher fp32": ("cyst", 0.9), "student int8": (EVIL, 0.514)},
+            agreement={"teacher fp32": 1.0, "student int8": value},
+        )  # fmt: skip
+
+
+def page(out, **change):
+    given = {
+        "title": "Run " + EVIL, "rows": rows(), "fidelity": fidelity(), "panels": list(panels()),
+        "profile": PROFILE, "notes": ["a note"], "command": "edgekd report",
+    } | change  # fmt: skip
+    return report.write(out, **given).read_text("utf-8")
+
+
+def test_the_numbers_are_those_of_the_records(tmp_path):
+    text = page(tmp_path)
+    for shown in (
+        "0.951 [0.800, 0.990]", "0.912 [0.800, 0.990]", "2.50 M", "104 M", "9.9 MB", "120 MB",
+        "500/s in batches of 16", "0.500 · 0.250 · 0.333", "0.50 [0.10, 0.90]", "3.1 %", "51 %",
+        "2 classes, 8 test images", "CPU &amp; co", "not judged", "r = 0.10", "resnet18",
+    ):  # fmt: skip
+        assert shown in text, shown
+    p95 = [float(np.percentile([ms] * 99 + [ms * 10], 95)) for ms in (4, 2)]
+    assert f"<td>{p95[0]:.2f} ms</td><td>{p95[1]:.2f} ms</td>" in text
+
+
+def test_the_worst_case_comes_first_and_an_undefined_map_before_all(tmp_path):
+    order = re.findall(r"<code>(hash\d)</code>", page(tmp_path))
+    assert order == ["hash2", "hash1", "hash0"]
+
+
+def test_users_words_are_text(tmp_path):
+    text = page(tmp_path)
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_the_page_asks_nobody_outside(tmp_path):
+    text = page(tmp_path)
+    for found in re.findall(r'(?:src|href)="([^"]*)"', text):
+        assert found.startswith(("data:image/png;base64,", "#")), found[:80]
+    assert not re.search(r"url\((?!#)", text)
+    assert "@import" not in text
+    assert set(re.findall(r"https?://[^\"'\s]+", text)) <= {"http://www.w3.org/2000/svg"}
+
+
+def test_every_picture_has_words(tmp_path):
+    text = page(tmp_path)
+    assert text.count("<img ") == len(re.findall(r'<img [^>]*alt="[^"]+"', text)) == 8
+    assert (
+        text.count("<svg") == len(re.findall(r'role="img" aria-label="[^"]+">\s*<svg', text)) == 3
+    )
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path):
+    assert page(tmp_path / "a") == page(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("change", "absent"),
+    [
+        ({"fidelity": None, "panels": []}, "Do the explanations agree"),
+        ({"rows": rows(timed=False)}, "Latency: box"),
+        ({"rows": rows()[:1], "fidelity": None, "panels": []}, "student int8"),
+    ],
+)
+def test_what_is_not_there_is_left_out(tmp_path, change, absent):
+    assert absent in page(tmp_path / "whole")
+    assert absent not in page(tmp_path / "part", **change)
+
+
+def test_nothing_at_all_is_an_error(tmp_path):
+    with pytest.raises(EdgeKDError, match="run edgekd distill first"):
+        page(tmp_path, rows=[])
+
+
+def test_the_outline_is_the_masks_edge():
+    mask = np.zeros((8, 8), bool)
+    mask[2:6, 2:6] = True
+    drawn = report._outlined(np.zeros((8, 8, 3), np.uint8), mask)
+    edge = (drawn == (0, 220, 230)).all(2)
+    assert edge.sum() == 12
+    assert not edge[3:5, 3:5].any()
