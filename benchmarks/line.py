@@ -51,7 +51,7 @@ def line(data: Path, runs: Path, quick: bool) -> dict[str, float]:
     size = ["--size", 64 if quick else 128, "--runs", runs, "--data", data]
     student = ["--epochs", 1] if quick else STUDENT
     teacher = ["--epochs", 1] if quick else TEACHER
-    main, at = runs / "cpu", ["--run", runs / "cpu"]
+    at = ["--run", runs / "cpu"]
     took = {
         "teach": edgekd(
             "teach", "tf_efficientnet_lite0", "--weights", lite0_weights(), *size, *teacher

@@ -199,6 +199,12 @@ def onnx_of(
     if (folder / Artifact.FILE).exists():
         made = Artifact.load(folder)
         if made.parents.get(trained.kind) == trained.sha256:
+            worst = max(m.value for k, m in made.metrics.items() if k.startswith("parity_max"))
+            if worst > tolerance:
+                raise EdgeKDError(
+                    f"{made.path} differs by {worst:.2g} from the network it was made from, "
+                    f"over the tolerance of {tolerance:g} (--tolerance)"
+                )
             return made
     images = sample_images(dataset, trained.spec, "val", PARITY_IMAGES)
     made = export.to_onnx(models.load(trained), trained, images, folder, tolerance=tolerance)
