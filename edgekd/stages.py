@@ -154,13 +154,14 @@ def find_teacher(
     weights: Path | None,
     pretrained: bool,
 ) -> Artifact:
-    """The teacher to learn from: a folder, the one there is, or one taught now by timm name."""
+    """The teacher to learn from: a folder, the one there is (of that name), or one taught now."""
     if teacher and (Path(teacher) / Artifact.FILE).exists():
         if weights or pretrained:
             raise EdgeKDError(f"{teacher} is a trained teacher: --teacher-weights has no place")
         return Artifact.load(Path(teacher))
-    if teacher is None and weights is None and not pretrained:
+    if weights is None and not pretrained and "epochs" not in training.model_fields_set:
         there = runs.teachers(work.root, work.dataset, work.spec)
+        there = [t for t in there if teacher in (None, t.model)]
         if len(there) > 1:
             names = ", ".join(str(t.folder) for t in there)
             raise EdgeKDError(f"{len(there)} teachers fit, name one with --teacher: {names}")

@@ -20,7 +20,8 @@ def small(line):
     command = line.partition("#")[0].strip()
     if command.startswith(("edgekd distill", "edgekd teach")):
         command = re.sub(r"--epochs \d+", "", command) + SMALL
-        return command + (" --teacher-epochs 1" if "distill" in command else "")
+        taught_here = "distill" in command and "teacher" not in command
+        return command + (" --teacher-epochs 1" if taught_here else "")
     return {
         "edgekd quantize": command + " --calibration-images 8 --max-drop 100",
         "edgekd bench": command + " --seconds 0.1",
