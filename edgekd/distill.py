@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from edgekd import data, metrics, models
+from edgekd import data, imaging, metrics, models
 from edgekd.records import (
     Arch,
     Artifact,
@@ -173,7 +173,7 @@ def _run(
     for split in ("val", "test"):
         samples = dataset.splits[split]
         logits = metrics.answers(
-            _as_session(net), data.normalise(data.load_pixels(samples, spec), spec)
+            _as_session(net), imaging.normalise(data.load_pixels(samples, spec), spec)
         )
         labels, groups = np.array([s.label for s in samples]), [s.group for s in samples]
         scores, per_class = metrics.classification(
@@ -357,7 +357,7 @@ def augment(
 
 
 def _normalised(x: torch.Tensor, spec: Spec) -> torch.Tensor:
-    """The same as data.normalise, on pixels that are already in [0, 1]."""
+    """The same as imaging.normalise, on pixels that are already in [0, 1]."""
     mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
     x = (x - mean[:, None, None]) / std[:, None, None]
     return x.contiguous(memory_format=torch.channels_last)
@@ -376,7 +376,7 @@ def _as_session(net: nn.Module):
 def _validate(state: State, val: np.ndarray, labels: torch.Tensor, spec: Spec) -> dict[str, float]:
     """Loss and balanced accuracy on the validation split; remembers the best network."""
     net = state.judged.eval()
-    logits = metrics.answers(_as_session(getattr(net, "module", net)), data.normalise(val, spec))
+    logits = metrics.answers(_as_session(getattr(net, "module", net)), imaging.normalise(val, spec))
     loss = F.cross_entropy(torch.from_numpy(logits), labels).item()
     right = torch.from_numpy(logits.argmax(1)) == labels
     recalls = [right[labels == c].float().mean().item() for c in labels.unique()]

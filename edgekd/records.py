@@ -166,7 +166,7 @@ def shipped_profiles() -> dict[str, Path]:
 
 
 class Spec(Record):
-    """What the model sees and says; it travels in every artifact. `data.prepare` obeys it."""
+    """What the model sees and says; it travels in every artifact. `imaging.prepare` obeys it."""
 
     classes: tuple[str, ...] = Field(min_length=2)
     size: tuple[int, int]  # height, width in pixels
@@ -197,7 +197,7 @@ class Metric(Record):
 class Training(Record):
     """How a network is trained: every setting of the one training loop."""
 
-    epochs: int = Field(default=20, ge=1)
+    epochs: int = Field(default=30, ge=1)
     batch: int = Field(default=32, ge=2)
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(default=2e-3, gt=0)  # peak

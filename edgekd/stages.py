@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd import data, runs
+from edgekd import data, imaging, runs
 from edgekd.records import (
     Artifact,
     EdgeKDError,
@@ -183,8 +183,9 @@ def distill(
 ) -> Artifact:
     """The run's student, trained now (or further) unless it is there already."""
     from edgekd import distill as loop
-    from edgekd import supernet
+    from edgekd import runtimes, supernet
 
+    runtimes.check(profile.runtime)
     name, arch = supernet.named(student or profile.student)
     arch = arch.model_copy(update={"resolution": work.spec.size[0]})
     if teacher is None:
@@ -218,15 +219,16 @@ def quantize(place: Place, *, images: int, force: bool) -> tuple[Artifact, Artif
         made = Artifact.load(folder)
         same = made.settings.get("calibration_images") == min(images, len(dataset.splits["train"]))
         if same and made.parents.get("onnx") == source.sha256:
-            return made, source
+            profile, _ = runs.host(place.run.profile, made)
+            return runs.judged(made, profile, dataset, place.track), source
         if same or made.parents.get("onnx") == source.sha256:
             raise EdgeKDError(f"{folder} was made otherwise: --force replaces it")
     chosen = engine.pick_calibration(dataset.splits["train"], images, place.run.seed)
     pixels = data.load_pixels(chosen, source.spec, place.track)
-    calibration = data.normalise(pixels, source.spec)
+    calibration = imaging.normalise(pixels, source.spec)
     made = engine.quantize(source, calibration, folder, seed=place.run.seed)
     profile, _ = runs.host(place.run.profile, made)
-    return runs.judge(made, profile, dataset, place.track), source
+    return runs.judged(made, profile, dataset, place.track), source
 
 
 def check_drop(after: Artifact, before: Artifact, max_drop: float) -> None:
@@ -265,7 +267,7 @@ def export(place: Place, format_name: str, precision: str | None, *, tolerance: 
         source = Artifact.load(place.folder / "int8")
     made = exporter.to_runtime(source, images, out, format_name, tolerance=tolerance)
     profile, _ = runs.host(place.run.profile, made)
-    return runs.judge(made, profile, dataset, place.track)
+    return runs.judged(made, profile, dataset, place.track)
 
 
 def bench(place: Place, *, runtime: str | None, seconds: float) -> list[Timing]:
@@ -311,7 +313,7 @@ def explain(place: Place, *, images: int, variant: str) -> Fidelity:
     candidates = place.candidates(dataset)
     spec = candidates[0].spec
     samples = _spread(dataset.splits["test"], images)
-    prepared = data.normalise(data.load_pixels(samples, spec), spec)
+    prepared = imaging.normalise(data.load_pixels(samples, spec), spec)
     out = make_folder(place.folder / "explain")
     (out / Fidelity.FILE).unlink(missing_ok=True)
     labels: np.ndarray | None = None
@@ -375,7 +377,7 @@ def _masks(samples: Sequence[data.Sample], spec: Spec) -> np.ndarray | None:
     if not any(s.mask for s in samples):
         return None
     blank = np.zeros(spec.size, bool)
-    return np.stack([blank if s.mask is None else data.mask(s.mask, spec) for s in samples])
+    return np.stack([blank if s.mask is None else imaging.mask(s.mask, spec) for s in samples])
 
 
 def _mask_share(masks: np.ndarray | None) -> float | None:
@@ -446,8 +448,8 @@ def _panels(
             page.Panel(
                 image=case.image,
                 label=case.label,
-                pixels=data.pixels(sample.path, spec),
-                mask=data.mask(sample.mask, spec) if sample.mask else None,
+                pixels=imaging.pixels(sample.path, spec),
+                mask=imaging.mask(sample.mask, spec) if sample.mask else None,
                 maps=heats,
                 answers={n: (case.answer, case.probability) for n, case in own.items()},
                 agreement={n: case.figures["pearson"] for n, case in own.items()},

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgekd import data
+from edgekd import data, imaging
 from edgekd.records import EdgeKDError, Spec
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -218,15 +218,15 @@ def test_bad_image(root, kind):
     refused(root, "1 problem: val/b/bad.png: .*" + reason)
     if kind != "thin":
         with pytest.raises(EdgeKDError, match=r"bad\.png: .*" + reason):
-            data.pixels(root / "val/b/bad.png", spec())
+            imaging.pixels(root / "val/b/bad.png", spec())
         with pytest.raises(EdgeKDError, match="image: .*" + reason):
-            data.prepare(io.BytesIO(content), spec())
+            imaging.prepare(io.BytesIO(content), spec())
 
 
 def test_pillow_images_of_many_bits_are_refused():
     for mode in ("I", "F", "I;16"):
         with pytest.raises(EdgeKDError, match=f"mode {mode}, more than 8 bits"):
-            data.pixels(Image.new(mode, (20, 20)), spec())
+            imaging.pixels(Image.new(mode, (20, 20)), spec())
 
 
 def test_broken_links_and_unreadable_things(root):
@@ -401,7 +401,7 @@ def test_manifests_that_do_not_help(root):
 def test_prepare_by_hand():
     image = Image.fromarray(np.array([[[0, 51, 255], [255, 102, 0]]] * 2, np.uint8))
     s = spec((2, 2), mean=(0.5, 0.2, 0.0), std=(0.5, 0.1, 2.0))
-    got = data.prepare(image, s)
+    got = imaging.prepare(image, s)
     assert got.dtype == np.float32
     assert got.flags.c_contiguous
     expected = [[[-1, 1]] * 2, [[0, 2]] * 2, [[0.5, 0]] * 2]
@@ -413,7 +413,7 @@ def test_normalise_is_the_formula_and_leaves_its_input():
     before = pixels.copy()
     s = spec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     expected = ((pixels / 255.0 - s.mean) / s.std).transpose(0, 3, 1, 2)
-    got = data.normalise(pixels, s)
+    got = imaging.normalise(pixels, s)
     assert got.shape == (3, 3, 5, 4)
     np.testing.assert_allclose(got, expected, atol=1e-6)
     np.testing.assert_array_equal(pixels, before)
@@ -422,8 +422,8 @@ def test_normalise_is_the_formula_and_leaves_its_input():
 def test_grey_is_luma_three_times():
     image = Image.new("RGB", (4, 4), (200, 100, 50))
     luma = round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)
-    assert (data.pixels(image, spec(channels="grey")) == luma).all()
-    assert (data.pixels(image, spec()) == (200, 100, 50)).all()
+    assert (imaging.pixels(image, spec(channels="grey")) == luma).all()
+    assert (imaging.pixels(image, spec()) == (200, 100, 50)).all()
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
@@ -443,7 +443,7 @@ def test_exif_orientation(tmp_path, turn):
     exif = Image.Exif()
     exif[0x0112] = turn
     Image.fromarray(np.ascontiguousarray(undo[turn])).save(tmp_path / "x.png", exif=exif)
-    got = data.pixels(tmp_path / "x.png", spec((16, 32)))
+    got = imaging.pixels(tmp_path / "x.png", spec((16, 32)))
     np.testing.assert_array_equal(got[..., 0], upright)
 
 
@@ -451,31 +451,31 @@ def test_broken_exif_is_silent():
     out = io.BytesIO()
     NOISE.save(out, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0")
     expected = np.asarray(Image.open(io.BytesIO(encoded(NOISE, "JPEG"))))
-    np.testing.assert_array_equal(data.pixels(out.getvalue(), spec((90, 90)))[..., 0], expected)
+    np.testing.assert_array_equal(imaging.pixels(out.getvalue(), spec((90, 90)))[..., 0], expected)
 
 
 def test_transparent_is_black_and_every_mode_becomes_rgb():
     half = Image.new("RGBA", (4, 4), (255, 255, 255, 128))
-    assert (data.pixels(half, spec()) == 128).all()
+    assert (imaging.pixels(half, spec()) == 128).all()
     grey = Image.new("LA", (4, 4), (255, 0))
-    assert (data.pixels(grey, spec()) == 0).all()
+    assert (imaging.pixels(grey, spec()) == 0).all()
     palette = Image.new("P", (4, 4), 1)
     palette.putpalette([0, 0, 0, 10, 20, 30])
-    assert (data.pixels(palette, spec()) == (10, 20, 30)).all()
+    assert (imaging.pixels(palette, spec()) == (10, 20, 30)).all()
     palette.info["transparency"] = 1
-    assert (data.pixels(palette, spec()) == 0).all()
-    assert (data.pixels(Image.new("1", (4, 4), 1), spec()) == 255).all()
+    assert (imaging.pixels(palette, spec()) == 0).all()
+    assert (imaging.pixels(Image.new("1", (4, 4), 1), spec()) == 255).all()
     cmyk = io.BytesIO(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG"))
-    got = data.pixels(cmyk, spec()).astype(int)
+    got = imaging.pixels(cmyk, spec()).astype(int)
     np.testing.assert_allclose(got[0, 0], (255, 0, 0), atol=3)
 
 
 def test_same_pixels_from_path_bytes_file_and_image(tmp_path):
     path = save(tmp_path / "x.png", size=(30, 40))
     content = path.read_bytes()
-    expected = data.pixels(path, spec((8, 8)))
+    expected = imaging.pixels(path, spec((8, 8)))
     for source in (content, io.BytesIO(content), Image.open(io.BytesIO(content))):
-        np.testing.assert_array_equal(data.pixels(source, spec((8, 8))), expected)
+        np.testing.assert_array_equal(imaging.pixels(source, spec((8, 8))), expected)
 
 
 def bands() -> np.ndarray:
@@ -503,23 +503,23 @@ def test_resize_rules_treat_image_and_mask_alike(tmp_path, rule):
     Image.fromarray(bands() // 255).save(tmp_path / "mask.png")  # 0 and 1
     s = spec((8, 8), resize=rule)
     inside = GEOMETRY[rule] > 0
-    np.testing.assert_array_equal(data.mask(tmp_path / "mask.png", s), inside)
-    got = data.pixels(tmp_path / "x.png", s)[..., 0]
+    np.testing.assert_array_equal(imaging.mask(tmp_path / "mask.png", s), inside)
+    got = imaging.pixels(tmp_path / "x.png", s)[..., 0]
     np.testing.assert_array_equal(got >= 128, inside)  # edges are soft: the filter is wide
-    assert data.mask(tmp_path / "mask.png", s).dtype == bool
+    assert imaging.mask(tmp_path / "mask.png", s).dtype == bool
 
 
 def test_crop_of_tall_images_is_centred():
     image = np.zeros((64, 16), np.uint8)
     image[24:40] = 200
-    got = data.pixels(Image.fromarray(image), spec((16, 16), resize="crop"))
+    got = imaging.pixels(Image.fromarray(image), spec((16, 16), resize="crop"))
     np.testing.assert_array_equal(got, 200)
 
 
 def test_a_block_scaled_up_by_hand():
     """Bilinear by two: weights 3/4 and 1/4, edges repeated."""
     image = Image.fromarray(np.array([[0, 160], [0, 160]], np.uint8))
-    got = data.pixels(image, spec((4, 4)))[..., 0]
+    got = imaging.pixels(image, spec((4, 4)))[..., 0]
     np.testing.assert_array_equal(got, [[0, 40, 120, 160]] * 4)
 
 
@@ -528,9 +528,9 @@ def test_mask_by_area_and_in_jpeg(tmp_path):
     share[:9, :8] = 255  # 9 of 16 rows
     share[:7, 8:] = 255  # 7 of 16
     Image.fromarray(share).save(tmp_path / "m.png")
-    np.testing.assert_array_equal(data.mask(tmp_path / "m.png", spec((1, 2))), [[True, False]])
+    np.testing.assert_array_equal(imaging.mask(tmp_path / "m.png", spec((1, 2))), [[True, False]])
     Image.fromarray(np.full((16, 16), 20, np.uint8)).save(tmp_path / "m.jpg")
-    assert not data.mask(tmp_path / "m.jpg", spec()).any()
+    assert not imaging.mask(tmp_path / "m.jpg", spec()).any()
 
 
 def test_load_pixels_in_order(root):
@@ -544,7 +544,7 @@ def test_load_pixels_in_order(root):
 
     got = data.load_pixels(d.splits["train"], spec((10, 10)), track)
     assert seen == [6] * 6
-    expected = [data.pixels(s.path, spec((10, 10))) for s in d.splits["train"]]
+    expected = [imaging.pixels(s.path, spec((10, 10))) for s in d.splits["train"]]
     np.testing.assert_array_equal(got, expected)
 
 
@@ -559,7 +559,7 @@ def test_brain_tumor_mri(real_data):
     assert "addon_no_tumor: not a split folder, ignored" in d.notes
     s = spec((64, 64))
     for sample in d.splits["test"][:3]:
-        lesion = data.mask(sample.mask, s)
+        lesion = imaging.mask(sample.mask, s)
         with Image.open(sample.mask) as full:
             np.testing.assert_allclose(lesion.mean(), np.asarray(full).mean(), rtol=0.15)
 

@@ -14,6 +14,8 @@ import numpy as np
 
 from edgekd.records import Artifact, EdgeKDError, Profile, RuntimeUnavailable, unknown
 
+COMING = ("tensorrt",)  # named by the jetson profile; no file here yet
+
 
 class Outputs(NamedTuple):
     """What every model answers, as host arrays that later calls leave alone."""
@@ -49,8 +51,11 @@ def names() -> list[str]:
 
 def get(name: str) -> Runtime:
     """The runtime called `name`, imported now and not before."""
-    if name not in names():
-        raise EdgeKDError(unknown("runtime", name, names()))
+    check(name)
+    if name in COMING:
+        raise RuntimeUnavailable(
+            f"this edgekd has no runtime {name} yet: export to onnx and build on the device"
+        )
     try:
         return cast(Runtime, importlib.import_module(f"{__name__}.{name}"))
     except ModuleNotFoundError as e:
@@ -59,6 +64,12 @@ def get(name: str) -> Runtime:
         raise RuntimeUnavailable(
             f"runtime {name} needs {e.name}: pip install 'edgekd[{name}]'"
         ) from e
+
+
+def check(name: str) -> None:
+    """EdgeKDError with the nearest name if no profile may say `name`."""
+    if name not in names() and name not in COMING:
+        raise EdgeKDError(unknown("runtime", name, [*names(), *COMING]))
 
 
 def open_session(artifact: Artifact, profile: Profile, batch: int | None = None) -> Session:

@@ -1,0 +1,108 @@
+"""Which run, which device, and which gates: nothing is chosen without being said."""
+
+import pytest
+from test_runtimes import artifact, exported, profile  # noqa: F401
+
+from edgekd import data, runs, stages
+from edgekd.records import (
+    EdgeKDError,
+    GateMissed,
+    Machine,
+    Metric,
+    Profile,
+    RuntimeUnavailable,
+    Spec,
+    Timing,
+)
+
+MACHINE = Machine(name="m", cpu="c", cores=1, memory_gb=1, system="s", python="3")
+
+
+def test_a_device_that_is_here_is_used(exported):  # noqa: F811
+    here = profile("openvino")
+    assert runs.host(here, exported[1]) == (here, True)
+
+
+@pytest.mark.parametrize("name", ["jetson", "intel-npu"])
+def test_a_stand_in_is_marked_as_one(exported, name):  # noqa: F811
+    used, on_device = runs.host(Profile.read(name), exported[1])
+    assert (used.runtime, used.device, on_device) == ("openvino", "CPU", False)
+
+
+def test_a_misspelt_runtime_is_no_reason_for_a_stand_in(exported):  # noqa: F811
+    wrong = Profile.read("cpu").model_copy(update={"runtime": "openvin"})
+    with pytest.raises(EdgeKDError, match='no runtime "openvin"; did you mean "openvino"'):
+        runs.host(wrong, exported[1])
+
+
+def test_nothing_that_runs_the_file_is_exit_4():
+    engine = artifact(files={"model.engine": ""})
+    with pytest.raises(RuntimeUnavailable, match=r"nothing .* runs .*engine: this edgekd has no"):
+        runs.host(Profile.read("jetson"), engine)
+
+
+def timing(**change):
+    given = {
+        "model": "m", "role": "student", "precision": "int8", "artifact_sha256": "",
+        "runtime": "openvino", "device": "CPU", "threads": 0, "samples_ms": [1.0], "warmup": 1,
+        "load_ms": 1, "throughput_ips": 1, "throughput_batch": 1, "params": 1, "macs": 1,
+        "size_bytes": 1, "peak_mb": 1, "machine": MACHINE, "on_device": True,
+        "over_budget": {"latency_ms": (9.0, 8.0)},
+    } | change  # fmt: skip
+    return Timing.parse(given, "test")
+
+
+def test_the_budget_judges_the_deployed_file_on_its_own_device():
+    with pytest.raises(GateMissed, match=r"over budget: latency_ms 9\.0 of 8"):
+        stages.check_budget([timing(over_budget={}), timing()])
+    stages.check_budget([timing(), timing(over_budget={})])
+    stages.check_budget([timing(on_device=False)])
+
+
+def test_int8_may_lose_so_much_and_no_more():
+    def made(value):
+        return artifact(metrics={"test_balanced_accuracy": Metric(value=value)})
+
+    stages.check_drop(made(0.901), made(0.91), 1.0)
+    with pytest.raises(GateMissed, match=r"int8 loses 2\.0 points .*, 1 are allowed"):
+        stages.check_drop(made(0.89), made(0.91), 1.0)
+
+
+def run(**change):
+    given = {"profile": Profile.read("cpu"), "data": "d", "seed": 0,
+             "spec": Spec(classes=("a", "b"), size=(32, 32))} | change  # fmt: skip
+    return runs.Run(**given)
+
+
+def test_the_latest_run_is_gone_on_with_and_named(tmp_path):
+    with pytest.raises(EdgeKDError, match=r"no run in .* yet: start one"):
+        runs.find(tmp_path, None, None)
+    runs.begin(tmp_path, tmp_path / "cpu", run())
+    jetson = Profile.read("jetson")
+    runs.begin(tmp_path, tmp_path / "jetson", run(profile=jetson))
+    assert runs.find(tmp_path, None, None) == (
+        tmp_path / "jetson", run(profile=jetson), f"the latest in {tmp_path}",
+    )  # fmt: skip
+    assert runs.find(tmp_path, None, "cpu")[0] == tmp_path / "cpu"
+    assert runs.find(tmp_path, tmp_path / "cpu", None)[2] == "--run"
+
+
+def test_a_folder_of_another_run_is_not_taken_over(tmp_path):
+    runs.begin(tmp_path, tmp_path / "cpu", run())
+    (tmp_path / "cpu" / "student").mkdir()
+    runs.begin(tmp_path, tmp_path / "cpu", run())
+    with pytest.raises(EdgeKDError, match=r"another data \(d\): choose another folder with --run"):
+        runs.begin(tmp_path, tmp_path / "cpu", run(data="elsewhere"))
+
+
+def test_a_file_that_cannot_be_written_leaves_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EdgeKDError, match="cannot write to folder"):
+        runs.begin(tmp_path, tmp_path / "file" / "cpu", run())
+
+
+def test_gallery_images_are_spread_over_classes():
+    samples = [data.Sample(data.Path(str(i)), int(i >= 90), "", None, "") for i in range(100)]
+    chosen = [int(s.path.name) for s in stages._spread(samples, 8)]
+    assert [c for c in chosen if c >= 90] == [90, 93, 96, 99]
+    assert chosen[:4] == [0, 29, 59, 89]
