@@ -59,7 +59,7 @@ app.add_typer(data_app, name="data")
 
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
 RunOption = Annotated[
-    Path | None, typer.Option("--run", help="This run's folder. [default: RUNS/<profile>]")
+    Path | None, typer.Option("--run", help="This run's folder. [default: RUNS/PROFILE]")
 ]
 ProfileOption = Annotated[
     str | None, typer.Option("--profile", "-p", help="Profile: a name or a .toml file.")
@@ -78,9 +78,18 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="A training setting, NAME=VALUE; repeatable. See README."),
 ]
-EpochsOption = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the data.")]
-LrOption = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
-BatchOption = Annotated[int | None, typer.Option("--batch", min=2, help="Images a step.")]
+EpochsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--epochs", min=1, help="Passes over the data. [default: 30; a pretrained teacher 8]"
+    ),
+]
+LrOption = Annotated[
+    float | None, typer.Option("--lr", help="Peak. [default: 0.002; a pretrained teacher 0.0007]")
+]
+BatchOption = Annotated[
+    int | None, typer.Option("--batch", min=2, help="Images a step. [default: 32]")
+]
 RUNS = Path("runs")
 
 
@@ -213,10 +222,12 @@ def distill(
     lr: LrOption = None,
     batch: BatchOption = None,
     alpha_hard: Annotated[
-        float | None, typer.Option("--alpha-hard", min=0, max=1, help="Weight of the labels.")
+        float | None,
+        typer.Option("--alpha-hard", min=0, max=1, help="Weight of the labels. [default: 0.3]"),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", "-T", min=0.01, help="Of the soft targets.")
+        float | None,
+        typer.Option("--temperature", "-T", min=0.01, help="Of the soft targets. [default: 4]"),
     ] = None,
     settings: SetOption = None,
     resize: Annotated[str, typer.Option(help="stretch, crop or pad.")] = "stretch",

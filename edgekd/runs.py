@@ -225,10 +225,16 @@ def _reference() -> Profile:
 
 
 def exports(folder: Path) -> list[Artifact]:
-    """The run's deployable files, the most compressed last: one a precision, exports first."""
+    """The student's files that a runtime loads: one a precision, an export before what it is of.
+
+    Files of an earlier student, left behind when it was replaced, are passed over.
+    """
+    family = {Artifact.load(folder / "student").sha256}
     found: dict[str, Artifact] = {}
-    for name in ("onnx", "int8", "onnx-fp32", "openvino-fp32", "openvino-int8"):
+    for name in ("onnx", "onnx-fp32", "int8", "openvino-fp32", "openvino-int8"):
         if (folder / name / Artifact.FILE).exists():
             artifact = Artifact.load(folder / name)
-            found[artifact.precision] = artifact
+            if family & set(artifact.parents.values()):
+                family.add(artifact.sha256)
+                found[artifact.precision] = artifact
     return [found[p] for p in ("fp32", "int8") if p in found]

@@ -264,7 +264,10 @@ def export(place: Place, format_name: str, precision: str | None, *, tolerance: 
     if precision == "int8":
         if not quantised:
             raise EdgeKDError(f"{place.folder} has no int8 yet: run edgekd quantize first")
-        source = Artifact.load(place.folder / "int8")
+        small = Artifact.load(place.folder / "int8")
+        if small.parents.get("onnx") != source.sha256:
+            raise EdgeKDError(f"{small.folder} is of an earlier student: edgekd quantize --force")
+        source = small
     made = exporter.to_runtime(source, images, out, format_name, tolerance=tolerance)
     profile, _ = runs.host(place.run.profile, made)
     return runs.judged(made, profile, dataset, place.track)

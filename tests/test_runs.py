@@ -106,3 +106,23 @@ def test_gallery_images_are_spread_over_classes():
     chosen = [int(s.path.name) for s in stages._spread(samples, 8)]
     assert [c for c in chosen if c >= 90] == [90, 93, 96, 99]
     assert chosen[:4] == [0, 29, 59, 89]
+
+
+def stored(folder, content, **change):
+    folder.mkdir(parents=True)
+    (folder / "f.onnx").write_bytes(content)
+    digest = runs.hashlib.sha256(content).hexdigest()
+    return artifact(files={"f.onnx": digest}, **change).save(folder)
+
+
+def test_files_of_an_earlier_student_are_passed_over(tmp_path):
+    student = stored(tmp_path / "student", b"new")
+    onnx = stored(tmp_path / "onnx", b"onnx", kind="onnx", parents={"student": student.sha256})
+    old = {"kind": "openvino", "precision": "int8"}
+    stored(tmp_path / "int8", b"old", parents={"onnx": "0" * 64}, **old)
+    assert runs.exports(tmp_path) == [onnx]
+    runs.shutil.rmtree(tmp_path / "int8")
+    int8 = stored(tmp_path / "int8", b"new int8", parents={"onnx": onnx.sha256}, **old)
+    assert runs.exports(tmp_path) == [onnx, int8]
+    last = stored(tmp_path / "openvino-int8", b"ir", parents={"openvino": int8.sha256}, **old)
+    assert runs.exports(tmp_path) == [onnx, last]
