@@ -249,9 +249,10 @@ def distill(
     soft = {"alpha_hard": alpha_hard, "temperature": temperature}
     training = _training(settings, **given, **soft)
     with show.tracker() as track:
-        pixels = size or chosen.resolution
+        folder, pixels = run or runs_folder / chosen.name, size or chosen.resolution
+        stages.check(chosen, student, folder)
         work = stages.Workplace.open(runs_folder, data_folder, pixels, resize, seed, track)
-        show.say(f"run {run or runs_folder / chosen.name}: {work.folder}, {pixels} pixels")
+        show.say(f"run {folder}: {work.folder}, {pixels} pixels")
         guide = None
         if not no_teacher:
             guide = stages.find_teacher(
@@ -260,7 +261,7 @@ def distill(
             )  # fmt: skip
             show.say(f"teacher {guide.model}, {guide.folder}")
         artifact = stages.distill(
-            work, chosen, run or runs_folder / chosen.name, guide, training,
+            work, chosen, folder, guide, training,
             student=student, force=force,
         )  # fmt: skip
     _result(as_json, artifact, show.artifact(artifact, guide))

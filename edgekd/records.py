@@ -425,7 +425,7 @@ def make_folder(path: Path) -> Path:
             return path
     except OSError as e:
         raise EdgeKDError(
-            f"cannot write to folder {path}: {e.strerror}; choose another with --run or --out"
+            f"cannot write to folder {path}: {e.strerror}; choose another with --runs or --run"
         ) from None
 
 

@@ -21,6 +21,7 @@ from edgekd.records import (
     Timing,
     Track,
     Training,
+    make_folder,
     unknown,
     write_atomic,
 )
@@ -171,6 +172,15 @@ def find_teacher(
     return teach(work, name, training, weights=weights, pretrained=pretrained)
 
 
+def check(profile: Profile, student: str | None, folder: Path) -> None:
+    """EdgeKDError at once for what would only be found after a teacher was taught."""
+    from edgekd import runtimes, supernet
+
+    runtimes.check(profile.runtime)
+    supernet.named(student or profile.student)
+    make_folder(folder)
+
+
 def distill(
     work: Workplace,
     profile: Profile,
@@ -183,9 +193,8 @@ def distill(
 ) -> Artifact:
     """The run's student, trained now (or further) unless it is there already."""
     from edgekd import distill as loop
-    from edgekd import runtimes, supernet
+    from edgekd import supernet
 
-    runtimes.check(profile.runtime)
     name, arch = supernet.named(student or profile.student)
     arch = arch.model_copy(update={"resolution": work.spec.size[0]})
     if teacher is None:
@@ -308,7 +317,7 @@ def explain(place: Place, *, images: int, variant: str) -> Fidelity:
     from edgekd import explain as cam
     from edgekd import fidelity, runtimes
     from edgekd.bench import machine
-    from edgekd.records import make_folder, versions
+    from edgekd.records import versions
 
     if variant not in cam.VARIANTS:
         raise EdgeKDError(unknown("variant", variant, cam.VARIANTS))
