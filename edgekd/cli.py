@@ -158,6 +158,27 @@ def data_check(
         raise typer.Exit(1)
 
 
+@data_app.command("phantoms")
+def data_phantoms(
+    folder: Annotated[Path, typer.Argument(help="a new folder")],
+    per_class: Annotated[int, typer.Option("--per-class", min=3, help="Images a class.")] = 120,
+    size: Annotated[int, typer.Option("--size", min=32, max=1024, help="Pixels a side.")] = 96,
+    marker: Annotated[
+        float,
+        typer.Option("--marker", min=0, max=1, help="Share of opacities with an L in a corner."),
+    ] = 0.0,
+    seed: SeedOption = 0,
+) -> None:
+    """Write synthetic chest films with lesion masks; --marker plants a shortcut to be caught."""
+    from edgekd import phantom, show
+
+    with show.tracker() as track:
+        made = phantom.make(
+            folder, per_class=per_class, size=size, seed=seed, marker=marker, track=track
+        )
+    _result(False, {}, str(made))
+
+
 @app.command()
 def teach(
     model: Annotated[str, typer.Argument(help="timm name, e.g. resnet18")] = "resnet18",

@@ -6,7 +6,9 @@ import contextlib
 import io
 import json
 import logging
+import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +22,10 @@ from edgekd.records import (
     EdgeKDError,
     Metric,
     Profile,
+    RuntimeUnavailable,
     make_folder,
     sha256,
     versions,
-    write_atomic,
 )
 from edgekd.runtimes import Outputs
 
@@ -45,15 +47,38 @@ def to_onnx(
     them the file must give the module's outputs to within `tolerance` of the largest one (at
     least 1), alone and in a batch, or EdgeKDError and nothing that looks finished.
     """
-    make_folder(out)
-    (out / Artifact.FILE).unlink(missing_ok=True)
+    name, reference = _reference()
+    layer = str(getattr(module, "layer", ""))
+    with _making(out, artifact, images) as made:
+        _write_onnx(module, images, made, _metadata(artifact, layer))
+        with torch.inference_mode():
+            expected = Outputs(*(x.numpy() for x in module(torch.from_numpy(images))))
+        session = reference.load(made / "model.onnx", _cpu(name), "fp32", None)
+        metrics = _parity(session, expected, images, tolerance, str(out / "model.onnx"))
+    return Artifact(
+        kind="onnx",
+        files={f: sha256(out / f) for f in ("model.onnx", "model.pt2")},
+        layer=layer,
+        parents={artifact.kind: artifact.sha256},
+        metrics=metrics,
+        settings={"opset": OPSET, "tolerance": tolerance, "compared_in": name},
+        versions=versions("torch", "onnx", "onnxscript", name),
+        **_inherited(artifact),
+    ).save(out)
+
+
+def _write_onnx(
+    module: nn.Module, images: np.ndarray, folder: Path, metadata: dict[str, str]
+) -> None:
+    """model.pt2 and, from the same program, model.onnx: one file, checked, any batch."""
+    example = np.resize(images, (2, *images.shape[1:]))  # of one image torch fixes the batch at 1
     with _quiet():
         program = torch.export.export(
             module.eval(),
-            (torch.from_numpy(images[:2]),),
+            (torch.from_numpy(example),),
             dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
         )
-        torch.export.save(program, out / "model.pt2")
+        torch.export.save(program, folder / "model.pt2")
         written = torch.onnx.export(
             program,
             input_names=["image"],
@@ -66,28 +91,11 @@ def to_onnx(
     assert written is not None
     model = written.model_proto
     model.ir_version = IR_VERSION
-    layer = str(getattr(module, "layer", ""))
-    for key, value in _metadata(artifact, layer).items():
+    for key, value in metadata.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value
     onnx.checker.check_model(model, full_check=True)
-    write_atomic(out / "model.onnx", model.SerializeToString())
-    with torch.inference_mode():
-        expected = Outputs(*(x.numpy() for x in module(torch.from_numpy(images))))
-    session = runtimes.get("onnxruntime").load(
-        out / "model.onnx", _cpu("onnxruntime"), "fp32", None
-    )
-    metrics = _parity(session, expected, images, tolerance, str(out / "model.onnx"))
-    return Artifact(
-        kind="onnx",
-        files={f: sha256(out / f) for f in ("model.onnx", "model.pt2")},
-        layer=layer,
-        parents={artifact.kind: artifact.sha256},
-        metrics=metrics,
-        settings={"opset": OPSET, "tolerance": tolerance},
-        versions=versions("torch", "onnx", "onnxscript", "onnxruntime"),
-        **_inherited(artifact),
-    ).save(out)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
 
 
 def to_runtime(
@@ -102,13 +110,12 @@ def to_runtime(
     if runtime != "openvino":
         raise EdgeKDError(f"no export to {runtime}: openvino is what can be written")
     module = runtimes.get("openvino")
-    make_folder(out)
-    (out / Artifact.FILE).unlink(missing_ok=True)
-    _write_ir(source, out)
     cpu = _cpu("openvino")
-    expected = module.load(source.path, cpu, source.precision, None)(images)
-    session = module.load(out / "model.xml", cpu, source.precision, None)
-    metrics = _parity(session, expected, images, tolerance, str(out / "model.xml"))
+    with _making(out, source, images) as made:
+        _write_ir(source, made)
+        expected = module.load(source.path, cpu, source.precision, None)(images)
+        session = module.load(made / "model.xml", cpu, source.precision, None)
+        metrics = _parity(session, expected, images, tolerance, str(out / "model.xml"))
     return Artifact(
         kind="openvino",
         precision=source.precision,
@@ -120,6 +127,24 @@ def to_runtime(
         versions=versions("openvino"),
         **_inherited(source),
     ).save(out)
+
+
+@contextlib.contextmanager
+def _making(out: Path, source: Artifact, images: np.ndarray) -> Iterator[Path]:
+    """A folder inside `out` whose files replace `out`'s when all went well.
+
+    By rename: written over, a model.bin that a session has mapped ends the process (SIGBUS).
+    """
+    if not len(images):
+        raise EdgeKDError("export compares outputs on images, got none: give at least one")
+    if out.resolve() == source.folder.resolve():
+        raise EdgeKDError(f"{out} holds what is to be exported: choose another folder")
+    make_folder(out)
+    (out / Artifact.FILE).unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".making-") as made:
+        yield Path(made)
+        for path in Path(made).iterdir():
+            path.replace(out / path.name)
 
 
 def _write_ir(source: Artifact, out: Path) -> None:
@@ -159,6 +184,18 @@ def _metadata(artifact: Artifact, layer: str) -> dict[str, str]:
     return {f"edgekd.{k}": json.dumps(v) for k, v in values.items()}
 
 
+def _reference() -> tuple[str, runtimes.Runtime]:
+    """Name and runtime that an ONNX file is compared in: its own, or else OpenVINO in f32."""
+    for name in ("onnxruntime", "openvino"):
+        try:
+            return name, runtimes.get(name)
+        except RuntimeUnavailable:
+            continue
+    raise RuntimeUnavailable(
+        "export runs the ONNX file to compare it: pip install 'edgekd[onnxruntime]' (or [openvino])"
+    )
+
+
 def _cpu(runtime: str) -> Profile:
     """The plain reference: this machine's CPU."""
     return Profile(name="cpu", runtime=runtime, device="CPU", student="", resolution=224)
@@ -178,21 +215,20 @@ def _parity(
     for name in ("logits", "features"):
         right = getattr(expected, name)
         scale = max(1.0, float(np.abs(right).max()))
-        error = max(
-            float(np.abs(getattr(o, name) - right[: len(o.logits)]).max()) / scale for o in outputs
-        )
-        found[f"parity_max_abs_{name}"] = Metric(value=error if np.isfinite(error) else 1e30)
-        if not error <= tolerance:
+        errors = [np.abs(getattr(o, name) - right[: len(o.logits)]).max() for o in outputs]
+        error = float(np.max(errors)) / scale  # unlike max(), np.max keeps NaN wherever it is
+        if not (np.isfinite(error) and error <= tolerance):
             raise EdgeKDError(
                 f"{path} gives other {name}: largest error {error:.2g} of the largest value, "
                 f"{tolerance:g} is the tolerance (--tolerance); the file must not be used"
             )
+        found[f"parity_max_abs_{name}"] = Metric(value=error)
     same = outputs[0].logits.argmax(1) == expected.logits.argmax(1)
     return found | {"parity_agreement": Metric(value=float(same.mean()))}
 
 
 @contextlib.contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     """Torch's exporter prints and warns about itself; errors still come through."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def pick_calibration(samples: Sequence[Sample], n: int, seed: int) -> list[Sampl
 def quantize(source: Artifact, calibration: np.ndarray, out: Path, *, seed: int = 0) -> Artifact:
     """INT8 IR of an FP32 ONNX artifact, calibrated on (n, 3, H, W) float32 prepared images.
 
-    Raises EdgeKDError if the quantised graph does not run or answers nothing finite.
+    Raises EdgeKDError if there is nothing to calibrate on, or if the quantised graph does not run
+    or answers nothing finite; then nothing that looks finished is left in `out`.
     """
     openvino = runtimes.get("openvino")  # first: it blocks telemetry
     from edgekd.runtimes import openvino as runtime
@@ -44,6 +46,10 @@ def quantize(source: Artifact, calibration: np.ndarray, out: Path, *, seed: int 
         raise EdgeKDError(f"quantize needs {e.name}: pip install 'edgekd[quantize]'") from None
     if source.kind != "onnx" or source.precision != "fp32":
         raise EdgeKDError(f"{source.folder} is {source.kind} {source.precision}, not fp32 ONNX")
+    if not len(calibration):
+        raise EdgeKDError("quantize needs images to calibrate on, got none: give at least one")
+    if out.resolve() == source.folder.resolve():
+        raise EdgeKDError(f"{out} holds what is to be quantised: choose another folder")
     make_folder(out)
     (out / Artifact.FILE).unlink(missing_ok=True)
     model = runtime.read(source.path)
@@ -55,14 +61,18 @@ def quantize(source: Artifact, calibration: np.ndarray, out: Path, *, seed: int 
             subset_size=len(calibration),
             fast_bias_correction=True,
         )
-    runtime.ov.save_model(model, out / "model.xml", compress_to_fp16=False)
     fake = sum(op.get_type_name() == "FakeQuantize" for op in model.get_ops())
     if not fake:
         raise EdgeKDError(f"nncf found nothing to quantise in {source.path}")
     cpu = Profile(name="cpu", runtime="openvino", device="CPU", student="", resolution=224)
-    answer = openvino.load(out / "model.xml", cpu, "int8", None)(calibration[:4])
-    if not all(np.isfinite(x).all() for x in answer):
-        raise EdgeKDError(f"{out}/model.xml answers nothing finite: deploy fp32 instead")
+    # A session may have the old file mapped: it is replaced by rename, never written over.
+    with tempfile.TemporaryDirectory(dir=out, prefix=".making-") as made:
+        runtime.ov.save_model(model, Path(made) / "model.xml", compress_to_fp16=False)
+        answer = openvino.load(Path(made) / "model.xml", cpu, "int8", None)(calibration[:4])
+        if not all(np.isfinite(x).all() for x in answer):
+            raise EdgeKDError(f"{source.path} in int8 answers nothing finite: deploy fp32 instead")
+        for name in ("model.xml", "model.bin"):
+            (Path(made) / name).replace(out / name)
     return Artifact(
         kind="openvino",
         precision="int8",

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
-from collections.abc import Iterable, Sequence
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,9 +18,12 @@ from PIL import Image
 from edgekd.bench import percentiles
 from edgekd.explain import overlay
 from edgekd.records import (
+    Aggregate,
     Artifact,
+    Comparison,
     EdgeKDError,
     Fidelity,
+    Machine,
     Metric,
     Profile,
     Timing,
@@ -26,23 +32,30 @@ from edgekd.records import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PAGE = "report.html"
-SIDE = 176  # pixels of a picture in the gallery
+SIDE = 192  # pixels of a picture's longer side in the gallery
 COLOURS = ("#4c566a", "#2a6f97", "#bc5090", "#7a9e3a", "#c77d12")  # told apart without red-green
-NAMES = {
+SCORES = {
+    "test_balanced_accuracy": "balanced accuracy",
+    "test_macro_f1": "macro F1",
+    "test_macro_auroc": "macro AUROC",
+}
+FIGURES = {
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
-    "iou20": "overlap of the top 20 %",
+    "iou20": "overlap of the top 20 % (IoU)",
     "energy": "energy inside the mask",
-    "enrichment": "energy inside / area of the mask",
-    "hit": "peak inside the mask",
+    "enrichment": "enrichment: energy inside / area of the mask",
+    "hit": "pointing: peak inside the mask",
 }
+UNITS = {"ms": "ms", "m": "M", "mb": "MB"}  # last word of a budget's limit -> as it is written
 
 
 class Row(NamedTuple):
-    """One model of the table."""
+    """One model of the table; the first is the teacher, the last the file to be deployed."""
 
     name: str  # as in the comparisons: "teacher fp32"
     artifact: Artifact
@@ -61,6 +74,14 @@ class Panel(NamedTuple):
     agreement: dict[str, float | None]  # name -> Pearson with the reference's map
 
 
+class Plot(NamedTuple):
+    """A drawing and its words."""
+
+    svg: str
+    alt: str  # what it shows, in numbers
+    caption: str
+
+
 def write(
     out: Path,
     *,
@@ -75,6 +96,7 @@ def write(
     """Write `out`/report.html and return its path. The same records give the same bytes."""
     if not rows:
         raise EdgeKDError("nothing to report: run edgekd distill first")
+    _import_plotting()
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ModuleNotFoundError:
@@ -86,76 +108,70 @@ def write(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    reference = fidelity.comparisons[0].name if fidelity else ""
-    page = environment.get_template("report.html.j2").render(
+    template = environment.get_template("report.html.j2")
+    page = template.render(
         title=title,
-        summary=_summary(rows, fidelity),
-        names=[r.name for r in rows],
-        models=list(_models(rows)),
-        per_class=_per_class(rows),
-        classes=rows[0].artifact.spec.classes,
-        plots=_plots(rows),
-        where=_where(rows, profile),
-        fidelity=fidelity,
-        agreement=list(_agreement(fidelity)) if fidelity else [],
-        histogram=_histogram(fidelity) if fidelity else "",
-        panels=[_shown(p, reference) for p in sorted(panels, key=lambda p: _worst(p, reference))],
         settings=list(_settings(rows, profile, notes, command)),
-        reference=reference,
+        **_measured(rows, fidelity, profile),
+        **_explained(rows, fidelity, panels),
     )
-    return _write(make_folder(out) / PAGE, page)
-
-
-def _write(path: Path, text: str) -> Path:
-    write_atomic(path, text)
+    path = make_folder(out) / PAGE
+    write_atomic(path, page)
     return path
 
 
-def _worst(panel: Panel, reference: str) -> float:
-    """Lowest agreement of any model but the reference; an undefined map comes first."""
-    found = [r for name, r in panel.agreement.items() if name != reference]
-    return min((-2.0 if r is None else r for r in found), default=0.0)
+def _measured(
+    rows: Sequence[Row], fidelity: Fidelity | None, profile: Profile
+) -> dict[str, object]:
+    """What the template shows of the models."""
+    return {
+        "summary": list(_summary(rows, fidelity)),
+        "tiles": list(_tiles(rows, fidelity)),
+        "names": [r.name for r in rows],
+        "models": list(_models(rows)),
+        "per_class": _per_class(rows),
+        "plots": [p for p in (_latency(rows, profile), _scatter(rows)) if p],
+        "where": _where(rows, profile),
+    }
 
 
-def _accuracy(artifact: Artifact) -> Metric | None:
-    return artifact.metrics.get("test_balanced_accuracy")
+def _explained(
+    rows: Sequence[Row], fidelity: Fidelity | None, panels: Sequence[Panel]
+) -> dict[str, object]:
+    """What the template shows of the heat maps."""
+    reference = fidelity.comparisons[0].name if fidelity else rows[0].name
+    ramp = overlay(np.full((14, 160, 3), 120, np.uint8), np.linspace(0, 1, 160)[None])
+    return {
+        "reference": reference,
+        "fidelity": fidelity,
+        "agreement": list(_agreement(fidelity)) if fidelity else [],
+        "closer": list(_closer(fidelity)) if fidelity else [],
+        "histogram": _histogram(fidelity) if fidelity else None,
+        "panels": [
+            _shown(p, reference) for p in sorted(panels, key=lambda p: _worst(p, reference))
+        ],
+        "any_mask": any(p.mask is not None for p in panels),
+        "scale": _png(ramp),
+    }
 
 
-def _summary(rows: Sequence[Row], fidelity: Fidelity | None) -> list[str]:
-    """The page in a few sentences, each made from the numbers below."""
-    first, last = rows[0], rows[-1]
-    images = sum(int(c["images"]) for c in last.artifact.per_class.values())
-    lines = [f"{len(last.artifact.spec.classes)} classes, {images} test images."]
-    a, b = _accuracy(first.artifact), _accuracy(last.artifact)
-    if a and b and first is not last:
-        lines.append(
-            f"The deployed file ({last.name}) reaches a balanced accuracy of {b.value:.3f}"
-            f"{_interval(b)}, the teacher {a.value:.3f}{_interval(a)}."
-        )
-    if first is not last:
-        own, its = (
-            f"{a.params / 1e6:.2f} M parameters in {a.size_bytes / 1e6:.1f} MB"
-            for a in (last.artifact, first.artifact)
-        )
-        lines.append(f"It has {own}, the teacher {its}.")
-    if first.timing and last.timing:
-        p, q = (percentiles(t.samples_ms) for t in (first.timing, last.timing))
-        lines.append(
-            f"It answers in {q['p50']:.2f} ms (median; 95 % within {q['p95']:.2f} ms), "
-            f"the teacher in {p['p50']:.2f} ms in the same runtime."
-        )
-    r = fidelity.comparisons[-1].aggregate.get("pearson") if fidelity else None
-    if r and r.null is not None:
-        lines.append(
-            f"Its heat maps correlate {r.value:.2f} with the teacher's of the same image, and "
-            f"{r.null:.2f} with the teacher's of another patient."
-        )
-    e = fidelity.comparisons[-1].aggregate.get("enrichment") if fidelity else None
-    if e:
-        lines.append(
-            f"They put {e.value:.1f} times as much energy into the masks as even maps would."
-        )
-    return lines
+def _import_plotting() -> None:
+    """Import matplotlib so that it leaves no font cache behind (unless MPLCONFIGDIR is set)."""
+    try:
+        if "MPLCONFIGDIR" in os.environ or "matplotlib.figure" in sys.modules:
+            import matplotlib.figure
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                os.environ["MPLCONFIGDIR"] = folder
+                try:
+                    import matplotlib.figure  # noqa: F401
+                finally:
+                    del os.environ["MPLCONFIGDIR"]
+    except ModuleNotFoundError:
+        raise EdgeKDError("the report needs matplotlib: pip install 'edgekd[report]'") from None
+
+
+# ---- words and numbers
 
 
 def _interval(m: Metric | None) -> str:
@@ -166,108 +182,236 @@ def _metric(m: Metric | None) -> str:
     return "–" if m is None else f"{m.value:.3f}{_interval(m)}"
 
 
-def _models(rows: Sequence[Row]) -> Iterable[tuple[str, list[str]]]:
+def _accuracy(row: Row) -> Metric | None:
+    return row.artifact.metrics.get("test_balanced_accuracy")
+
+
+def _aggregate(fidelity: Fidelity | None, key: str) -> Aggregate | None:
+    """A figure of the file to be deployed."""
+    deployed = fidelity.comparisons[1:] if fidelity else ()
+    return deployed[-1].aggregate.get(key) if deployed else None
+
+
+def _times(own: float, its: float) -> str:
+    """'9.4 times fewer' or '1.6 times more' than `its`."""
+    if not own or not its or f"{own / its:.2g}" == "1":
+        return "as many"
+    return f"{its / own:.2g} times fewer" if own < its else f"{own / its:.2g} times more"
+
+
+def _pace(first: Row, last: Row) -> str:
+    """Median latency beside the first model's, if one runtime, device and machine timed both."""
+    a, b = first.timing, last.timing
+    if a is None or b is None or first is last:
+        return ""
+    if (a.runtime, a.device, a.machine.name) != (b.runtime, b.device, b.machine.name):
+        return ""
+    ratio = percentiles(a.samples_ms)["p50"] / percentiles(b.samples_ms)["p50"]
+    return f", {ratio:.2g} times as fast as {first.name}"
+
+
+def _summary(rows: Sequence[Row], fidelity: Fidelity | None) -> Iterator[str]:
+    """The page in a few sentences, each made from the numbers below."""
+    first, last = rows[0], rows[-1]
+    images = sum(int(c["images"]) for c in last.artifact.per_class.values())
+    tested = f", {images} test images" if images else ""
+    yield f"{len(last.artifact.spec.classes)} classes{tested}."
+    scored = [f"{_metric(m)} ({r.name})" for r in rows if (m := _accuracy(r))]
+    if scored:
+        yield "Balanced accuracy " + ", ".join(scored) + "."
+    if first is not last:
+        own, its = last.artifact, first.artifact
+        yield (
+            f"Beside {first.name}, the deployed file ({last.name}) has "
+            f"{_times(own.params, its.params)} parameters and "
+            f"{_times(own.macs, its.macs)} multiply-accumulates."
+        )
+    if last.timing:
+        q = percentiles(last.timing.samples_ms)
+        where = "" if last.timing.on_device else " on this machine, not on the profile's device"
+        yield (
+            f"It answers in {q['p50']:.2f} ms (median; 95 % within {q['p95']:.2f} ms)"
+            f"{_pace(first, last)}{where}."
+        )
+    yield from _told(fidelity)
+
+
+def _told(fidelity: Fidelity | None) -> Iterator[str]:
+    """What the heat maps of the file to be deployed say, in sentences."""
+    r, e, m = (_aggregate(fidelity, k) for k in ("pearson", "energy", "enrichment"))
+    if fidelity and r:
+        stranger = "" if r.null is None else f", and {r.null:.2f} with those of other patients"
+        yield (
+            f"Its heat maps correlate {r.value:.2f} with those of {fidelity.reference} for the "
+            f"same image{stranger}."
+        )
+    if e and m:
+        yield (
+            f"They put {100 * e.value:.0f} % of their energy into the masks, "
+            f"{m.value:.1f} times as much as even maps would."
+        )
+
+
+def _tiles(rows: Sequence[Row], fidelity: Fidelity | None) -> Iterator[tuple[str, str, str]]:
+    """(value, what, beside it): the few numbers that a reader looks for first."""
+    first, last = rows[0], rows[-1]
+    other = first is not last
+    m, t = _accuracy(last), _accuracy(first)
+    if m:
+        beside = f"{first.name} {t.value:.3f}" if other and t else ""
+        yield f"{m.value:.3f}", "balanced accuracy", beside
+    own, its = last.artifact.params / 1e6, first.artifact.params / 1e6
+    yield f"{own:.2f} M", "parameters", f"{first.name} {its:.2f} M" if other else ""
+    if last.timing:
+        q = percentiles(last.timing.samples_ms)
+        beside = "on the profile's device" if last.timing.on_device else "not the profile's device"
+        yield f"{q['p95']:.2f} ms", "latency p95", beside
+    for key, what in (("pearson", "agreement of maps"), ("enrichment", "enrichment in masks")):
+        if a := _aggregate(fidelity, key):
+            beside = "" if a.null is None else f"stranger's {a.null:.2f}"
+            yield f"{a.value:.2f}", what, beside
+
+
+def _models(rows: Sequence[Row]) -> Iterator[tuple[str, list[str]]]:
     """Lines of the model table: (what, a cell for each model)."""
     made = [r.artifact for r in rows]
-    timings = [r.timing for r in rows]
 
     def timed(show: Any) -> list[str]:
-        return ["–" if t is None else show(t) for t in timings]
+        return ["–" if r.timing is None else show(r.timing) for r in rows]
 
     yield "network", [a.model.partition("_top1")[0] for a in made]
     yield "precision", [a.precision for a in made]
-    for key in ("balanced_accuracy", "macro_f1", "macro_auroc"):
-        yield f"test {key.replace('_', ' ')}", [_metric(a.metrics.get(f"test_{key}")) for a in made]
+    for key, what in SCORES.items():
+        yield what, [_metric(a.metrics.get(key)) for a in made]
     yield "parameters", [f"{a.params / 1e6:.2f} M" for a in made]
     yield "multiply-accumulates", [f"{a.macs / 1e6:.0f} M" for a in made]
     yield "file size", [f"{a.size_bytes / 1e6:.1f} MB" for a in made]
-    for p in ("p50", "p90", "p95", "p99"):
+    for p in ("p50", "p95", "p99"):
         yield f"latency {p}", timed(lambda t, p=p: f"{percentiles(t.samples_ms)[p]:.2f} ms")
-    yield (
-        "throughput",
-        timed(lambda t: f"{t.throughput_ips:.0f}/s in batches of {t.throughput_batch}"),
-    )
+    yield "throughput", timed(lambda t: f"{t.throughput_ips:.0f}/s, batch {t.throughput_batch}")
     yield "peak memory", timed(lambda t: f"{t.peak_mb:.0f} MB")
-    yield "explained layer", [a.layer for a in made]
+    yield "explained layer", [a.layer or "–" for a in made]
+    yield "runtime", timed(lambda t: f"{t.runtime} on {t.device}")
+    yield "profile's device", timed(lambda t: "yes" if t.on_device else "no: this machine")
     yield "budget", timed(_budget)
 
 
 def _budget(t: Timing) -> str:
     if not t.on_device:
         return "not judged"
-    over = ", ".join(f"{k} {m:.1f} > {b:g}" for k, (m, b) in t.over_budget.items())
-    return f"over: {over}" if over else "within"
+    if not any(v is not None for _, v in t.budget):
+        return "no limits stated"
+    over = []
+    for limit, (measured, allowed) in t.over_budget.items():
+        what, _, unit = limit.rpartition("_")
+        over.append(f"{what} {measured:.1f} > {allowed:g} {UNITS.get(unit, unit)}")
+    return f"over: {', '.join(over)}" if over else "within"
+
+
+def _machine(m: Machine) -> str:
+    text = f"{m.cpu}, {m.cores} cores, {m.memory_gb:g} GB, {m.system}, Python {m.python}"
+    text += f", GPU {m.gpu}" if m.gpu else ""
+    return text + (f", load {m.load_1min:.1f}" if m.load_1min is not None else "")
 
 
 def _where(rows: Sequence[Row], profile: Profile) -> str:
-    """Where the timings are from, in a sentence."""
-    timing = next((r.timing for r in rows if r.timing), None)
-    if timing is None:
+    """Where the timings are from, in a sentence or two."""
+    timings = [r.timing for r in rows if r.timing]
+    if not timings:
         return "Not timed yet: edgekd bench."
-    m = timing.machine
-    count = len(timing.samples_ms)
-    text = f"{timing.runtime} on {timing.device}: {m.cpu}, {m.cores} cores, {count} samples"
-    if m.load_1min is not None:
-        text += f", load {m.load_1min:.1f}"
-    if timing.on_device:
-        return text + f". This is the runtime and kind of device of profile {profile.name}."
-    return text + f". Measured on this machine, NOT on the device of profile {profile.name}."
+    machines = " and ".join(dict.fromkeys(f"{t.machine.cpu}" for t in timings))
+    fewest = min(len(t.samples_ms) for t in timings)
+    text = f"Timed on {machines}, one image at a time, at least {fewest} samples a model. "
+    if all(t.on_device for t in timings):
+        return text + f"This is the runtime and kind of device of profile {profile.name}."
+    return text + (
+        "Measured on this machine, not on the profile's device "
+        f"({profile.name}: {profile.runtime} on {profile.device}), where the table says so."
+    )
 
 
-def _per_class(rows: Sequence[Row]) -> list[tuple[str, list[dict[str, float]]]]:
-    """(class, figures of each model)."""
-    classes = rows[0].artifact.spec.classes
-    return [(c, [r.artifact.per_class.get(c, {}) for r in rows]) for c in classes]
+def _per_class(rows: Sequence[Row]) -> list[tuple[str, list[list[str]], str]]:
+    """(class, recall, precision and F1 of each model, number of images)."""
+    lines = []
+    for c in rows[-1].artifact.spec.classes:
+        found = [r.artifact.per_class.get(c, {}) for r in rows]
+        cells = [
+            [f"{f[k]:.3f}" if k in f else "–" for k in ("recall", "precision", "f1")] for f in found
+        ]
+        images = next((f["images"] for f in reversed(found) if "images" in f), None)
+        lines.append((c, cells, "–" if images is None else f"{images:.0f}"))
+    return lines
 
 
-def _agreement(fidelity: Fidelity) -> Iterable[tuple[str, list[tuple[str, str]]]]:
+def _agreement(fidelity: Fidelity) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """(figure, (value with interval, the null's) of each comparison)."""
     keys = dict.fromkeys(k for c in fidelity.comparisons for k in c.aggregate)
     for key in keys:
         cells = []
         for c in fidelity.comparisons:
             a = c.aggregate.get(key)
-            null = "" if a is None or a.null is None else f"{a.null:.2f}"
+            null = "–" if a is None or a.null is None else f"{a.null:.2f}"
             cells.append(("–" if a is None else f"{a.value:.2f} [{a.low:.2f}, {a.high:.2f}]", null))
-        yield NAMES.get(key, key), cells
+        yield FIGURES.get(key, key), cells
+
+
+def _pairs(c: Comparison) -> np.ndarray:
+    """(n, 2) float64: Pearson with the reference's map of the same image, and of strangers."""
+    found = [(a.figures.get("pearson"), a.null.get("pearson")) for a in c.images]
+    return np.array([p for p in found if None not in p], float).reshape(-1, 2)
+
+
+def _closer(fidelity: Fidelity) -> Iterator[str]:
+    """How often is a map nearer to the reference's of its own image? A sentence for each model."""
+    for c in fidelity.comparisons[1:]:
+        pairs = _pairs(c)
+        if len(pairs):
+            n = int((pairs[:, 0] > pairs[:, 1]).sum())
+            yield (
+                f"In {n} of {len(pairs)} images the map of {c.name} agrees more with the "
+                "reference's map of the same image than with those of strangers (their mean)."
+            )
 
 
 def _settings(
     rows: Sequence[Row], profile: Profile, notes: Sequence[str], command: str
-) -> Iterable[tuple[str, str]]:
+) -> Iterator[tuple[str, str]]:
     """What is needed to make this page again."""
     last = rows[-1].artifact
     yield "command", command
     yield "profile", f"{profile.name}: {profile.runtime} on {profile.device}"
     yield "data", f"fingerprint {last.data_fingerprint[:16]}; {last.split_rule}"
     for note in notes:
-        yield "data note", note
+        yield "note", note
     size, spec = last.spec.size, last.spec
-    yield "input", f"{size[0]} x {size[1]}, {spec.channels}, resize: {spec.resize}"
-    yield "seed", str(last.seed)
+    yield "input", f"{size[0]} × {size[1]}, {spec.channels}, resize: {spec.resize}"
+    for text in dict.fromkeys(_machine(r.timing.machine) for r in rows if r.timing):
+        yield "timed on", text
     for row in rows:
         made = row.artifact
         parents = ", ".join(f"{k} {v[:12]}" for k, v in made.parents.items())
-        yield row.name, f"sha256 {made.sha256[:16]}" + (f", from {parents}" if parents else "")
-        yield f"{row.name} made with", ", ".join(f"{k} {v}" for k, v in made.versions.items())
+        lineage = f"sha256 {made.sha256[:16]}, seed {made.seed}"
+        yield row.name, lineage + (f", from {parents}" if parents else "")
+        if made.settings:
+            yield f"{row.name} settings", ", ".join(_flat(made.settings))
+        if made.versions:
+            yield f"{row.name} made with", ", ".join(f"{k} {v}" for k, v in made.versions.items())
 
 
-def _svg(figure: Figure) -> str:
-    """A matplotlib figure as inline SVG, the same bytes each time."""
-    import matplotlib as mpl
-
-    text = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "edgekd", "svg.fonttype": "none"}):
-        figure.savefig(
-            text, format="svg", metadata={"Date": None, "Creator": None}, transparent=True
-        )
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :].replace('xmlns:xlink="http://www.w3.org/1999/xlink"', "")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)  # names outside addresses
-    return svg.replace("xlink:href", "href")
+def _flat(settings: Mapping[str, Any]) -> Iterator[str]:
+    """'epochs 20', 'lr 0.002', ...: nested settings in line, digests short."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value)
+        else:
+            text = str(value)
+            yield f"{key} {text[:16] if re.fullmatch('[0-9a-f]{64}', text) else text}"
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Any]:
+# ---- drawings
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -276,66 +420,135 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _plots(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """(SVG, caption): the spread of latency, and accuracy against it."""
-    timed = [(r, np.array(r.timing.samples_ms)) for r in rows if r.timing]
+def _svg(figure: Figure) -> str:
+    """A matplotlib figure as inline SVG without outside names, the same bytes each time."""
+    import matplotlib as mpl
+
+    text = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "edgekd", "svg.fonttype": "none"}):
+        figure.savefig(
+            text, format="svg", metadata={"Date": None, "Creator": None}, transparent=True
+        )
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)  # HTML's own parser needs none
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # "axes_1" in every drawing
+    return svg.replace("xlink:href", "href")
+
+
+def _latency(rows: Sequence[Row], profile: Profile) -> Plot | None:
+    """The spread of latency of each model that was timed, on a logarithmic axis."""
+    timed = [(i, r.name, np.array(r.timing.samples_ms)) for i, r in enumerate(rows) if r.timing]
     if not timed:
-        return []
-    figure, axes = _figure(6.2, 0.7 + 0.55 * len(timed))
-    for i, (_row, samples) in enumerate(timed):
+        return None
+    figure, axes = _figure(6.0, 0.9 + 0.62 * len(timed))
+    told, seen = [], []
+    for y, (i, name, samples) in enumerate(timed):
+        low, q25, q50, q75, q95, high = np.percentile(samples, (1, 25, 50, 75, 95, 99)).tolist()
         colour = COLOURS[i % len(COLOURS)]
-        box = axes.boxplot(samples, positions=[-i], orientation="horizontal", widths=0.55,
-                           whis=(1, 99), showfliers=False, patch_artist=True)  # fmt: skip
-        box["boxes"][0].set(facecolor=colour, alpha=0.55)
-        box["medians"][0].set(color="black")
-        axes.plot(np.percentile(samples, 95), -i, "|", color="black", markersize=16, mew=2)
-    axes.set_yticks([-i for i in range(len(timed))], [r.name for r, _ in timed])
-    axes.set_xlim(left=0)
+        axes.plot([low, high], [-y, -y], color=colour, linewidth=1.5)
+        axes.barh(-y, q75 - q25, left=q25, height=0.5, color=colour, alpha=0.6)
+        axes.plot([q50, q50], [-y - 0.25, -y + 0.25], color="black", linewidth=1.5)
+        axes.plot(q95, -y, "D", color=colour, markersize=6, markeredgecolor="white")
+        axes.annotate(f"p95 {q95:.2f}", (q95, -y), (0, 8), textcoords="offset points",
+                      ha="center", fontsize=8)  # fmt: skip
+        told.append(f"{name}: median {q50:.2f} ms, p95 {q95:.2f} ms")
+        seen += [low, high]
+    caption = (
+        "Latency of one image, logarithmic: line p1 to p99, box p25 to p75, tick p50, diamond p95."
+    )
+    limit = profile.budget.latency_ms
+    if limit and limit <= 3 * max(seen):
+        axes.axvline(limit, color="#a3243b", linestyle="--", linewidth=1)
+        caption += f" Dashed: the budget, {limit:g} ms."
+        seen.append(limit)
+    axes.set_yticks([-y for y in range(len(timed))], [name for _, name, _ in timed])
+    axes.set_ylim(-len(timed) + 0.45, 0.65)
+    _log_ticks(axes, min(seen), max(seen))
     axes.set_xlabel("latency of one image, ms")
-    caption = "Latency: box from the 25th to the 75th percentile, whiskers 1st to 99th, bar at p95."
-    plots = [(_svg(figure), caption)]
-    figure, axes = _figure(4.2, 2.6)
-    for i, (row, samples) in enumerate(timed):
-        m = _accuracy(row.artifact)
-        if m is None:
-            continue
+    return Plot(_svg(figure), "Latency. " + "; ".join(told), caption)
+
+
+def _log_ticks(axes: Axes, low: float, high: float) -> None:
+    """A logarithmic x axis from below `low` to above `high`, its ticks plain numbers."""
+    low, high = max(low, 1e-4) / 1.35, max(high, 1e-4) * 1.35
+    powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    few = high / low > 30
+    ticks = [k * 10.0**p for p in powers for k in ((1, 3) if few else (1, 1.5, 2, 3, 5, 7))]
+    ticks = [t for t in ticks if low <= t <= high]
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.set_xlim(low, high)
+
+
+def _scatter(rows: Sequence[Row]) -> Plot | None:
+    """Accuracy against latency of each model that has both."""
+    both = [(i, r, r.timing, m) for i, r in enumerate(rows) if r.timing and (m := _accuracy(r))]
+    if not both:
+        return None
+    figure, axes = _figure(4.4, 3.1)
+    told = []
+    for i, row, timing, m in both:
+        q50 = percentiles(timing.samples_ms)["p50"]
         spread = None
         if m.low is not None and m.high is not None:
             spread = [[max(0, m.value - m.low)], [max(0, m.high - m.value)]]
-        axes.errorbar(np.median(samples), m.value, yerr=spread, marker="o", capsize=3,
-                      color=COLOURS[i % len(COLOURS)], label=row.name, linestyle="")  # fmt: skip
+        axes.errorbar(q50, m.value, yerr=spread, marker="o", capsize=3, linestyle="",
+                      color=COLOURS[i % len(COLOURS)], label=row.name)  # fmt: skip
+        told.append(f"{row.name}: {_metric(m)} at {q50:.2f} ms")
     axes.set_xlim(left=0)
-    axes.margins(y=0.15)
+    axes.margins(x=0.15, y=0.15)
     axes.set_xlabel("median latency, ms")
     axes.set_ylabel("balanced accuracy")
-    axes.legend(fontsize=8, frameon=False)
-    return [
-        *plots,
-        (_svg(figure), "Accuracy (95 % interval) against latency: up and left is better."),
-    ]
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    caption = "Accuracy (95 % interval) against latency: up and left is better."
+    return Plot(_svg(figure), "Accuracy against latency. " + "; ".join(told), caption)
 
 
-def _histogram(fidelity: Fidelity) -> str:
+def _histogram(fidelity: Fidelity) -> Plot | None:
     """Agreement image by image, the strangers' behind it."""
-    others = fidelity.comparisons[1:]
-    if not others:
-        return ""
-    figure, _ = _figure(9.2, 0.1)
-    figure.clear()
-    figure.set_size_inches(4.6 * len(others), 2.5)
-    bins = np.linspace(-1, 1, 41).tolist()
-    for i, c in enumerate(others):
-        axes = figure.add_subplot(1, len(others), i + 1)
+    from matplotlib.figure import Figure
+
+    shown = [(i, c, p) for i, c in enumerate(fidelity.comparisons) if i and len(p := _pairs(c))]
+    if not shown:
+        return None
+    across = min(2, len(shown))
+    down = -(-len(shown) // across)
+    figure = Figure(figsize=(5.4 * across, 2.9 * down), layout="constrained")
+    low = min(-0.2, *(float(p.min()) for *_, p in shown))
+    bins = np.linspace(np.floor(low * 10) / 10, 1, 37).tolist()
+    told = []
+    for place, (i, c, pairs) in enumerate(shown):
+        axes = figure.add_subplot(down, across, place + 1)
         axes.spines[["top", "right"]].set_visible(False)
-        own = [x for a in c.images if (x := a.figures.get("pearson")) is not None]
-        null = [x for a in c.images if (x := a.null.get("pearson")) is not None]
-        axes.hist(null, bins, color="#b8bcc4", label="another patient's map (mean)")
-        axes.hist(own, bins, color=COLOURS[i + 1], alpha=0.75, label="the same image's map")
-        axes.set_title(c.name, fontsize=10)
+        own, null = pairs.T
+        colour = COLOURS[i % len(COLOURS)]
+        axes.hist(null, bins, color="#b8bcc4", label="strangers' maps (mean of them)")
+        axes.hist(own, bins, color=colour, alpha=0.7, label="the same image's map")
+        axes.axvline(null.mean(), color="#5a6472", linestyle="--", linewidth=1)
+        axes.axvline(own.mean(), color=colour, linestyle="--", linewidth=1)
+        axes.set_title(f"{c.name} ({len(pairs)} images)", fontsize=10)
         axes.set_xlabel("Pearson correlation with the reference's map")
         axes.set_ylabel("images")
+        axes.margins(y=0.28)
         axes.legend(fontsize=8, frameon=False, loc="upper left")
-    return _svg(figure)
+        told.append(f"{c.name}: mean {own.mean():.2f}, strangers {null.mean():.2f}")
+    caption = (
+        "Agreement image by image; dashed: means. Where the two histograms lie on each other, "
+        "the maps say nothing about the patient."
+    )
+    return Plot(_svg(figure), "Agreement image by image. " + "; ".join(told), caption)
+
+
+# ---- gallery
+
+
+def _worst(panel: Panel, reference: str) -> tuple[float, str]:
+    """Lowest agreement of any model but the reference; an undefined map comes first."""
+    found = [r for name, r in panel.agreement.items() if name != reference]
+    return min((-2.0 if r is None else r for r in found), default=0.0), panel.image
 
 
 def _shown(panel: Panel, reference: str) -> dict[str, Any]:
@@ -343,42 +556,52 @@ def _shown(panel: Panel, reference: str) -> dict[str, Any]:
     columns = []
     for name, heat in panel.maps.items():
         answer, probability = panel.answers[name]
-        picture = None if heat is None else _outlined(overlay(panel.pixels, heat), panel.mask)
-        r = panel.agreement[name]
+        wrong = answer != panel.label
+        r = panel.agreement.get(name)
+        told = "" if name == reference else ("r undefined" if r is None else f"r = {r:.2f}")
         columns.append({
             "name": name,
-            "src": None if picture is None else _png(picture),
-            "alt": f"heat map of {name}, image {panel.image}, class {panel.label}",
+            "src": None if heat is None else _png(_picture(panel, heat)),
+            "alt": f"heat map of {name}, image {panel.image}: "
+            f"{'wrong ' if wrong else ''}answer {answer}{', ' * bool(told)}{told}",
             "answer": answer,
             "probability": f"{100 * probability:.0f} %",
-            "wrong": answer != panel.label,
-            "r": "" if name == reference else ("undefined" if r is None else f"r = {r:.2f}"),
+            "wrong": wrong,
+            "r": "reference" if name == reference else told,
         })  # fmt: skip
-    return {
-        "image": panel.image,
-        "label": panel.label,
-        "src": _png(_outlined(panel.pixels, panel.mask)),
-        "columns": columns,
-    }
+    src = _png(_picture(panel, None))
+    return {"image": panel.image, "label": panel.label, "src": src, "columns": columns}
 
 
-def _outlined(pixels: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """`pixels` (H, W, 3) with the mask's edge in cyan."""
-    if mask is None or not mask.any():
-        return pixels
-    inner = mask.copy()
-    for axis in (0, 1):
-        for step in (1, -1):
-            inner &= np.roll(mask, step, axis)
+def _picture(panel: Panel, heat: np.ndarray | None) -> np.ndarray:
+    """(h, w, 3) uint8, its longer side SIDE: the image, heat over it, the mask's outline on top."""
+    h, w = panel.pixels.shape[:2]
+    size = (max(1, round(SIDE * w / max(h, w))), max(1, round(SIDE * h / max(h, w))))
+    resized = Image.fromarray(panel.pixels).resize(size, Image.Resampling.BICUBIC)
+    picture = np.asarray(resized)
+    if heat is not None:
+        picture = overlay(picture, heat)
+    if panel.mask is None or not panel.mask.any():
+        return picture
+    mask = Image.fromarray(panel.mask).resize(size, Image.Resampling.NEAREST)
+    return _outlined(picture, np.asarray(mask))
+
+
+def _outlined(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """`pixels` (H, W, 3) uint8 with the edge of `mask` (H, W) bool in cyan, two pixels wide."""
     drawn = pixels.copy()
-    drawn[mask & ~inner] = (0, 220, 230)
+    drawn[mask & ~_eroded(_eroded(mask))] = (0, 220, 230)
     return drawn
 
 
+def _eroded(mask: np.ndarray) -> np.ndarray:
+    """(H, W) bool: the pixels of `mask` whose four neighbours are in it too."""
+    wide = np.pad(mask, 1)
+    return mask & wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:]
+
+
 def _png(pixels: np.ndarray) -> str:
-    """A picture (H, W, 3) uint8 as a data: address, SIDE pixels high."""
-    h, w = pixels.shape[:2]
-    picture = Image.fromarray(pixels).resize((round(SIDE * w / h), SIDE), Image.Resampling.BICUBIC)
+    """A picture (H, W, 3) uint8 as a data: address."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

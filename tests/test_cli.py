@@ -121,3 +121,12 @@ def test_a_gate_and_a_missing_runtime_have_their_own_exit_codes():
     assert _exit_code(EdgeKDError()) == 1
     assert _exit_code(GateMissed()) == 3
     assert _exit_code(RuntimeUnavailable()) == 4
+
+
+def test_phantoms_can_be_written_with_a_shortcut(tmp_path):
+    arguments = ["data", "phantoms", tmp_path / "p", "--per-class", 5, "--size", 32]
+    result = run(*arguments, "--marker", 0.5)
+    assert result.stdout.strip() == str(tmp_path / "p")
+    assert len(list((tmp_path / "p").glob("*/*/*.png"))) == 15
+    assert run(*arguments, "--marker", 0.5).exit_code == 0
+    assert "error: " in run(*arguments, "--marker", 0).stderr

@@ -7,11 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 from edgekd.records import EdgeKDError, Profile, RuntimeUnavailable
 from edgekd.runtimes import Outputs, Session
 
 SUFFIXES = (".onnx",)
+# Its exceptions share no base class.
+BROKEN = (
+    errors.EPFail, errors.Fail, errors.InvalidArgument, errors.InvalidGraph,
+    errors.InvalidProtobuf, errors.NoModel, errors.NoSuchFile, errors.NotImplemented,
+    errors.RuntimeException, RuntimeError, ValueError,
+)  # fmt: skip
 
 
 def build(onnx: Path, out: Path, profile: Profile) -> list[Path]:
@@ -31,11 +38,18 @@ def load(path: Path, profile: Profile, precision: str, batch: int | None) -> Ses
     options.intra_op_num_threads = profile.threads
     options.log_severity_level = 3
     for key, value in profile.options.items():
-        options.add_session_config_entry(key, str(value))
+        # It knows "1" and "0": any other word is taken for 0, without an error.
+        text = str(int(value)) if isinstance(value, bool) else str(value)
+        options.add_session_config_entry(key, text)
     wanted = profile.device + "ExecutionProvider"
+    # On CUDA convolutions run in TF32, with a mantissa of 10 bits, unless told not to.
+    given = {"use_tf32": "0"} if profile.device == "CUDA" else {}
     try:
-        session = ort.InferenceSession(path, options, providers=[wanted])
-    except Exception as e:  # its exceptions share no base class
+        # enable_fallback: by itself it prints, and tries other providers.
+        session = ort.InferenceSession(
+            path, options, providers=[(wanted, given)], enable_fallback=0
+        )
+    except BROKEN as e:
         reason = " ".join(str(e).split())[:160]
         raise EdgeKDError(f"onnxruntime cannot load {path}: {reason}") from None
     if session.get_providers()[0] != wanted:

@@ -9,7 +9,7 @@ import numpy as np
 
 # openvino and nncf send usage data through this package where it is installed; a hospital's tool
 # sends nothing. Blocked, it is absent as far as they can see, and they have a stub for that.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 import openvino as ov  # noqa: E402
 
@@ -33,8 +33,13 @@ def read(path: Path) -> ov.Model:
     try:
         return ov.Core().read_model(path)
     except RuntimeError as e:
-        reason = " ".join(str(e).split())[-160:]
-        raise EdgeKDError(f"openvino cannot read {path}: {reason}") from None
+        raise EdgeKDError(f"openvino cannot read {path}: {_reason(e)}") from None
+
+
+def _reason(error: RuntimeError) -> str:
+    """The last line: those before it say where in OpenVINO's source."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip()[:200] if lines else "no reason given"
 
 
 def compiled(path: Path, profile: Profile, precision: str, batch: int | None) -> ov.CompiledModel:
@@ -58,9 +63,8 @@ def compiled(path: Path, profile: Profile, precision: str, batch: int | None) ->
     try:
         model = ov.Core().compile_model(model, profile.device, config)
     except RuntimeError as e:
-        reason = " ".join(str(e).split())[-160:]
         what = f"openvino cannot compile {path} for {profile.device}"
-        raise EdgeKDError(f"{what}: {reason}") from None
+        raise EdgeKDError(f"{what}: {_reason(e)}") from None
     given = model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if given != HINTS[precision]:
         raise EdgeKDError(f"openvino runs {path} in {given} on {profile.device}, not {precision}")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import pickle
 import shutil
 import warnings
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +18,8 @@ from edgekd.records import EdgeKDError, Profile, RuntimeUnavailable
 from edgekd.runtimes import Outputs, Session
 
 SUFFIXES = (".pt2",)
+# What torch.export.load raises for a file that is cut off, altered or something else.
+BROKEN = (OSError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError)
 
 
 def build(onnx: Path, out: Path, profile: Profile) -> list[Path]:
@@ -24,7 +31,7 @@ def build(onnx: Path, out: Path, profile: Profile) -> list[Path]:
 
 
 def load(path: Path, profile: Profile, precision: str, batch: int | None) -> Session:
-    """Run on the profile's device, in float32."""
+    """Run on the profile's device, in float32. Threads and TF32 are settings of the process."""
     if profile.device not in devices():
         raise RuntimeUnavailable(
             f"torch sees no device {profile.device} here, only {', '.join(devices())}"
@@ -33,17 +40,20 @@ def load(path: Path, profile: Profile, precision: str, batch: int | None) -> Ses
         raise EdgeKDError(f"the torch runtime runs fp32, not {precision}")
     if profile.threads:
         torch.set_num_threads(profile.threads)
+    if profile.device != "cpu":  # or convolutions run in TF32, with a mantissa of 10 bits
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             model = torch.export.load(path).module().to(profile.device)
-    except Exception as e:  # a broken archive raises a dozen kinds
+    except BROKEN as e:
         reason = (str(e).splitlines() or [""])[0][:120]
         raise EdgeKDError(f"torch cannot load {path}: {type(e).__name__}: {reason}") from None
 
     def run(images: np.ndarray) -> Outputs:
+        # torch takes neither negative strides nor, without a warning, read-only memory
+        pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
         with torch.inference_mode():
-            logits, features = model(torch.from_numpy(images).to(profile.device))
+            logits, features = model(pixels.to(profile.device))
         return Outputs(logits.cpu().numpy(), features.cpu().numpy())
 
     return run
@@ -52,3 +62,17 @@ def load(path: Path, profile: Profile, precision: str, batch: int | None) -> Ses
 def devices() -> list[str]:
     """The CPU and every CUDA device."""
     return ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export logs its own traceback before it raises, and warns about itself."""
+    log = logging.getLogger("torch.export")
+    before = log.disabled
+    log.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = before
