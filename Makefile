@@ -11,7 +11,7 @@ DEMO   := --runs runs/demo
 .DEFAULT_GOAL := help
 
 demo: $(READY)  ## the whole line on the embedded data: distil, quantise, export, bench, explain, report
-	$(BIN)/edgekd distill --profile cpu --size 96 --teacher-epochs 15 $(DEMO)
+	$(BIN)/edgekd distill --profile cpu --size 96 --epochs 20 --teacher-epochs 12 $(DEMO)
 	$(BIN)/edgekd quantize --max-drop 5 $(DEMO)
 	$(BIN)/edgekd export --format openvino $(DEMO)
 	$(BIN)/edgekd bench $(DEMO)

@@ -6,7 +6,6 @@ import base64
 import io
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,11 +31,12 @@ from edgekd.records import (
 )
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PAGE = "report.html"
-SIDE = 192  # pixels of a picture's longer side in the gallery
+SIDE = 224  # pixels of a picture's longer side in the gallery
 COLOURS = ("#4c566a", "#2a6f97", "#bc5090", "#7a9e3a", "#c77d12")  # told apart without red-green
 SCORES = {
     "test_balanced_accuracy": "balanced accuracy",
@@ -52,6 +52,7 @@ FIGURES = {
     "hit": "pointing: peak inside the mask",
 }
 UNITS = {"ms": "ms", "m": "M", "mb": "MB"}  # last word of a budget's limit -> as it is written
+Drawing = tuple[str, str]  # SVG, and its words for those who do not see it
 
 
 class Row(NamedTuple):
@@ -74,14 +75,6 @@ class Panel(NamedTuple):
     agreement: dict[str, float | None]  # name -> Pearson with the reference's map
 
 
-class Plot(NamedTuple):
-    """A drawing and its words."""
-
-    svg: str
-    alt: str  # what it shows, in numbers
-    caption: str
-
-
 def write(
     out: Path,
     *,
@@ -97,85 +90,65 @@ def write(
     if not rows:
         raise EdgeKDError("nothing to report: run edgekd distill first")
     _import_plotting()
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    except ModuleNotFoundError:
-        raise EdgeKDError("the report needs jinja2: pip install 'edgekd[report]'") from None
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("report.html.j2")
-    page = template.render(
+    reference = fidelity.comparisons[0].name if fidelity else rows[0].name
+    page = _template().render(
         title=title,
+        rows=rows,
+        summary=list(_summary(rows, fidelity)),
+        tiles=list(_tiles(rows, fidelity)),
+        models=list(_models(rows)),
+        where=_where(rows, profile),
+        latency=_latency(rows, profile),
+        scatter=_scatter(rows),
+        fidelity=fidelity,
+        figures=FIGURES,
+        closer=list(_closer(fidelity)) if fidelity else [],
+        histogram=_histogram(fidelity) if fidelity else None,
+        reference=reference,
+        panels=sorted(panels, key=lambda p: _worst(p, reference)),
+        picture=lambda panel, heat: _png(_picture(panel, heat)),
+        scale=_png(overlay(np.full((14, 160, 3), 120, np.uint8), np.linspace(0, 1, 160)[None])),
         settings=list(_settings(rows, profile, notes, command)),
-        **_measured(rows, fidelity, profile),
-        **_explained(rows, fidelity, panels),
     )
     path = make_folder(out) / PAGE
     write_atomic(path, page)
     return path
 
 
-def _measured(
-    rows: Sequence[Row], fidelity: Fidelity | None, profile: Profile
-) -> dict[str, object]:
-    """What the template shows of the models."""
-    return {
-        "summary": list(_summary(rows, fidelity)),
-        "tiles": list(_tiles(rows, fidelity)),
-        "names": [r.name for r in rows],
-        "models": list(_models(rows)),
-        "per_class": _per_class(rows),
-        "plots": [p for p in (_latency(rows, profile), _scatter(rows)) if p],
-        "where": _where(rows, profile),
-    }
-
-
-def _explained(
-    rows: Sequence[Row], fidelity: Fidelity | None, panels: Sequence[Panel]
-) -> dict[str, object]:
-    """What the template shows of the heat maps."""
-    reference = fidelity.comparisons[0].name if fidelity else rows[0].name
-    ramp = overlay(np.full((14, 160, 3), 120, np.uint8), np.linspace(0, 1, 160)[None])
-    return {
-        "reference": reference,
-        "fidelity": fidelity,
-        "agreement": list(_agreement(fidelity)) if fidelity else [],
-        "closer": list(_closer(fidelity)) if fidelity else [],
-        "histogram": _histogram(fidelity) if fidelity else None,
-        "panels": [
-            _shown(p, reference) for p in sorted(panels, key=lambda p: _worst(p, reference))
-        ],
-        "any_mask": any(p.mask is not None for p in panels),
-        "scale": _png(ramp),
-    }
+def _template() -> Template:
+    """The page's, whose every value is escaped; the drawings alone are marked safe in it."""
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ModuleNotFoundError:
+        raise EdgeKDError("the report needs jinja2: pip install 'edgekd[report]'") from None
+    loader = FileSystemLoader(Path(__file__).parent)
+    found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined,
+                        trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    return found.get_template("report.html.j2")
 
 
 def _import_plotting() -> None:
     """Import matplotlib so that it leaves no font cache behind (unless MPLCONFIGDIR is set)."""
-    try:
-        if "MPLCONFIGDIR" in os.environ or "matplotlib.figure" in sys.modules:
-            import matplotlib.figure
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                os.environ["MPLCONFIGDIR"] = folder
-                try:
-                    import matplotlib.figure  # noqa: F401
-                finally:
-                    del os.environ["MPLCONFIGDIR"]
-    except ModuleNotFoundError:
-        raise EdgeKDError("the report needs matplotlib: pip install 'edgekd[report]'") from None
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = os.environ.setdefault("MPLCONFIGDIR", folder)
+        try:
+            import matplotlib.figure  # noqa: F401
+        except ModuleNotFoundError:
+            raise EdgeKDError("the report needs matplotlib: pip install 'edgekd[report]'") from None
+        finally:
+            if chosen == folder:
+                del os.environ["MPLCONFIGDIR"]
 
 
 # ---- words and numbers
 
 
 def _interval(m: Metric | None) -> str:
-    return "" if m is None or m.low is None or m.high is None else f" [{m.low:.3f}, {m.high:.3f}]"
+    return (
+        ""
+        if m is None or m.low is None or m.high is None
+        else f" [{m.low:.3f},\N{NO-BREAK SPACE}{m.high:.3f}]"
+    )
 
 
 def _metric(m: Metric | None) -> str:
@@ -202,9 +175,9 @@ def _times(own: float, its: float) -> str:
 def _pace(first: Row, last: Row) -> str:
     """Median latency beside the first model's, if one runtime, device and machine timed both."""
     a, b = first.timing, last.timing
-    if a is None or b is None or first is last:
-        return ""
-    if (a.runtime, a.device, a.machine.name) != (b.runtime, b.device, b.machine.name):
+    if not a or not b or a is b or (a.runtime, a.device, a.machine.name) != (
+        b.runtime, b.device, b.machine.name
+    ):  # fmt: skip
         return ""
     ratio = percentiles(a.samples_ms)["p50"] / percentiles(b.samples_ms)["p50"]
     return f", {ratio:.2g} times as fast as {first.name}"
@@ -330,31 +303,6 @@ def _where(rows: Sequence[Row], profile: Profile) -> str:
     )
 
 
-def _per_class(rows: Sequence[Row]) -> list[tuple[str, list[list[str]], str]]:
-    """(class, recall, precision and F1 of each model, number of images)."""
-    lines = []
-    for c in rows[-1].artifact.spec.classes:
-        found = [r.artifact.per_class.get(c, {}) for r in rows]
-        cells = [
-            [f"{f[k]:.3f}" if k in f else "–" for k in ("recall", "precision", "f1")] for f in found
-        ]
-        images = next((f["images"] for f in reversed(found) if "images" in f), None)
-        lines.append((c, cells, "–" if images is None else f"{images:.0f}"))
-    return lines
-
-
-def _agreement(fidelity: Fidelity) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """(figure, (value with interval, the null's) of each comparison)."""
-    keys = dict.fromkeys(k for c in fidelity.comparisons for k in c.aggregate)
-    for key in keys:
-        cells = []
-        for c in fidelity.comparisons:
-            a = c.aggregate.get(key)
-            null = "–" if a is None or a.null is None else f"{a.null:.2f}"
-            cells.append(("–" if a is None else f"{a.value:.2f} [{a.low:.2f}, {a.high:.2f}]", null))
-        yield FIGURES.get(key, key), cells
-
-
 def _pairs(c: Comparison) -> np.ndarray:
     """(n, 2) float64: Pearson with the reference's map of the same image, and of strangers."""
     found = [(a.figures.get("pearson"), a.null.get("pearson")) for a in c.images]
@@ -392,10 +340,7 @@ def _settings(
         parents = ", ".join(f"{k} {v[:12]}" for k, v in made.parents.items())
         lineage = f"sha256 {made.sha256[:16]}, seed {made.seed}"
         yield row.name, lineage + (f", from {parents}" if parents else "")
-        if made.settings:
-            yield f"{row.name} settings", ", ".join(_flat(made.settings))
-        if made.versions:
-            yield f"{row.name} made with", ", ".join(f"{k} {v}" for k, v in made.versions.items())
+        yield f"{row.name} made with", ", ".join([*_flat(made.settings), *_flat(made.versions)])
 
 
 def _flat(settings: Mapping[str, Any]) -> Iterator[str]:
@@ -437,11 +382,13 @@ def _svg(figure: Figure) -> str:
     return svg.replace("xlink:href", "href")
 
 
-def _latency(rows: Sequence[Row], profile: Profile) -> Plot | None:
+def _latency(rows: Sequence[Row], profile: Profile) -> Drawing | None:
     """The spread of latency of each model that was timed, on a logarithmic axis."""
     timed = [(i, r.name, np.array(r.timing.samples_ms)) for i, r in enumerate(rows) if r.timing]
     if not timed:
         return None
+    from matplotlib.ticker import LogLocator
+
     figure, axes = _figure(6.0, 0.9 + 0.62 * len(timed))
     told, seen = [], []
     for y, (i, name, samples) in enumerate(timed):
@@ -451,39 +398,27 @@ def _latency(rows: Sequence[Row], profile: Profile) -> Plot | None:
         axes.barh(-y, q75 - q25, left=q25, height=0.5, color=colour, alpha=0.6)
         axes.plot([q50, q50], [-y - 0.25, -y + 0.25], color="black", linewidth=1.5)
         axes.plot(q95, -y, "D", color=colour, markersize=6, markeredgecolor="white")
-        axes.annotate(f"p95 {q95:.2f}", (q95, -y), (0, 8), textcoords="offset points",
-                      ha="center", fontsize=8)  # fmt: skip
+        axes.annotate(f"{q50:.2f}, p95 {q95:.2f}", (high, -y), (7, 0), va="center", fontsize=8,
+                      textcoords="offset points", backgroundcolor="white")  # fmt: skip
         told.append(f"{name}: median {q50:.2f} ms, p95 {q95:.2f} ms")
         seen += [low, high]
-    caption = (
-        "Latency of one image, logarithmic: line p1 to p99, box p25 to p75, tick p50, diamond p95."
-    )
     limit = profile.budget.latency_ms
     if limit and limit <= 3 * max(seen):
-        axes.axvline(limit, color="#a3243b", linestyle="--", linewidth=1)
-        caption += f" Dashed: the budget, {limit:g} ms."
+        axes.axvline(limit, color="#a3243b", linestyle="--", linewidth=1, zorder=0)
         seen.append(limit)
     axes.set_yticks([-y for y in range(len(timed))], [name for _, name, _ in timed])
     axes.set_ylim(-len(timed) + 0.45, 0.65)
-    _log_ticks(axes, min(seen), max(seen))
-    axes.set_xlabel("latency of one image, ms")
-    return Plot(_svg(figure), "Latency. " + "; ".join(told), caption)
-
-
-def _log_ticks(axes: Axes, low: float, high: float) -> None:
-    """A logarithmic x axis from below `low` to above `high`, its ticks plain numbers."""
-    low, high = max(low, 1e-4) / 1.35, max(high, 1e-4) * 1.35
-    powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    few = high / low > 30
-    ticks = [k * 10.0**p for p in powers for k in ((1, 3) if few else (1, 1.5, 2, 3, 5, 7))]
-    ticks = [t for t in ticks if low <= t <= high]
+    low, high = max(min(seen), 1e-4), max(*seen, 1e-4)
     axes.set_xscale("log")
+    axes.set_xlim(low / 1.3, 1.3 * high * (high / low) ** 0.35)  # room for the last words
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
-    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
-    axes.set_xlim(low, high)
+    axes.set_xlabel("latency of one image, ms")
+    return _svg(figure), "Latency. " + "; ".join(told)
 
 
-def _scatter(rows: Sequence[Row]) -> Plot | None:
+def _scatter(rows: Sequence[Row]) -> Drawing | None:
     """Accuracy against latency of each model that has both."""
     both = [(i, r, r.timing, m) for i, r in enumerate(rows) if r.timing and (m := _accuracy(r))]
     if not both:
@@ -502,12 +437,13 @@ def _scatter(rows: Sequence[Row]) -> Plot | None:
     axes.margins(x=0.15, y=0.15)
     axes.set_xlabel("median latency, ms")
     axes.set_ylabel("balanced accuracy")
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    caption = "Accuracy (95 % interval) against latency: up and left is better."
-    return Plot(_svg(figure), "Accuracy against latency. " + "; ".join(told), caption)
+    longest = max(len(r.name) for _, r, *_ in both)
+    columns = max(1, min(3, int(4.4 / (0.5 + 0.065 * longest))))  # inches
+    figure.legend(loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+    return _svg(figure), "Accuracy against latency. " + "; ".join(told)
 
 
-def _histogram(fidelity: Fidelity) -> Plot | None:
+def _histogram(fidelity: Fidelity) -> Drawing | None:
     """Agreement image by image, the strangers' behind it."""
     from matplotlib.figure import Figure
 
@@ -535,11 +471,7 @@ def _histogram(fidelity: Fidelity) -> Plot | None:
         axes.margins(y=0.28)
         axes.legend(fontsize=8, frameon=False, loc="upper left")
         told.append(f"{c.name}: mean {own.mean():.2f}, strangers {null.mean():.2f}")
-    caption = (
-        "Agreement image by image; dashed: means. Where the two histograms lie on each other, "
-        "the maps say nothing about the patient."
-    )
-    return Plot(_svg(figure), "Agreement image by image. " + "; ".join(told), caption)
+    return _svg(figure), "Agreement image by image. " + "; ".join(told)
 
 
 # ---- gallery
@@ -549,28 +481,6 @@ def _worst(panel: Panel, reference: str) -> tuple[float, str]:
     """Lowest agreement of any model but the reference; an undefined map comes first."""
     found = [r for name, r in panel.agreement.items() if name != reference]
     return min((-2.0 if r is None else r for r in found), default=0.0), panel.image
-
-
-def _shown(panel: Panel, reference: str) -> dict[str, Any]:
-    """A panel as the template takes it: pictures embedded, answers judged."""
-    columns = []
-    for name, heat in panel.maps.items():
-        answer, probability = panel.answers[name]
-        wrong = answer != panel.label
-        r = panel.agreement.get(name)
-        told = "" if name == reference else ("r undefined" if r is None else f"r = {r:.2f}")
-        columns.append({
-            "name": name,
-            "src": None if heat is None else _png(_picture(panel, heat)),
-            "alt": f"heat map of {name}, image {panel.image}: "
-            f"{'wrong ' if wrong else ''}answer {answer}{', ' * bool(told)}{told}",
-            "answer": answer,
-            "probability": f"{100 * probability:.0f} %",
-            "wrong": wrong,
-            "r": "reference" if name == reference else told,
-        })  # fmt: skip
-    src = _png(_picture(panel, None))
-    return {"image": panel.image, "label": panel.label, "src": src, "columns": columns}
 
 
 def _picture(panel: Panel, heat: np.ndarray | None) -> np.ndarray:

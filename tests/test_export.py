@@ -8,8 +8,8 @@ import pytest
 import torch
 from test_runtimes import SPEC, Tiny, artifact, pictures
 
-from edgekd import export
-from edgekd.records import Artifact, EdgeKDError
+from edgekd import export, runtimes
+from edgekd.records import Artifact, EdgeKDError, RuntimeUnavailable
 
 
 @pytest.fixture
@@ -35,6 +35,7 @@ def test_the_onnx_file_is_pinned_whole_and_describes_itself(module, tmp_path, ca
     assert inside["edgekd.size"] == [32, 32]
     assert inside["edgekd.mean"] == list(SPEC.mean)
     assert inside["edgekd.layer"] == "last 16x8x8"
+    assert inside["edgekd.source"] == artifact().sha256
     assert made.metrics["parity_max_abs_logits"].value < 1e-5
     assert made.metrics["parity_agreement"].value == 1
     assert Artifact.load(tmp_path) == made
@@ -58,6 +59,79 @@ def test_a_file_that_answers_otherwise_is_refused(tmp_path):
         export.to_onnx(Restless().eval(), artifact(), pictures(), tmp_path)
     with pytest.raises(EdgeKDError, match="holds no artifact"):
         Artifact.load(tmp_path)
+
+
+def test_a_refused_export_leaves_nothing_that_looks_finished(module, tmp_path):
+    export.to_onnx(module, artifact(), pictures(), tmp_path)
+    with pytest.raises(EdgeKDError, match="gives other logits"):
+        export.to_onnx(Restless().eval(), artifact(), pictures(), tmp_path)
+    with pytest.raises(EdgeKDError, match="holds no artifact"):
+        Artifact.load(tmp_path)
+    assert not list(tmp_path.glob(".making-*"))
+
+
+def test_nan_is_refused_even_if_only_a_single_image_gives_it():
+    right = runtimes.Outputs(np.zeros((4, 3), np.float32), np.zeros((4, 2, 1, 1), np.float32))
+
+    def session(images):
+        value = np.float32(np.nan if len(images) == 1 else 0)
+        return runtimes.Outputs(*(x[: len(images)] + value for x in right))
+
+    with pytest.raises(EdgeKDError, match="gives other logits: largest error nan"):
+        export._parity(session, right, pictures(4), 1e-3, "x.onnx")
+
+
+def test_one_image_is_enough_and_the_batch_stays_free(module, tmp_path):
+    made = export.to_onnx(module, artifact(), pictures(1), tmp_path)
+    here = export._cpu("onnxruntime")
+    images = pictures(5)
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(images))[0].numpy()
+    np.testing.assert_allclose(
+        runtimes.open_session(made, here)(images).logits, expected, atol=2e-5
+    )
+    with pytest.raises(EdgeKDError, match="got none"):
+        export.to_onnx(module, artifact(), pictures(0), tmp_path)
+
+
+def test_the_file_is_compared_in_openvino_without_onnxruntime(module, tmp_path, monkeypatch):
+    real, absent = runtimes.get, {"onnxruntime"}
+
+    def get(name):
+        if name in absent:
+            raise RuntimeUnavailable(f"runtime {name} needs {name}")
+        return real(name)
+
+    monkeypatch.setattr(runtimes, "get", get)
+    made = export.to_onnx(module, artifact(), pictures(), tmp_path)
+    assert made.settings["compared_in"] == "openvino"
+    assert "openvino" in made.versions
+    assert 0 <= made.metrics["parity_max_abs_logits"].value < 1e-5
+    absent.add("openvino")
+    with pytest.raises(RuntimeUnavailable, match=r"edgekd\[onnxruntime\]' \(or \[openvino\]"):
+        export.to_onnx(module, artifact(), pictures(), tmp_path)
+
+
+def test_a_file_in_use_is_replaced_not_written_over(module, tmp_path):
+    # A mapped file that shrinks ends the process with SIGBUS.
+    source = export.to_onnx(module, artifact(), pictures(), tmp_path / "onnx")
+    made = export.to_runtime(source, pictures(), tmp_path / "ir", "openvino")
+    before = (tmp_path / "ir/model.bin").read_bytes()
+    with torch.no_grad():
+        module.head.weight.add_(1)
+    with (tmp_path / "ir/model.bin").open("rb") as in_use:
+        other = export.to_onnx(module, artifact(), pictures(), tmp_path / "onnx")
+        again = export.to_runtime(other, pictures(), tmp_path / "ir", "openvino")
+        assert in_use.read() == before
+    assert again.files["model.bin"] != made.files["model.bin"]
+    assert Artifact.load(tmp_path / "ir") == again
+
+
+def test_an_export_does_not_replace_what_it_is_made_from(module, tmp_path):
+    source = export.to_onnx(module, artifact(), pictures(), tmp_path)
+    with pytest.raises(EdgeKDError, match="holds what is to be exported: choose another folder"):
+        export.to_runtime(source, pictures(), tmp_path, "openvino")
+    assert Artifact.load(tmp_path) == source
 
 
 def test_a_tolerance_of_zero_refuses_rounding(module, tmp_path):

@@ -1,15 +1,18 @@
 """INT8 that is really smaller, really runs in int8, and is near what it was made from."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from test_runtimes import exported, pictures, profile  # noqa: F401
+import torch
+from test_runtimes import Tiny, artifact, exported, pictures, profile  # noqa: F401
 
-from edgekd import quantize, runtimes
+from edgekd import export, quantize, runtimes
 from edgekd.data import Sample
-from edgekd.records import EdgeKDError
+from edgekd.records import Artifact, EdgeKDError
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,30 @@ def test_int8_runs_in_int8(int8):
     assert made.parents == {"onnx": int8[1].sha256}
 
 
+def test_int8_is_really_smaller(tmp_path):
+    torch.manual_seed(0)
+    wide = Tiny()
+    wide.body.extend([torch.nn.Conv2d(16, 512, 1), torch.nn.ReLU6(), torch.nn.Conv2d(512, 16, 1)])
+    source = export.to_onnx(wide.eval(), artifact(), pictures(), tmp_path / "onnx")
+    full = export.to_runtime(source, pictures(), tmp_path / "ir", "openvino")
+    made = quantize.quantize(source, pictures(16), tmp_path / "int8")
+    small, big = ((a.folder / "model.bin").stat().st_size for a in (made, full))
+    assert big > 4 * 16 * 512 * 2  # FP32 weights are not compressed to FP16
+    assert small < 0.45 * big
+
+
+def test_an_int8_file_is_exported_as_it_is(int8, tmp_path):
+    from edgekd.runtimes import openvino
+
+    made = export.to_runtime(int8[0], pictures(), tmp_path, "openvino")
+    assert made.precision == "int8"
+    assert made.parents == {"openvino": int8[0].sha256}
+    assert made.metrics["parity_max_abs_logits"].value == 0
+    assert made.metrics["parity_agreement"].value == 1
+    info = openvino.read(made.path).get_rt_info(["model_info"]).astype(dict)
+    assert info["model_type"].astype(str) == "Classification"
+
+
 def test_the_same_images_give_the_same_file(int8, tmp_path):
     again = quantize.quantize(int8[1], pictures(64, seed=3), tmp_path)
     assert again.files["model.bin"] == int8[0].files["model.bin"]
@@ -55,6 +82,14 @@ def test_only_fp32_onnx_is_quantised(int8, tmp_path):
         quantize.quantize(int8[0], pictures(8), tmp_path)
 
 
+def test_what_cannot_be_quantised_is_said_and_left_alone(int8, tmp_path):
+    with pytest.raises(EdgeKDError, match="images to calibrate on, got none"):
+        quantize.quantize(int8[1], pictures(0), tmp_path)
+    with pytest.raises(EdgeKDError, match="holds what is to be quantised"):
+        quantize.quantize(int8[1], pictures(8), int8[1].folder)
+    assert Artifact.load(int8[1].folder) == int8[1]
+
+
 def test_nothing_is_printed(int8, tmp_path, capfd):
     quantize.quantize(int8[1], pictures(8), tmp_path)
     assert capfd.readouterr() == ("", "")
@@ -62,7 +97,7 @@ def test_nothing_is_printed(int8, tmp_path, capfd):
 
 def samples(*counts):
     return [
-        Sample(quantize.Path(f"{label}-{i}"), label, "", None, "")
+        Sample(Path(f"{label}-{i}"), label, "", None, "")
         for label, n in enumerate(counts)
         for i in range(n)
     ]
@@ -76,32 +111,54 @@ def test_calibration_takes_as_many_of_each_class():
     assert len(quantize.pick_calibration(samples(3, 3), 100, seed=0)) == 6
 
 
-def test_no_socket_is_opened(int8):
-    """openvino and nncf bring telemetry; a connection attempt is an error here."""
-    source = int8[1]
-    code = f"""
-import os, socket, sys, threading
-for name in ("CI", "NNCF_CI", "PYTEST_CURRENT_TEST"):
-    os.environ.pop(name, None)
-tried = []
-def refuse(self, address, *rest):
-    tried.append(address)
+TRAP = """
+import os, socket
+def trap(address):
+    with open(os.environ["TRAP"], "a") as f:
+        f.write(repr(address) + chr(10))
     raise OSError("refused")
-socket.socket.connect = socket.socket.connect_ex = refuse
-socket.getaddrinfo = lambda *a, **k: tried.append(a) or (_ for _ in ()).throw(OSError("refused"))
+socket.socket.connect = socket.socket.connect_ex = lambda self, address: trap(address)
+socket.getaddrinfo = lambda *address, **more: trap(address)
+"""
+
+QUANTIZE = """
+import multiprocessing, sys, threading, urllib.request
 from pathlib import Path
-import numpy as np, tempfile
+import numpy as np
+{first}
 from edgekd import quantize
 from edgekd.records import Artifact
 images = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
-with tempfile.TemporaryDirectory() as out:
-    quantize.quantize(Artifact.load(Path({str(source.folder)!r})), images, Path(out))
-for t in threading.enumerate():
-    if t is not threading.main_thread():
-        t.join(3)
-assert "openvino" in sys.modules and "nncf" in sys.modules
-print("tried", tried)
+if __name__ == "__main__":
+    quantize.quantize(Artifact.load(Path(sys.argv[1])), images, Path(sys.argv[2]))
+    for t in threading.enumerate():
+        if t is not threading.main_thread():
+            t.join(3)
+    assert "openvino" in sys.modules and "nncf" in sys.modules
+    child = multiprocessing.Process(target=urllib.request.urlopen, args=["http://canary.invalid"])
+    child.start()
+    child.join()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("first", ["", "import openvino_telemetry"], ids=["absent", "imported"])
+def test_nothing_is_sent_nor_written_home(int8, tmp_path, first):
+    """openvino and nncf bring telemetry, sent from child processes: the trap is in those too."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (tmp_path / "sitecustomize.py").write_text(TRAP)
+    script = tmp_path / "script.py"
+    script.write_text(QUANTIZE.format(first=first))
+    path = os.pathsep.join([str(tmp_path), str(Path(quantize.__file__).parents[1])])
+    off = ("CI", "NNCF_CI", "PYTEST_CURRENT_TEST")  # each would switch the telemetry off
+    environment = {k: v for k, v in os.environ.items() if k not in off}
+    environment |= {"HOME": str(home), "TRAP": str(tmp_path / "trap"), "PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, str(script), str(int8[1].folder), str(tmp_path / "out")],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "tried []"
+    tried = (tmp_path / "trap").read_text().splitlines()
+    assert [t for t in tried if "canary.invalid" not in t] == []
+    assert len(tried) == 1  # the trap works: it caught the canary, in a child
+    assert not list(home.rglob("*"))

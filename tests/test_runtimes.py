@@ -87,6 +87,25 @@ def test_same_in_same_out_and_input_untouched(opened):
     np.testing.assert_array_equal(images, before)
 
 
+def read_only(images):
+    images.flags.writeable = False
+    return images
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        lambda x: np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2),
+        lambda x: np.ascontiguousarray(x[..., ::-1])[..., ::-1],
+        lambda x: read_only(x.copy()),
+    ],
+    ids=["transposed", "flipped", "read-only"],
+)
+def test_how_an_array_lies_in_memory_does_not_matter(opened, same):
+    images = pictures(2)
+    np.testing.assert_array_equal(opened[0](same(images)).logits, opened[0](images).logits)
+
+
 def test_earlier_outputs_are_not_overwritten(opened):
     first = opened[0](pictures(2))
     kept = first.features.copy()
@@ -123,12 +142,35 @@ def test_an_absent_device_is_said(opened):
         runtimes.open_session(made, absent)
 
 
-def test_a_broken_file_is_one_line(opened):
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda b: b"",
+        lambda b: b[:100],
+        lambda b: b[: len(b) // 2],
+        lambda b: b[:-200],
+        lambda b: b"not a model",
+    ],
+    ids=["empty", "start", "half", "end", "text"],
+)
+def test_a_broken_file_is_one_line_without_a_traceback(opened, broken, capfd, caplog):
     _, made, here = opened
-    made.path.write_bytes(made.path.read_bytes()[:100])
-    with pytest.raises(EdgeKDError, match=r"cannot (load|read)") as e:
+    damaged = broken(made.path.read_bytes())
+    made.path.write_bytes(damaged)
+    with pytest.raises(EdgeKDError, match=r"cannot (load|read|compile)") as e:
         runtimes.open_session(made, here)
     assert "\n" not in str(e.value)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "Traceback" not in err  # C++ in OpenVINO's front ends may say something else there
+    assert not caplog.records
+
+
+def test_a_missing_file_is_said(opened):
+    _, made, here = opened
+    made.path.unlink()
+    with pytest.raises(EdgeKDError, match=r"cannot (load|read) .*model\."):
+        runtimes.open_session(made, here)
 
 
 def test_a_file_of_another_runtime_is_refused(opened):
@@ -177,6 +219,76 @@ def test_other_precisions_are_refused_where_they_cannot_be_had(exported):
         runtimes.get("onnxruntime").load(exported[1].path, profile("onnxruntime"), "bf16", None)
     with pytest.raises(EdgeKDError, match="runs fp32, not int8"):
         runtimes.get("torch").load(exported[1].path, profile("torch"), "int8", None)
+
+
+def test_openvino_is_set_as_the_profile_says(exported):
+    openvino = pytest.importorskip("edgekd.runtimes.openvino")
+    here = profile("openvino", options={"ENABLE_CPU_PINNING": False})
+    model = openvino.compiled(exported[1].path, here, "fp32", 1)
+    assert model.get_property("INFERENCE_NUM_THREADS") == 1
+    assert int(model.get_property("NUM_STREAMS")) == 1
+    assert model.get_property("ENABLE_CPU_PINNING") is False
+    loose = profile("openvino", options={"INFERENCE_PRECISION_HINT": "bf16"})
+    with pytest.raises(EdgeKDError, match=r"in bf16 on CPU, not fp32|cannot compile"):
+        openvino.compiled(exported[1].path, loose, "fp32", 1)
+    wrong = profile("openvino", options={"NO_SUCH": 1})
+    with pytest.raises(EdgeKDError, match=r"cannot compile .* Unsupported property NO_SUCH"):
+        openvino.compiled(exported[1].path, wrong, "fp32", 1)
+
+
+@pytest.mark.parametrize(("value", "text"), [(True, "1"), (False, "0"), ("0", "0")])
+def test_onnxruntime_options_are_in_its_own_words(exported, monkeypatch, value, text):
+    runtime = pytest.importorskip("edgekd.runtimes.onnxruntime")
+    real, seen = runtime.ort.InferenceSession, []
+    monkeypatch.setattr(
+        runtime.ort,
+        "InferenceSession",
+        lambda path, options, **more: seen.append(options) or real(path, options, **more),
+    )
+    key = "session.intra_op.allow_spinning"
+    runtime.load(exported[1].path, profile("onnxruntime", options={key: value}), "fp32", None)
+    assert seen[0].get_session_config_entry(key) == text
+
+
+def test_onnxruntime_does_not_print_and_try_again(exported, tmp_path, capfd):
+    runtime = pytest.importorskip("edgekd.runtimes.onnxruntime")
+    broken = tmp_path / "model.onnx"
+    # An operator's name that is no UTF-8 makes its error one that its own retry catches.
+    broken.write_bytes(exported[1].path.read_bytes().replace(b"Conv", b"\xff\xfe\xff\xfe"))
+    with pytest.raises(EdgeKDError, match="onnxruntime cannot load"):
+        runtime.load(broken, profile("onnxruntime"), "fp32", None)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_onnxruntime_falling_back_to_the_cpu_is_refused(exported, monkeypatch):
+    runtime = pytest.importorskip("edgekd.runtimes.onnxruntime")
+    real, seen = runtime.ort.InferenceSession, []
+
+    def falls_back(path, options, **more):
+        seen.append(more)
+        return real(path, options, providers=["CPUExecutionProvider"])
+
+    found = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(runtime.ort, "get_available_providers", lambda: found)
+    monkeypatch.setattr(runtime.ort, "InferenceSession", falls_back)
+    here = profile("onnxruntime").model_copy(update={"device": "CUDA"})
+    with pytest.raises(RuntimeUnavailable, match="opened CPUExecutionProvider, not CUDA"):
+        runtime.load(exported[1].path, here, "fp32", None)
+    wanted = [("CUDAExecutionProvider", {"use_tf32": "0"})]  # fp32 is not TF32
+    assert seen == [{"providers": wanted, "enable_fallback": 0}]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_torch_on_cuda_is_fp32_not_tf32(exported):
+    here = profile("torch").model_copy(update={"device": "cuda:0"})
+    path = exported[1].path.with_suffix(".pt2")
+    images = pictures(3)
+    with torch.inference_mode():
+        expected = exported[0](torch.from_numpy(images))
+    for got, want in zip(
+        runtimes.get("torch").load(path, here, "fp32", None)(images), expected, strict=True
+    ):
+        np.testing.assert_allclose(got, want.numpy(), atol=2e-5, rtol=1e-4)
 
 
 def test_a_static_profile_runs_a_batch_image_by_image(exported):

@@ -44,10 +44,14 @@ def load(path: Path, profile: Profile, precision: str, batch: int | None) -> Ses
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
         with _quiet():
-            model = torch.export.load(path).module().to(profile.device)
+            program = torch.export.load(path).module()
     except BROKEN as e:
-        reason = (str(e).splitlines() or [""])[0][:120]
-        raise EdgeKDError(f"torch cannot load {path}: {type(e).__name__}: {reason}") from None
+        reason = (str(e).splitlines() or [""])[0].partition(". ")[0][:120]
+        raise EdgeKDError(
+            f"torch cannot load {path}: {type(e).__name__}: {reason}; "
+            "edgekd export --format onnx writes it again"
+        ) from None
+    model = program.to(profile.device)
 
     def run(images: np.ndarray) -> Outputs:
         # torch takes neither negative strides nor, without a warning, read-only memory
