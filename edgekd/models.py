@@ -14,7 +14,7 @@ from torch import nn
 from edgekd.records import Arch, Artifact, EdgeKDError, unknown
 from edgekd.supernet import SubNet, extract
 
-MIN_GRID = 7  # cells a side: below it a heat map is too coarse to say where (measured at 4x4)
+MIN_GRID = 12  # cells a side: on MRI a 16x16 grid found tumours twice as well as 8x8 or 4x4
 WEIGHTS = "model.safetensors"
 
 

@@ -8,12 +8,15 @@ import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
 from edgekd import runtimes
 from edgekd.data import Sample
 from edgekd.records import Artifact, EdgeKDError, Profile, make_folder, sha256, versions
+
+FILES = ("model.xml", "model.bin")  # the first is the one that is loaded
 
 
 def pick_calibration(samples: Sequence[Sample], n: int, seed: int) -> list[Sample]:
@@ -36,14 +39,7 @@ def quantize(source: Artifact, calibration: np.ndarray, out: Path, *, seed: int 
     Raises EdgeKDError if there is nothing to calibrate on, or if the quantised graph does not run
     or answers nothing finite; then nothing that looks finished is left in `out`.
     """
-    openvino = runtimes.get("openvino")  # first: it blocks telemetry
-    from edgekd.runtimes import openvino as runtime
-
-    try:
-        with _quiet():
-            import nncf
-    except ModuleNotFoundError as e:
-        raise EdgeKDError(f"quantize needs {e.name}: pip install 'edgekd[quantize]'") from None
+    nncf = _nncf()
     if source.kind != "onnx" or source.precision != "fp32":
         raise EdgeKDError(f"{source.folder} is {source.kind} {source.precision}, not fp32 ONNX")
     if not len(calibration):
@@ -52,7 +48,42 @@ def quantize(source: Artifact, calibration: np.ndarray, out: Path, *, seed: int 
         raise EdgeKDError(f"{out} holds what is to be quantised: choose another folder")
     make_folder(out)
     (out / Artifact.FILE).unlink(missing_ok=True)
-    model = runtime.read(source.path)
+    fake = _write_int8(nncf, source, calibration, out)
+    inherited = ("model", "spec", "arch", "layer", "role", "params", "macs", "data_fingerprint",
+                 "split_rule")  # fmt: skip
+    return Artifact(
+        kind="openvino",
+        precision="int8",
+        files={f: sha256(out / f) for f in FILES},
+        parents={"onnx": source.sha256},
+        seed=seed,
+        settings={
+            "engine": "nncf",
+            "preset": "mixed",
+            "calibration_images": len(calibration),
+            "fake_quantize_nodes": fake,
+        },
+        versions=versions("nncf", "openvino"),
+        **{f: getattr(source, f) for f in inherited},
+    ).save(out)
+
+
+def _nncf() -> ModuleType:
+    """NNCF, imported after the OpenVINO runtime, which blocks telemetry."""
+    runtimes.get("openvino")
+    try:
+        with _quiet():
+            import nncf
+    except ModuleNotFoundError as e:
+        raise EdgeKDError(f"quantize needs {e.name}: pip install 'edgekd[quantize]'") from None
+    return nncf
+
+
+def _write_int8(nncf: ModuleType, source: Artifact, calibration: np.ndarray, out: Path) -> int:
+    """Write model.xml and model.bin into `out` once they have run; how many FakeQuantize nodes."""
+    from edgekd.runtimes import openvino
+
+    model = openvino.read(source.path)
     with _quiet():
         model = nncf.quantize(
             model,
@@ -67,35 +98,13 @@ def quantize(source: Artifact, calibration: np.ndarray, out: Path, *, seed: int 
     cpu = Profile(name="cpu", runtime="openvino", device="CPU", student="", resolution=224)
     # A session may have the old file mapped: it is replaced by rename, never written over.
     with tempfile.TemporaryDirectory(dir=out, prefix=".making-") as made:
-        runtime.ov.save_model(model, Path(made) / "model.xml", compress_to_fp16=False)
-        answer = openvino.load(Path(made) / "model.xml", cpu, "int8", None)(calibration[:4])
+        openvino.ov.save_model(model, Path(made) / FILES[0], compress_to_fp16=False)
+        answer = openvino.load(Path(made) / FILES[0], cpu, "int8", None)(calibration[:4])
         if not all(np.isfinite(x).all() for x in answer):
             raise EdgeKDError(f"{source.path} in int8 answers nothing finite: deploy fp32 instead")
-        for name in ("model.xml", "model.bin"):
+        for name in FILES:
             (Path(made) / name).replace(out / name)
-    return Artifact(
-        kind="openvino",
-        precision="int8",
-        model=source.model,
-        files={f: sha256(out / f) for f in ("model.xml", "model.bin")},
-        spec=source.spec,
-        arch=source.arch,
-        layer=source.layer,
-        role=source.role,
-        parents={"onnx": source.sha256},
-        params=source.params,
-        macs=source.macs,
-        data_fingerprint=source.data_fingerprint,
-        split_rule=source.split_rule,
-        seed=seed,
-        settings={
-            "engine": "nncf",
-            "preset": "mixed",
-            "calibration_images": len(calibration),
-            "fake_quantize_nodes": fake,
-        },
-        versions=versions("nncf", "openvino"),
-    ).save(out)
+    return fake
 
 
 @contextlib.contextmanager

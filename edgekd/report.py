@@ -43,14 +43,6 @@ SCORES = {
     "test_macro_f1": "macro F1",
     "test_macro_auroc": "macro AUROC",
 }
-FIGURES = {
-    "pearson": "Pearson correlation",
-    "spearman": "Spearman correlation",
-    "iou20": "overlap of the top 20 % (IoU)",
-    "energy": "energy inside the mask",
-    "enrichment": "enrichment: energy inside / area of the mask",
-    "hit": "pointing: peak inside the mask",
-}
 UNITS = {"ms": "ms", "m": "M", "mb": "MB"}  # last word of a budget's limit -> as it is written
 Drawing = tuple[str, str]  # SVG, and its words for those who do not see it
 
@@ -101,7 +93,6 @@ def write(
         latency=_latency(rows, profile),
         scatter=_scatter(rows),
         fidelity=fidelity,
-        figures=FIGURES,
         closer=list(_closer(fidelity)) if fidelity else [],
         histogram=_histogram(fidelity) if fidelity else None,
         reference=reference,
@@ -143,16 +134,11 @@ def _import_plotting() -> None:
 # ---- words and numbers
 
 
-def _interval(m: Metric | None) -> str:
-    return (
-        ""
-        if m is None or m.low is None or m.high is None
-        else f" [{m.low:.3f},\N{NO-BREAK SPACE}{m.high:.3f}]"
-    )
-
-
 def _metric(m: Metric | None) -> str:
-    return "–" if m is None else f"{m.value:.3f}{_interval(m)}"
+    """'0.951 [0.912, 0.979]'; the interval stays on one line."""
+    if m is None or m.low is None or m.high is None:
+        return "–" if m is None else f"{m.value:.3f}"
+    return f"{m.value:.3f} [{m.low:.3f},\N{NO-BREAK SPACE}{m.high:.3f}]"
 
 
 def _accuracy(row: Row) -> Metric | None:
@@ -203,7 +189,7 @@ def _summary(rows: Sequence[Row], fidelity: Fidelity | None) -> Iterator[str]:
         q = percentiles(last.timing.samples_ms)
         where = "" if last.timing.on_device else " on this machine, not on the profile's device"
         yield (
-            f"It answers in {q['p50']:.2f} ms (median; 95 % within {q['p95']:.2f} ms)"
+            f"The file answers in {q['p50']:.2f} ms (median; 95 % within {q['p95']:.2f} ms)"
             f"{_pace(first, last)}{where}."
         )
     yield from _told(fidelity)
@@ -213,28 +199,23 @@ def _told(fidelity: Fidelity | None) -> Iterator[str]:
     """What the heat maps of the file to be deployed say, in sentences."""
     r, e, m = (_aggregate(fidelity, k) for k in ("pearson", "energy", "enrichment"))
     if fidelity and r:
-        stranger = "" if r.null is None else f", and {r.null:.2f} with those of other patients"
-        yield (
-            f"Its heat maps correlate {r.value:.2f} with those of {fidelity.reference} for the "
-            f"same image{stranger}."
-        )
+        null = "" if r.null is None else f", and {r.null:.2f} with those of other patients"
+        reference = fidelity.comparisons[0].name
+        yield f"Its heat maps correlate {r.value:.2f} with {reference}'s of the same image{null}."
     if e and m:
-        yield (
-            f"They put {100 * e.value:.0f} % of their energy into the masks, "
-            f"{m.value:.1f} times as much as even maps would."
-        )
+        share, times = f"{100 * e.value:.0f} %", f"{m.value:.1f} times"
+        yield f"They put {share} of their energy into the masks, {times} what even maps would."
 
 
 def _tiles(rows: Sequence[Row], fidelity: Fidelity | None) -> Iterator[tuple[str, str, str]]:
     """(value, what, beside it): the few numbers that a reader looks for first."""
     first, last = rows[0], rows[-1]
-    other = first is not last
+    versus = f"{first.name} " if first is not last else ""
     m, t = _accuracy(last), _accuracy(first)
-    if m:
-        beside = f"{first.name} {t.value:.3f}" if other and t else ""
-        yield f"{m.value:.3f}", "balanced accuracy", beside
-    own, its = last.artifact.params / 1e6, first.artifact.params / 1e6
-    yield f"{own:.2f} M", "parameters", f"{first.name} {its:.2f} M" if other else ""
+    if m and t:
+        yield f"{m.value:.3f}", "balanced accuracy", versus and f"{versus}{t.value:.3f}"
+    own, its = (f"{r.artifact.params / 1e6:.2f} M" for r in (last, first))
+    yield own, "parameters", versus and versus + its
     if last.timing:
         q = percentiles(last.timing.samples_ms)
         beside = "on the profile's device" if last.timing.on_device else "not the profile's device"

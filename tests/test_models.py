@@ -19,11 +19,11 @@ def test_macs_and_parameters_by_hand():
 @pytest.mark.parametrize(
     ("name", "size", "layer"),
     [
-        ("resnet18", 96, "stage4 256x6x6"),  # no grid of 7 but 12: the next one up
-        ("swin_s3_tiny_224", 224, "head 768x7x7"),  # NHWC
+        ("resnet18", 96, "stage3 128x12x12"),
+        ("swin_s3_tiny_224", 224, "stage3 384x14x14"),  # NHWC
         ("vit_tiny_patch16_224", 224, "head 192x14x14"),  # tokens with a class token
-        ("vgg11", 64, "stage4 512x8x8"),
-        ("test_efficientnet", 64, "stage3"),
+        ("vgg11", 64, "stage3 256x16x16"),
+        ("test_efficientnet", 64, "stage2 24x16x16"),
     ],
 )
 def test_the_waist_keeps_the_models_answer(name, size, layer):
@@ -36,7 +36,8 @@ def test_the_waist_keeps_the_models_answer(name, size, layer):
         torch.testing.assert_close(logits, net(image))
     assert features.ndim == 4
     assert min(features.shape[2:]) >= models.MIN_GRID
-    assert waist.layer.endswith("x".join(map(str, features.shape[1:])))
+    assert waist.layer == layer
+    assert layer.endswith(" " + "x".join(map(str, features.shape[1:])))
 
 
 def test_tokens_are_laid_out_row_by_row():
@@ -51,7 +52,7 @@ def test_tokens_are_laid_out_row_by_row():
 def test_a_student_is_explained_where_the_grid_is_fine_enough():
     net = supernet.extract(supernet.named("cpu_lat@10ms")[1], 3).eval()
     waist = models.Waist(net, (128, 128))
-    assert waist.layer == "stage4 128x8x8"
+    assert waist.layer == "stage2 56x16x16"
     image = torch.randn(1, 3, 128, 128)
     with torch.no_grad():
         torch.testing.assert_close(waist(image)[0], net(image))

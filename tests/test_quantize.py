@@ -90,6 +90,13 @@ def test_what_cannot_be_quantised_is_said_and_left_alone(int8, tmp_path):
     assert Artifact.load(int8[1].folder) == int8[1]
 
 
+def test_without_nncf_what_is_there_stays(int8, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(EdgeKDError, match=r"needs nncf: pip install 'edgekd\[quantize\]'"):
+        quantize.quantize(int8[1], pictures(8), int8[0].folder)
+    assert Artifact.load(int8[0].folder) == int8[0]
+
+
 def test_nothing_is_printed(int8, tmp_path, capfd):
     quantize.quantize(int8[1], pictures(8), tmp_path)
     assert capfd.readouterr() == ("", "")
