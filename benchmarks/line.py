@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from edgekd.bench import machine, percentiles
-from edgekd.records import Artifact, Fidelity, Timing, versions, write_atomic
+from edgekd.records import Artifact, Fidelity, Timing, make_folder, versions, write_atomic
 from edgekd.runs import Run
 
 HERE = Path(__file__).parent
@@ -139,7 +139,7 @@ def main() -> None:
     }
     print(json.dumps(result["figures"] | {"seconds": result["seconds"]}, indent=1))
     if not given.quick:
-        path = HERE / "results" / f"line-{here.name}.json"
+        path = make_folder(HERE / "results") / f"line-{here.name}.json"
         write_atomic(path, json.dumps(result, indent=1) + "\n")
         print(path)
 
