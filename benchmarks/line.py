@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from edgekd.bench import machine, percentiles
+from edgekd.data import open_dataset
 from edgekd.records import Artifact, Fidelity, Timing, make_folder, versions, write_atomic
 from edgekd.runs import Run
 
@@ -68,6 +69,21 @@ def line(data: Path, runs: Path, quick: bool) -> dict[str, float]:
         "distill", "--profile", "cpu", *size, "--no-teacher", *student, "--run", runs / "alone"
     )
     return took
+
+
+def training_minutes(data: Path, runs: Path) -> dict[str, float]:
+    """Minutes of training steps alone, from the logs: also right for a run that was resumed."""
+    images = len(open_dataset(data).splits["train"])
+    folders = {
+        "teacher": Path(Run.load(runs / "cpu").teacher),
+        "student": runs / "cpu" / "student",
+        "student_alone": runs / "alone" / "student",
+    }
+    found = {}
+    for name, folder in folders.items():
+        epochs = [json.loads(x) for x in (folder / "log.jsonl").read_text("utf-8").splitlines()]
+        found[name] = sum(images / e["images_per_s"] for e in epochs) / 60
+    return found
 
 
 def figures(runs: Path) -> tuple[dict[str, float], list[dict[str, object]]]:
@@ -134,7 +150,8 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "data": "brain_tumor_mri",
         "figures": {k: round(v, 4) for k, v in found.items()},
-        "seconds": {k: round(v, 1) for k, v in took.items()},
+        "seconds": {k: round(v, 1) for k, v in took.items()},  # near zero: it was done before
+        "training_minutes": {k: round(v, 1) for k, v in training_minutes(data, runs).items()},
         "table": table,
     }
     print(json.dumps(result["figures"] | {"seconds": result["seconds"]}, indent=1))
