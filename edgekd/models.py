@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from edgekd.records import Arch, Artifact, EdgeKDError, unknown
-from edgekd.supernet import SubNet, extract
+from edgekd.supernet import SubNet, build
 
 MIN_GRID = 12  # cells a side: on MRI a 16x16 grid found tumours twice as well as 8x8 or 4x4
 WEIGHTS = "model.safetensors"
@@ -183,7 +183,7 @@ def _rename_efficientnet(state: dict[str, torch.Tensor], net: Any) -> dict:
 
 def student(arch: Arch, classes: int) -> SubNet:
     """The sub-net `arch`, from scratch."""
-    return extract(arch, classes)
+    return build(arch, classes)
 
 
 def load(artifact: Artifact) -> Waist:
@@ -191,7 +191,7 @@ def load(artifact: Artifact) -> Waist:
     if artifact.kind not in ("teacher", "student"):
         raise EdgeKDError(f"{artifact.folder} holds a {artifact.kind} file, not a trained network")
     classes = len(artifact.spec.classes)
-    net = extract(artifact.arch, classes) if artifact.arch else teacher(artifact.model, classes)
+    net = build(artifact.arch, classes) if artifact.arch else teacher(artifact.model, classes)
     net.load_state_dict(safetensors.torch.load_file(artifact.folder / WEIGHTS))
     return Waist(net, artifact.spec.size).eval()
 

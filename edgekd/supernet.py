@@ -1,152 +1,34 @@
-"""The Once-for-All spaces as data, the 50 published sub-nets by name, and `extract`.
+"""The elastic network of a Once-for-All space, and the plain sub-nets that are cut out of it.
 
 Cai et al., Once-for-All, ICLR 2020 (arXiv 1908.09791). Module and parameter names are those of the
 reference code (mit-han-lab/once-for-all, static networks), so its specialised checkpoints fit.
+
+A sub-net's weights are a slice of the supernet's (`Supernet.cut`). The elastic forward runs the
+plain sub-net's own code on those slices, so that an extracted sub-net cannot differ from it.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
 
-from edgekd.records import Arch, EdgeKDError, unknown
+from edgekd import spaces
+from edgekd.records import Arch
+from edgekd.spaces import Space, make_divisible, named, subnets, uniform
 
-BLOCKS = 4  # places for blocks in a stage of any space; an Arch always has an entry for each
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Up to BLOCKS blocks of one width; the first carries the stride and the width's change."""
-
-    width: int
-    stride: int
-    act: str  # relu | relu6 | h_swish
-    se: bool = False
-    depths: tuple[int, ...] = (2, 3, 4)
-
-    @property
-    def places(self) -> int:
-        """Entries that this stage has in an Arch."""
-        return 1 if self.depths == (1,) else BLOCKS
+__all__ = ["Space", "SubNet", "Supernet", "build", "named", "recalibrate", "subnets"]
 
 
-@dataclass(frozen=True)
-class Space:
-    """What is fixed in a family of networks; kernels, expansions and depths are the Arch's."""
-
-    stem: int
-    first: int  # width of block 0: kernel 3, expansion 1, never elastic
-    first_shortcut: bool
-    act: str  # of the stem
-    first_act: str
-    stages: tuple[Stage, ...]
-    final_expand: int  # channels of the 1x1 convolution before pooling; 0: there is none
-    mix: int  # channels of feature_mix_layer
-    mix_before_pool: bool  # with batch norm before pooling (ProxylessNAS), or bare after it
-    bn_eps: float
-    kernels: tuple[int, ...] = (3, 5, 7)
-    expands: tuple[int, ...] = (3, 4, 6)
-
-
-def _mobilenet_v3(stem: int, widths: tuple[int, ...], final: int, mix: int) -> Space:
-    traits = [("relu", False, 2), ("relu", True, 2), ("h_swish", False, 2), ("h_swish", True, 1)]
-    traits.append(("h_swish", True, 2))
-    stages = tuple(Stage(w, s, a, se) for w, (a, se, s) in zip(widths, traits, strict=True))
-    return Space(stem, stem, True, "h_swish", "relu", stages, final, mix, False, 1e-5)
-
-
-SPACES = {
-    "ofa-mbv3-w1.0": _mobilenet_v3(16, (24, 40, 80, 112, 160), 960, 1280),
-    "ofa-mbv3-w1.2": _mobilenet_v3(24, (32, 48, 96, 136, 192), 1152, 1536),
-    "ofa-proxyless-w1.3": Space(
-        stem=40,
-        first=24,
-        first_shortcut=False,
-        act="relu6",
-        first_act="relu6",
-        stages=(
-            Stage(32, 2, "relu6"),
-            Stage(56, 2, "relu6"),
-            Stage(104, 2, "relu6"),
-            Stage(128, 1, "relu6"),
-            Stage(248, 2, "relu6"),
-            Stage(416, 1, "relu6", depths=(1,)),
-        ),
-        final_expand=0,
-        mix=1664,
-        mix_before_pool=True,
-        bn_eps=1e-3,
-    ),
-}
-
-
-def subnets() -> dict[str, Arch]:
-    """The 50 sub-nets that OFA's authors published, by their own names (`net@...`)."""
-    table = json.loads(Path(__file__).with_name("subnets.json").read_text("utf-8"))
-    return {name: Arch(**arch) for name, arch in table.items()}
-
-
-def named(name: str) -> tuple[str, Arch]:
-    """Full name and Arch of a sub-net: a published name or the start of just one, or `ofa-595`.
-
-    `SPACE:min`, `SPACE:max` are the smallest and largest of a space, at 224 pixels.
-    """
-    table = subnets()
-    wanted = "flops@595M" if name.lower() == "ofa-595" else name
-    space, _, end = wanted.partition(":")
-    if end in ("min", "max"):
-        return wanted, _uniform(space, end)
-    found = [n for n in table if n == wanted] or [n for n in table if n.startswith(wanted)]
-    if len(found) == 1:
-        return found[0], table[found[0]]
-    if len(found) > 1:
-        raise EdgeKDError(f'sub-net "{name}" could be any of {", ".join(found)}: say more of it')
-    short = [n.partition("_top1")[0] for n in table]
-    raise EdgeKDError(unknown("sub-net", name, [*short, "ofa-595"]))
-
-
-def _uniform(space: str, end: str) -> Arch:
-    stages = _space(space).stages
-    pick = min if end == "min" else max
-    places = sum(s.places for s in stages)
-    return Arch(
-        space=space,
-        kernel=(pick(_space(space).kernels),) * places,
-        expand=(pick(_space(space).expands),) * places,
-        depth=tuple(pick(s.depths) for s in stages),
-        resolution=224,
-    )
-
-
-def _space(name: str) -> Space:
-    if name not in SPACES:
-        raise EdgeKDError(unknown("space", name, SPACES))
-    return SPACES[name]
-
-
-def extract(arch: Arch, classes: int, *, dropout: float = 0.1) -> SubNet:
+def build(arch: Arch, classes: int, *, dropout: float = 0.1, mix_bias: bool = False) -> SubNet:
     """The sub-net `arch` as a plain module with `classes` outputs, freshly initialised.
 
     Raises EdgeKDError where `arch` is no member of its space.
     """
-    space = _space(arch.space)
-    places = [s.places for s in space.stages]
-    if len(arch.depth) != len(places) or {len(arch.kernel), len(arch.expand)} != {sum(places)}:
-        raise EdgeKDError(
-            f"an Arch of {arch.space} has {len(places)} depths and {sum(places)} kernels and "
-            f"expansions, got {len(arch.depth)}, {len(arch.kernel)} and {len(arch.expand)}"
-        )
-    return SubNet(space, arch, classes, dropout)
-
-
-def make_divisible(value: float, divisor: int = 8) -> int:
-    """`value` rounded to a multiple of `divisor`, never more than a tenth below it."""
-    new = max(divisor, int(value + divisor / 2) // divisor * divisor)
-    return new + divisor if new < 0.9 * value else new
+    return SubNet(spaces.check(arch), arch, classes, dropout, mix_bias)
 
 
 def _act(name: str) -> nn.Module:
@@ -156,12 +38,14 @@ def _act(name: str) -> nn.Module:
 
 
 class ConvLayer(nn.Sequential):
-    """Convolution without bias, [batch norm], [squeeze-excite after the activation]."""
+    """Convolution, [batch norm], [activation], [squeeze-excite]."""
 
-    def __init__(self, cin, cout, kernel, *, stride=1, groups=1, act="", se=False, eps=1e-5):
+    def __init__(
+        self, cin, cout, kernel, *, stride=1, groups=1, act="", se=False, eps=1e-5, bias=False
+    ):
         super().__init__()
         pad = kernel // 2
-        self.conv = nn.Conv2d(cin, cout, kernel, stride, pad, groups=groups, bias=False)
+        self.conv = nn.Conv2d(cin, cout, kernel, stride, pad, groups=groups, bias=bias)
         if eps:
             self.bn = nn.BatchNorm2d(cout, eps=eps)
         if act:
@@ -208,7 +92,9 @@ class Block(nn.Module):
 class SubNet(nn.Module):
     """One member of a space: image (N, 3, H, W) -> logits (N, classes)."""
 
-    def __init__(self, space: Space, arch: Arch, classes: int, dropout: float):
+    def __init__(
+        self, space: Space, arch: Arch, classes: int, dropout: float, mix_bias: bool = False
+    ):
         super().__init__()
         eps, width = space.bn_eps, space.first
         self.first_conv = ConvLayer(3, space.stem, 3, stride=2, act=space.act, eps=eps)
@@ -216,25 +102,17 @@ class SubNet(nn.Module):
             Block(space.stem, width, 3, 1, stride=1, act=space.first_act, se=False, eps=eps,
                   shortcut=space.first_shortcut)
         ]  # fmt: skip
-        ends, start = [], 0
+        ends, places = [], iter(spaces.used(arch))
         for stage, depth in zip(space.stages, arch.depth, strict=True):
-            if depth not in stage.depths:
-                raise EdgeKDError(f"{arch.space} has no stage of depth {depth}: {stage.depths}")
-            for i in range(start, start + depth):
-                k, e = arch.kernel[i], arch.expand[i]
-                if k not in space.kernels or e not in space.expands:
-                    raise EdgeKDError(
-                        f"{arch.space} has no kernel {k} with expansion {e} "
-                        f"(kernels {space.kernels}, expansions {space.expands})"
-                    )
-                stride = stage.stride if i == start else 1
+            for i in range(depth):
+                place = next(places)
                 blocks.append(
-                    Block(width, stage.width, k, e, stride=stride, act=stage.act, se=stage.se,
+                    Block(width, stage.width, arch.kernel[place], arch.expand[place],
+                          stride=stage.stride if i == 0 else 1, act=stage.act, se=stage.se,
                           eps=eps)
                 )  # fmt: skip
                 width = stage.width
             ends.append(len(blocks))
-            start += stage.places
         self.blocks = nn.ModuleList(blocks)
         self.ends = tuple(ends)  # number of blocks up to the end of each stage
         if space.final_expand:
@@ -244,7 +122,7 @@ class SubNet(nn.Module):
             width = space.final_expand
         act = "relu6" if space.mix_before_pool else "h_swish"
         mix_eps = eps if space.mix_before_pool else 0.0
-        self.feature_mix_layer = ConvLayer(width, space.mix, 1, act=act, eps=mix_eps)
+        self.feature_mix_layer = ConvLayer(width, space.mix, 1, act=act, eps=mix_eps, bias=mix_bias)
         self.mix_before_pool = space.mix_before_pool
         self.classifier = nn.Sequential()
         self.classifier.dropout = nn.Dropout(dropout)
@@ -271,6 +149,147 @@ class SubNet(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:  # noqa: D102
         return self.head(self.maps(image)[-1])
+
+
+class Supernet(SubNet):
+    """The largest sub-net of a space, and by shared weights every other: image, Arch -> logits.
+
+    A sub-net takes the first blocks of a stage, the first channels of a block, and of a 7x7 kernel
+    the centre, through matrices of each block's own (7 -> 5 -> 3) that start as identities.
+    """
+
+    def __init__(self, space: str, classes: int, *, dropout: float = 0.1, mix_bias: bool = False):
+        largest = uniform(space, "max")
+        super().__init__(spaces.space_of(space), largest, classes, dropout, mix_bias)
+        self.space, self.classes, self.dropout, self.mix_bias = space, classes, dropout, mix_bias
+        for block in self.blocks[1:]:
+            depthwise = block.conv.depth_conv.conv
+            for big, small in _KERNEL_STEPS:
+                matrix = nn.Parameter(torch.eye(small * small))
+                depthwise.register_parameter(f"{big}to{small}_matrix", matrix)
+
+    def forward(self, image: torch.Tensor, arch: Arch | None = None) -> torch.Tensor:
+        """Logits (N, classes) of the sub-net `arch`; of the largest where it is None."""
+        if arch is None:
+            return super().forward(image)
+        with torch.device("meta"):  # the sub-net's code without weights of its own
+            shell = build(arch, self.classes, dropout=self.dropout, mix_bias=self.mix_bias)
+        shell.train(self.training)
+        return functional_call(shell, self.cut(arch), image, strict=True)
+
+    def extract(self, arch: Arch) -> SubNet:
+        """The sub-net `arch` as a plain module with a copy of its weights."""
+        net = build(arch, self.classes, dropout=self.dropout, mix_bias=self.mix_bias)
+        net.load_state_dict(self.cut(arch))
+        return net.train(self.training)
+
+    def cut(self, arch: Arch) -> dict[str, torch.Tensor]:
+        """The weights of the sub-net `arch` by its own names, as slices of this network's.
+
+        Gradients flow back through them, and batch norm updates its statistics in them.
+        """
+        with torch.device("meta"):
+            shapes = build(arch, self.classes, mix_bias=self.mix_bias).state_dict()
+        own = dict(self.named_parameters()) | dict(self.named_buffers())
+        places = [0, *(i + 1 for i in spaces.used(arch))]  # of the sub-net's blocks in this one
+        found = {}
+        for name, wanted in shapes.items():
+            source = name
+            if name.startswith("blocks."):
+                _, number, rest = name.split(".", 2)
+                source = f"blocks.{places[int(number)]}.{rest}"
+            weight = own[source]
+            if name.endswith("depth_conv.conv.weight"):
+                weight = self._shrunk(own, source.removesuffix("weight"), wanted.shape[-1])
+            found[name] = weight[tuple(slice(n) for n in wanted.shape)]
+        return found
+
+    def _shrunk(self, own: dict[str, torch.Tensor], prefix: str, kernel: int) -> torch.Tensor:
+        """The depthwise weight (C, 1, k, k) at `kernel`, by the chain of centre and matrix."""
+        weight = own[f"{prefix}weight"]
+        for big, small in _KERNEL_STEPS:
+            if weight.shape[-1] != big or kernel > small:
+                continue
+            centre = weight[:, :, 1:-1, 1:-1].reshape(-1, small * small)
+            matrix = own[f"{prefix}{big}to{small}_matrix"]
+            weight = F.linear(centre, matrix).view(-1, 1, small, small)
+        return weight
+
+    @torch.no_grad()
+    def sort_channels(self, trained: Sequence[int] = ()) -> None:
+        """Order each block's inner channels by importance: the L1 norm of what reads them.
+
+        The largest sub-net's function does not change; smaller ones keep the channels that matter.
+        Channels that an expansion in `trained` has are kept before those it has not.
+        """
+        space, width = spaces.space_of(self.space), spaces.space_of(self.space).first
+        for block, stage in zip(self.blocks[1:], _stage_of_places(space), strict=True):
+            weight = block.conv.point_linear.conv.weight
+            importance = weight.abs().sum((0, 2, 3))
+            rank = torch.zeros(len(importance))  # of tiers: 0 is the one of the smallest expansion
+            for expand in trained:
+                rank[make_divisible(round(width * expand)) :] += 1
+            order = torch.argsort(importance, descending=True, stable=True)
+            order = order[torch.argsort(rank[order], stable=True)]
+            _permute(block, order)
+            width = stage.width
+
+
+_KERNEL_STEPS = ((7, 5), (5, 3))
+
+
+def _stage_of_places(space: Space) -> list[spaces.Stage]:
+    return [stage for stage in space.stages for _ in range(stage.places)]
+
+
+def _permute(block: Block, order: torch.Tensor) -> None:
+    """Reorder a block's inner channels; its function stays the same."""
+    conv = block.conv
+    for layer in (conv.inverted_bottleneck, conv.depth_conv):
+        layer.conv.weight.copy_(layer.conv.weight[order])
+        for tensor in (layer.bn.weight, layer.bn.bias, layer.bn.running_mean, layer.bn.running_var):
+            tensor.copy_(tensor[order])
+    conv.point_linear.conv.weight.copy_(conv.point_linear.conv.weight[:, order])
+    if hasattr(conv.depth_conv, "se"):
+        gate = conv.depth_conv.se.fc
+        inner = torch.argsort(gate.expand.weight.abs().sum((0, 2, 3)), descending=True, stable=True)
+        gate.reduce.weight.copy_(gate.reduce.weight[inner][:, order])
+        gate.reduce.bias.copy_(gate.reduce.bias[inner])
+        gate.expand.weight.copy_(gate.expand.weight[:, inner][order])
+        gate.expand.bias.copy_(gate.expand.bias[order])
+
+
+@torch.no_grad()
+def recalibrate(net: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    """Set the batch norm statistics of a sub-net to those of images (N, 3, H, W) a batch.
+
+    Every sub-net has its own, and shared ones fit none. As OFA does it: each batch is normalised
+    by its own mean and biased variance, and what is kept is their average over images.
+    """
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    sums = {m: [torch.zeros_like(m.running_mean), torch.zeros_like(m.running_var)] for m in norms}
+
+    def add(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        var, mean = torch.var_mean(inputs[0], (0, 2, 3), unbiased=False)
+        for total, found in zip(sums[module], (mean, var), strict=True):
+            total += found * len(inputs[0])
+
+    training, images = net.training, 0
+    hooks = [m.register_forward_pre_hook(add) for m in norms]
+    net.eval()  # no dropout
+    try:
+        for m in norms:
+            m.train()
+        for batch in batches:
+            net(batch)
+            images += len(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        net.train(training)
+    for m, totals in sums.items():
+        m.running_mean.copy_(totals[0] / images)
+        m.running_var.copy_(totals[1] / images)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -50,7 +50,7 @@ def test_tokens_are_laid_out_row_by_row():
 
 
 def test_a_student_is_explained_where_the_grid_is_fine_enough():
-    net = supernet.extract(supernet.named("cpu_lat@10ms")[1], 3).eval()
+    net = supernet.build(supernet.named("cpu_lat@10ms")[1], 3).eval()
     waist = models.Waist(net, (128, 128))
     assert waist.layer == "stage2 56x16x16"
     image = torch.randn(1, 3, 128, 128)

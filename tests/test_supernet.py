@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgekd import models, supernet
+from edgekd import models, spaces, supernet
 from edgekd.records import Arch, EdgeKDError
 
 FACTS = Path(__file__).parents[2] / "shared" / "facts" / "ofa_specialized.json"
@@ -16,7 +16,7 @@ FACTS = Path(__file__).parents[2] / "shared" / "facts" / "ofa_specialized.json"
 def test_ofa_595_is_the_published_network():
     name, arch = supernet.named("OFA-595")
     assert name == "flops@595M_top1@80.0_finetune@75"
-    net = supernet.extract(arch, 1000)
+    net = supernet.build(arch, 1000)
     assert len(net.state_dict()) == 417
     assert models.count(net, (236, 236)) == (9_135_928, 595_189_032)
     assert round(models.count(net, (224, 224))[1] / 1e4) == 51_286
@@ -24,7 +24,7 @@ def test_ofa_595_is_the_published_network():
 
 @pytest.mark.parametrize(("classes", "params"), [(3, 7_603_539), (5, 7_606_613), (14, 7_620_446)])
 def test_ofa_595_with_a_medical_head(classes, params):
-    net = supernet.extract(supernet.named("ofa-595")[1], classes)
+    net = supernet.build(supernet.named("ofa-595")[1], classes)
     assert sum(p.numel() for p in net.parameters()) == params
 
 
@@ -38,7 +38,7 @@ def test_ofa_595_with_a_medical_head(classes, params):
     ],
 )
 def test_the_ends_of_a_space(space, params, macs):
-    net = supernet.extract(supernet.named(space)[1], 1000)
+    net = supernet.build(supernet.named(space)[1], 1000)
     assert models.count(net, (224, 224)) == (params, macs)
 
 
@@ -58,7 +58,7 @@ def test_all_fifty_published_nets():
         assert match
     for arch, fact in zip(ours.values(), (facts[k] for k in sorted(facts)), strict=True):
         with torch.device("meta"):
-            net = supernet.extract(arch, 1000)
+            net = supernet.build(arch, 1000)
         assert models.count(net, (arch.resolution,) * 2) == (fact["params"], fact["macs"])
 
 
@@ -81,7 +81,7 @@ def test_logits_equal_the_reference_code(space):
     theirs = big.get_active_subnet(preserve_weight=True).eval()
     tail = () if "mbv3" in space else (1,)
     arch = Arch(space=space, kernel=kernel, expand=expand, depth=(*depth, *tail), resolution=64)
-    ours = supernet.extract(arch, 7).eval()
+    ours = supernet.build(arch, 7).eval()
     torch.manual_seed(0)
     state = {
         k: torch.rand_like(v) + 0.5 if "running_var" in k else torch.randn_like(v.float()) * 0.1
@@ -95,7 +95,7 @@ def test_logits_equal_the_reference_code(space):
 
 
 def test_the_head_sees_the_last_map():
-    net = supernet.extract(supernet.named("cpu_lat@10ms")[1], 3).eval()
+    net = supernet.build(supernet.named("cpu_lat@10ms")[1], 3).eval()
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         maps = net.maps(image)
@@ -131,9 +131,9 @@ def test_names(name, message):
 def test_an_arch_outside_its_space_is_refused(change, message):
     arch = supernet.named("cpu_lat@10ms")[1].model_copy(update=change)
     with pytest.raises(EdgeKDError, match=message):
-        supernet.extract(arch, 3)
+        supernet.build(arch, 3)
 
 
 @pytest.mark.parametrize(("value", "rounded"), [(4, 8), (20.8, 24), (52, 56), (83.2, 80), (27, 32)])
 def test_make_divisible(value, rounded):
-    assert supernet.make_divisible(value) == rounded
+    assert spaces.make_divisible(value) == rounded
