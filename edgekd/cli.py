@@ -270,7 +270,7 @@ def distill(
     soft = {"alpha_hard": alpha_hard, "temperature": temperature}
     training = _training(settings, **given, **soft)
     with show.tracker() as track:
-        folder, pixels = run or runs_folder / chosen.name, size or chosen.resolution
+        folder, pixels = run or runs_folder / chosen.name, size or chosen.pixels
         stages.check(chosen, student, folder)
         work = stages.Workplace.open(runs_folder, data_folder, pixels, resize, seed, track)
         show.say(f"run {folder}: {work.folder}, {pixels} pixels")

@@ -198,7 +198,7 @@ def _reference() -> tuple[str, runtimes.Runtime]:
 
 def _cpu(runtime: str) -> Profile:
     """The plain reference: this machine's CPU."""
-    return Profile(name="cpu", runtime=runtime, device="CPU", student="", resolution=224)
+    return Profile(name="cpu", runtime=runtime, device="CPU")
 
 
 def _parity(

@@ -95,7 +95,7 @@ def _write_int8(nncf: ModuleType, source: Artifact, calibration: np.ndarray, out
     fake = sum(op.get_type_name() == "FakeQuantize" for op in model.get_ops())
     if not fake:
         raise EdgeKDError(f"nncf found nothing to quantise in {source.path}")
-    cpu = Profile(name="cpu", runtime="openvino", device="CPU", student="", resolution=224)
+    cpu = Profile(name="cpu", runtime="openvino", device="CPU")
     # A session may have the old file mapped: it is replaced by rename, never written over.
     with tempfile.TemporaryDirectory(dir=out, prefix=".making-") as made:
         openvino.ov.save_model(model, Path(made) / FILES[0], compress_to_fp16=False)

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -126,6 +126,9 @@ class Budget(Record):
     )  # 1e6 bytes, peak resident of a fresh process
 
 
+Resolution = Annotated[int, Field(ge=32, le=1024)]
+
+
 class Profile(Record):
     """A device and what it allows: `profiles/<name>.toml`, or any TOML file of this form."""
 
@@ -134,12 +137,21 @@ class Profile(Record):
     runtime: str  # a file in edgekd/runtimes
     device: str  # in the runtime's own words: "CPU", "NPU", "cuda:0"
     precisions: tuple[Literal["fp32", "bf16", "fp16", "int8"], ...] = ("fp32",)
-    student: str  # a named sub-net, see `edgekd profiles students`
-    resolution: int = Field(ge=32, le=1024)  # pixels a side, when --size is not given
+    space: str = "ofa-lite-w1.0"  # of the supernet that its student is cut from
+    student: str = ""  # a named sub-net, trained alone; empty: searched for in the supernet
+    resolutions: tuple[Resolution, ...] = Field(default=(128,), min_length=1)  # pixels a side
     static_batch: bool = False  # the runtime wants a fixed batch dimension
     threads: int = Field(default=0, ge=0)  # 0: the runtime chooses
     options: dict[str, str | int | float | bool] = {}  # passed to the runtime as they are
+    peak_gflops: float | None = Field(default=None, gt=0)  # at its fastest precision; 1 MAC = 2
+    bandwidth_gbs: float | None = Field(default=None, gt=0)  # 1e9 bytes/s of its memory
+    latency_table: str = ""  # a file of `edgekd profiles calibrate --export`, beside the profile
     budget: Budget = Budget()
+
+    @property
+    def pixels(self) -> int:
+        """The largest resolution: what teachers see, when --size is not given."""
+        return max(self.resolutions)
 
     @classmethod
     def read(cls, name: str) -> Self:
@@ -155,7 +167,11 @@ class Profile(Record):
             raise EdgeKDError(f"cannot read profile {path}: {e}") from None
         except tomllib.TOMLDecodeError as e:
             raise EdgeKDError(f"{path} is not TOML: {e}") from None
-        return cls.parse({"name": path.stem} | table, str(path))
+        profile = cls.parse({"name": path.stem} | table, str(path))
+        if not profile.latency_table:
+            return profile
+        beside = str(path.parent.resolve() / profile.latency_table)
+        return profile.model_copy(update={"latency_table": beside})
 
 
 def shipped_profiles() -> dict[str, Path]:

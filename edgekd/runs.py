@@ -219,9 +219,7 @@ def onnx_of(
 
 def _reference() -> Profile:
     """FP32 on this machine's CPU in ONNX Runtime, the format's own runtime."""
-    return Profile(
-        name="reference", runtime="onnxruntime", device="CPU", student="ofa-595", resolution=224
-    )
+    return Profile(name="reference", runtime="onnxruntime", device="CPU")
 
 
 def exports(folder: Path) -> list[Artifact]:

@@ -87,7 +87,13 @@ def profiles(found: list[Profile]) -> Table:
         limit = f"{p.budget.latency_ms:g} ms" if p.budget.latency_ms else "-"
         short = p.student.partition("_top1")[0]
         table.add_row(
-            p.name, p.runtime, p.device, " ".join(p.precisions), short, str(p.resolution), limit
+            p.name,
+            p.runtime,
+            p.device,
+            " ".join(p.precisions),
+            short,
+            " ".join(map(str, p.resolutions)),
+            limit,
         )
     return table
 

@@ -22,9 +22,7 @@ from edgekd.records import (
 )
 from edgekd.runtimes import Outputs
 
-PROFILE = Profile(
-    name="test", runtime="onnxruntime", device="CPU", student="s", resolution=32, threads=1
-)
+PROFILE = Profile(name="test", runtime="onnxruntime", device="CPU", threads=1)
 ort = pytest.mark.skipif(
     "onnxruntime" not in runtimes.names() or find_spec("onnxruntime") is None,
     reason="pip install 'edgekd[onnxruntime]'",

@@ -13,13 +13,13 @@ def test_shipped_profiles_read(name):
 
 
 def test_shipped_profiles_name_students_that_exist():
-    from edgekd import supernet
+    from edgekd import spaces
 
     for name in records.shipped_profiles():
         assert supernet.named(Profile.read(name).student)[1].space in supernet.SPACES
 
 
-PROFILE = 'runtime="torch"\ndevice="cpu"\nstudent="ofa-595"\nresolution=64\n'
+PROFILE = 'runtime="torch"\ndevice="cpu"\nstudent="ofa-595"\nresolutions=[64]\n'
 
 
 @pytest.mark.parametrize(

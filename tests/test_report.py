@@ -22,7 +22,7 @@ from edgekd.records import (
 )
 
 MACHINE = Machine(name="m", cpu="CPU & co", cores=2, memory_gb=1, system="L", python="3.11")
-PROFILE = Profile(name="cpu", runtime="openvino", device="CPU", student="ofa-595", resolution=32)
+PROFILE = Profile(name="cpu", runtime="openvino", device="CPU")
 EVIL = "<script>alert(1)</script>"
 
 

@@ -51,8 +51,7 @@ def exported(tmp_path_factory):
 
 def profile(runtime, **change):
     device = runtimes.get(runtime).devices()[0]
-    return Profile(name="test", runtime=runtime, device=device, student="ofa-595",
-                   resolution=32, threads=1, **change)  # fmt: skip
+    return Profile(name="test", runtime=runtime, device=device, threads=1, **change)  # fmt: skip
 
 
 @pytest.fixture(params=runtimes.names())
