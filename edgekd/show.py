@@ -82,16 +82,15 @@ def _text(value: object) -> Text:
 
 def profiles(found: list[Profile]) -> Table:
     """Name, runtime, device, student and budget of each."""
-    table = _table("profile", "runtime", "device", "precisions", "student", "px", "p95 budget")
+    table = _table("profile", "runtime", "device", "precisions", "space", "px", "p95 budget")
     for p in found:
         limit = f"{p.budget.latency_ms:g} ms" if p.budget.latency_ms else "-"
-        short = p.student.partition("_top1")[0]
         table.add_row(
             p.name,
             p.runtime,
             p.device,
             " ".join(p.precisions),
-            short,
+            p.student.partition("_top1")[0] or p.space,
             " ".join(map(str, p.resolutions)),
             limit,
         )

@@ -66,7 +66,7 @@ class SqueezeExcite(nn.Module):
         self.fc.expand = nn.Conv2d(mid, channels, 1)
         self.fc.h_sigmoid = nn.Hardsigmoid(inplace=True)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # noqa: D102
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * self.fc(x.mean((2, 3), keepdim=True))
 
 
@@ -85,7 +85,7 @@ class Block(nn.Module):
         self.conv.point_linear = ConvLayer(mid, cout, 1, eps=eps)
         self.shortcut = shortcut and stride == 1 and cin == cout
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # noqa: D102
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.conv(x) if self.shortcut else self.conv(x)
 
 

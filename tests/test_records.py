@@ -12,11 +12,11 @@ def test_shipped_profiles_read(name):
     assert Profile.read(name).name == name
 
 
-def test_shipped_profiles_name_students_that_exist():
+def test_shipped_profiles_name_spaces_that_exist():
     from edgekd import spaces
 
     for name in records.shipped_profiles():
-        assert supernet.named(Profile.read(name).student)[1].space in supernet.SPACES
+        assert Profile.read(name).space in spaces.SPACES
 
 
 PROFILE = 'runtime="torch"\ndevice="cpu"\nstudent="ofa-595"\nresolutions=[64]\n'
