@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import nn
 
+from edgekd import spaces, warmstart
+from edgekd.augment import View
 from edgekd.records import Arch, Artifact, EdgeKDError, unknown
-from edgekd.supernet import SubNet, build
+from edgekd.supernet import SubNet, Supernet, build, recalibrate
 
 MIN_GRID = 12  # cells a side: on MRI a 16x16 grid found tumours twice as well as 8x8 or 4x4
 WEIGHTS = "model.safetensors"
+CALIBRATED_ON = 2000  # training images for a sub-net's batch norm, as in OFA
 
 
 class Waist(nn.Module):
@@ -181,6 +186,51 @@ def _rename_efficientnet(state: dict[str, torch.Tensor], net: Any) -> dict:
     return renamed
 
 
+def supernet(
+    space: str, classes: int, *, start: str = "scratch", weights: Path | None = None,
+    pretrained: bool = False, seed: int = 0,
+) -> Supernet:  # fmt: skip
+    """A supernet of `space`: from scratch, or as the timm network `start`, a member of it."""
+    torch.manual_seed(seed)
+    if start == "scratch":
+        return Supernet(space, classes)
+    if warmstart.space_with(start) != space:
+        raise EdgeKDError(f"{start} is a member of {warmstart.space_with(start)}, not of {space}")
+    source = teacher(start, classes, weights=weights, pretrained=pretrained).eval()
+    torch.manual_seed(seed)
+    net = Supernet(space, classes, mix_bias=not spaces.space_of(space).mix_before_pool)
+    warmstart.fill(net, source)
+    net.sort_channels()
+    return net
+
+
+def load_supernet(artifact: Artifact) -> Supernet:
+    """The trained supernet of an artifact, in eval mode on the CPU."""
+    if artifact.kind != "supernet":
+        raise EdgeKDError(f"{artifact.folder} holds a {artifact.kind} file, not a supernet")
+    state = safetensors.torch.load_file(artifact.folder / WEIGHTS)
+    biased = "feature_mix_layer.conv.bias" in state
+    net = Supernet(artifact.model, len(artifact.spec.classes), mix_bias=biased)
+    net.load_state_dict(state)
+    return net.eval()
+
+
+def cut(supernet: Artifact, arch: Arch, batches: Iterable[torch.Tensor]) -> SubNet:
+    """The sub-net `arch` of a trained supernet, its batch norm recalibrated on `batches`."""
+    net = load_supernet(supernet).extract(arch)
+    recalibrate(net, batches)
+    return net
+
+
+def calibration_batches(
+    images: View, count: int, size: tuple[int, int], wanted: int = CALIBRATED_ON
+) -> Iterator[torch.Tensor]:
+    """At most `wanted` of `count` training images, spread evenly, augmented, 200 a batch."""
+    chosen = np.unique(np.linspace(0, count - 1, wanted).astype(int))
+    for i in range(0, len(chosen), 200):
+        yield images(size, 0, chosen[i : i + 200])
+
+
 def student(arch: Arch, classes: int) -> SubNet:
     """The sub-net `arch`, from scratch."""
     return build(arch, classes)
@@ -191,8 +241,13 @@ def load(artifact: Artifact) -> Waist:
     if artifact.kind not in ("teacher", "student"):
         raise EdgeKDError(f"{artifact.folder} holds a {artifact.kind} file, not a trained network")
     classes = len(artifact.spec.classes)
-    net = build(artifact.arch, classes) if artifact.arch else teacher(artifact.model, classes)
-    net.load_state_dict(safetensors.torch.load_file(artifact.folder / WEIGHTS))
+    state = safetensors.torch.load_file(artifact.folder / WEIGHTS)
+    net: nn.Module
+    if artifact.arch:
+        net = build(artifact.arch, classes, mix_bias="feature_mix_layer.conv.bias" in state)
+    else:
+        net = teacher(artifact.model, classes)
+    net.load_state_dict(state)
     return Waist(net, artifact.spec.size).eval()
 
 

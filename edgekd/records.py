@@ -246,7 +246,7 @@ class Artifact(Stored):
     FILE: ClassVar[str] = "artifact.json"
     folder: Path = Field(default=Path(), exclude=True)  # where it was loaded from; not stored
 
-    kind: Literal["teacher", "student", "onnx", "openvino"]
+    kind: Literal["teacher", "supernet", "student", "onnx", "openvino"]
     model: str  # timm name, or the name of the sub-net
     precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
     files: dict[str, str]  # name in the folder -> sha256; the first is the one that is loaded

@@ -10,6 +10,7 @@ plain sub-net's own code on those slices, so that an extracted sub-net cannot di
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -113,7 +114,7 @@ class SubNet(nn.Module):
                 )  # fmt: skip
                 width = stage.width
             ends.append(len(blocks))
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks: Any = nn.ModuleList(blocks)
         self.ends = tuple(ends)  # number of blocks up to the end of each stage
         if space.final_expand:
             self.final_expand_layer = ConvLayer(
@@ -242,7 +243,7 @@ def _stage_of_places(space: Space) -> list[spaces.Stage]:
     return [stage for stage in space.stages for _ in range(stage.places)]
 
 
-def _permute(block: Block, order: torch.Tensor) -> None:
+def _permute(block: Any, order: torch.Tensor) -> None:
     """Reorder a block's inner channels; its function stays the same."""
     conv = block.conv
     for layer in (conv.inverted_bottleneck, conv.depth_conv):
@@ -266,13 +267,15 @@ def recalibrate(net: nn.Module, batches: Iterable[torch.Tensor]) -> None:
     Every sub-net has its own, and shared ones fit none. As OFA does it: each batch is normalised
     by its own mean and biased variance, and what is kept is their average over images.
     """
-    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
-    sums = {m: [torch.zeros_like(m.running_mean), torch.zeros_like(m.running_var)] for m in norms}
+    norms: list[Any] = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    sums: dict[Any, list] = {
+        m: [torch.zeros_like(m.running_mean), torch.zeros_like(m.running_var)] for m in norms
+    }
 
     def add(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         var, mean = torch.var_mean(inputs[0], (0, 2, 3), unbiased=False)
-        for total, found in zip(sums[module], (mean, var), strict=True):
-            total += found * len(inputs[0])
+        sums[module][0] += mean * len(inputs[0])
+        sums[module][1] += var * len(inputs[0])
 
     training, images = net.training, 0
     hooks = [m.register_forward_pre_hook(add) for m in norms]

@@ -1,0 +1,84 @@
+"""What training images go through: moved, turned, lit and noised, the same for equal seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from edgekd import data
+from edgekd.records import Spec, Track, Training, untracked
+
+
+class View(Protocol):
+    """The training split as a network of one size sees it."""
+
+    def __call__(self, size: tuple[int, int], epoch: int, chosen: np.ndarray) -> torch.Tensor:
+        """(n, 3, *size) float32, augmented and normalised; the same change at every size."""
+
+
+def view(
+    samples: Sequence[data.Sample],
+    spec: Spec,
+    training: Training,
+    seed: int,
+    track: Track = untracked,
+) -> View:
+    """A View of `samples`; each size is prepared from the files once and kept as uint8."""
+    pixels: dict[tuple[int, int], np.ndarray] = {}
+
+    def batch(size: tuple[int, int], epoch: int, chosen: np.ndarray) -> torch.Tensor:
+        if size not in pixels:
+            at_size = spec.model_copy(update={"size": size})
+            pixels[size] = data.load_pixels(samples, at_size, track)
+        images = augment(pixels[size][chosen], training, seed, epoch, chosen)
+        return normalised(images, spec)
+
+    return batch
+
+
+def augment(
+    pixels: np.ndarray, training: Training, seed: int, epoch: int, indices: np.ndarray
+) -> torch.Tensor:
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 in [0, 1]: moved, turned, lit and noised.
+
+    Each image's changes depend on (seed, epoch, its index) and on nothing else. What leaves the
+    picture is replaced by its border. Turning and zooming resample, and so blur, as no test image
+    is: only a share `warp` of the images is warped (on MRI, all warped cost 4 points of accuracy).
+    """
+    n, h, w, _ = pixels.shape
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    affine = np.zeros((n, 2, 3), np.float32)
+    light = np.zeros((n, 2), np.float32)
+    noise = np.zeros((n, 1, h, w), np.float32)
+    for i, index in enumerate(indices):
+        rng = np.random.default_rng((seed, epoch, int(index)))
+        u = rng.uniform(-1, 1, 6)
+        flips, warped = rng.random(2), rng.random() < training.warp
+        angle = math.radians(training.rotate_deg) * u[0] * warped
+        scale = 1 + training.zoom * u[1] * warped
+        mirror = np.array([-1.0 if training.hflip and flips[0] < 0.5 else 1.0,
+                           -1.0 if training.vflip and flips[1] < 0.5 else 1.0])  # fmt: skip
+        turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        affine[i, :, :2] = scale * turn * mirror
+        affine[i, :, 2] = 2 * np.round(training.translate * u[2:4] * (w, h)) / (w, h)
+        light[i] = training.brightness * u[4], 1 + training.contrast * u[5]
+        if training.noise:
+            noise[i, 0] = rng.standard_normal((h, w), np.float32)
+    grid = F.affine_grid(torch.from_numpy(affine), [n, 3, h, w], align_corners=False)
+    x = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    shift, gain = torch.from_numpy(light)[:, :, None, None, None].unbind(1)
+    mean = x.mean((1, 2, 3), keepdim=True)
+    x = (x - mean) * gain + mean + shift + training.noise * torch.from_numpy(noise)
+    return x.clamp_(0, 1)
+
+
+def normalised(x: torch.Tensor, spec: Spec) -> torch.Tensor:
+    """The same as imaging.normalise, on pixels that are already in [0, 1]."""
+    mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
+    x = (x - mean[:, None, None]) / std[:, None, None]
+    return x.contiguous(memory_format=torch.channels_last)
