@@ -2,47 +2,49 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from edgekd import __version__
-from edgekd.records import (
-    EdgeKDError,
-    GateMissed,
-    Profile,
-    Record,
-    RuntimeUnavailable,
-    Track,
-    Training,
-    shipped_profiles,
+from edgekd.options import (
+    RUNS,
+    AlphaOption,
+    BatchOption,
+    DataOption,
+    EpochsOption,
+    ForceOption,
+    Group,
+    JsonOption,
+    LrOption,
+    NoTeacherOption,
+    PretrainedOption,
+    ProfileOption,
+    ProfilesOption,
+    ResizeOption,
+    RunOption,
+    RunsOption,
+    ScheduleOption,
+    SeedOption,
+    SetOption,
+    SizeOption,
+    StartOption,
+    StartPretrainedOption,
+    StartWeightsOption,
+    StudentOption,
+    SupernetOption,
+    TeacherEpochsOption,
+    TeacherOption,
+    TeacherWeightsOption,
+    TemperatureOption,
+    result,
+    training_of,
 )
+from edgekd.records import Profile, Track, shipped_profiles
 
 if TYPE_CHECKING:
     from edgekd.stages import Place
-
-
-class Group(TyperGroup):
-    """An EdgeKDError is one line and an exit code; a bug keeps its traceback."""
-
-    def invoke(self, ctx: Any) -> Any:  # noqa: D102
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            typer.echo("stopped; the same command again goes on from here", err=True)
-            raise typer.Exit(130) from None
-        except EdgeKDError as e:
-            typer.echo(f"error: {' '.join(str(e).split())}", err=True)
-            raise typer.Exit(_exit_code(e)) from None
-
-
-def _exit_code(error: EdgeKDError) -> int:
-    codes = {RuntimeUnavailable: 4, GateMissed: 3}
-    return codes.get(type(error), 1)
 
 
 app = typer.Typer(
@@ -56,41 +58,6 @@ profiles_app = typer.Typer(cls=Group, help="Device profiles: what a device runs 
 data_app = typer.Typer(cls=Group, no_args_is_help=True, help="Image folders: check and describe.")
 app.add_typer(profiles_app, name="profiles")
 app.add_typer(data_app, name="data")
-
-RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
-RunOption = Annotated[
-    Path | None, typer.Option("--run", help="This run's folder. [default: RUNS/PROFILE]")
-]
-ProfileOption = Annotated[
-    str | None, typer.Option("--profile", "-p", help="Profile: a name or a .toml file.")
-]
-DataOption = Annotated[
-    Path | None,
-    typer.Option("--data", "-d", help="Image folder. [default: synthetic chest phantoms]"),
-]
-SizeOption = Annotated[
-    int | None, typer.Option("--size", min=32, max=1024, help="Pixels a side. [default: profile's]")
-]
-SeedOption = Annotated[int, typer.Option("--seed", help="Fixes the result on a CPU.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace what was made before.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="A training setting, NAME=VALUE; repeatable. See README."),
-]
-EpochsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--epochs", min=1, help="Passes over the data. [default: 30; a pretrained teacher 8]"
-    ),
-]
-LrOption = Annotated[
-    float | None, typer.Option("--lr", help="Peak. [default: 0.002; a pretrained teacher 0.0007]")
-]
-BatchOption = Annotated[
-    int | None, typer.Option("--batch", min=2, help="Images a step. [default: 32]")
-]
-RUNS = Path("runs")
 
 
 def _version(value: bool) -> None:
@@ -118,7 +85,7 @@ def profiles(ctx: typer.Context, as_json: JsonOption = False) -> None:
         from edgekd import show
 
         found = [Profile.read(name) for name in shipped_profiles()]
-        _result(as_json, [p.model_dump(mode="json") for p in found], show.profiles(found))
+        result(as_json, [p.model_dump(mode="json") for p in found], show.profiles(found))
 
 
 @profiles_app.command("show")
@@ -129,7 +96,7 @@ def profiles_show(
     from edgekd import show
 
     profile = Profile.read(name)
-    _result(as_json, profile, show.settings(profile.name, profile.model_dump(mode="json")))
+    result(as_json, profile, show.settings(profile.name, profile.model_dump(mode="json")))
 
 
 @profiles_app.command("students")
@@ -138,7 +105,7 @@ def profiles_students(as_json: JsonOption = False) -> None:
     from edgekd import show, supernet
 
     found = {n: a.model_dump(mode="json") for n, a in supernet.subnets().items()}
-    _result(as_json, found, show.students(found))
+    result(as_json, found, show.students(found))
 
 
 @data_app.command("check")
@@ -153,7 +120,7 @@ def data_check(
     with show.tracker() as track:
         dataset, problems = data.inspect(folder, seed=seed, track=track)
     table = show.dataset_json(dataset, problems)
-    _result(as_json, table, show.dataset(table))
+    result(as_json, table, show.dataset(table))
     if problems:
         raise typer.Exit(1)
 
@@ -176,7 +143,7 @@ def data_phantoms(
         made = phantom.make(
             folder, per_class=per_class, size=size, seed=seed, marker=marker, track=track
         )
-    _result(False, {}, str(made))
+    result(False, {}, str(made))
 
 
 @app.command()
@@ -194,7 +161,7 @@ def teach(
     lr: LrOption = None,
     batch: BatchOption = None,
     settings: SetOption = None,
-    resize: Annotated[str, typer.Option(help="stretch, crop or pad.")] = "stretch",
+    resize: ResizeOption = "stretch",
     seed: SeedOption = 0,
     runs_folder: RunsOption = RUNS,
     force: ForceOption = False,
@@ -204,88 +171,139 @@ def teach(
 
     Example: edgekd teach tf_efficientnet_lite0 --weights lite0.pth --data scans --epochs 8
     """
-    from edgekd import show, stages
+    from edgekd import show, workplace
 
-    training = _training(settings, epochs=epochs, lr=lr, batch=batch)
+    training = training_of(settings, epochs=epochs, lr=lr, batch=batch)
     with show.tracker() as track:
-        work = stages.Workplace.open(runs_folder, data_folder, size or 128, resize, seed, track)
-        artifact = stages.teach(
+        work = workplace.Workplace.open(runs_folder, data_folder, size or 128, resize, seed, track)
+        artifact = workplace.teach(
             work, model, training, weights=weights, pretrained=pretrained, force=force
         )
-    _result(as_json, artifact, show.artifact(artifact))
+    result(as_json, artifact, show.artifact(artifact))
+
+
+@app.command()
+def shrink(
+    profile: ProfilesOption = None,
+    data_folder: DataOption = None,
+    teacher: TeacherOption = None,
+    teacher_weights: TeacherWeightsOption = None,
+    pretrained: PretrainedOption = False,
+    no_teacher: NoTeacherOption = False,
+    teacher_epochs: TeacherEpochsOption = None,
+    start: StartOption = "scratch",
+    start_weights: StartWeightsOption = None,
+    start_pretrained: StartPretrainedOption = False,
+    schedule: ScheduleOption = "sandwich",
+    size: SizeOption = None,
+    epochs: EpochsOption = None,
+    lr: LrOption = None,
+    batch: BatchOption = None,
+    alpha_hard: AlphaOption = None,
+    temperature: TemperatureOption = None,
+    settings: SetOption = None,
+    resize: ResizeOption = "stretch",
+    seed: SeedOption = 0,
+    runs_folder: RunsOption = RUNS,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a supernet once, so that the student of every profile can be cut out of it.
+
+    Example: edgekd shrink -p cpu -p jetson --data scans --start tf_efficientnet_lite0
+    --start-weights lite0.pth
+    """
+    from edgekd import show, workplace
+
+    chosen = [Profile.read(name) for name in profile or ["cpu"]]
+    given = {"epochs": epochs, "lr": lr, "batch": batch}
+    soft = {"alpha_hard": alpha_hard, "temperature": temperature}
+    training = training_of(settings, **given, **soft)
+    with show.tracker() as track:
+        pixels = size or max(p.pixels for p in chosen)
+        work = workplace.Workplace.open(runs_folder, data_folder, pixels, resize, seed, track)
+        guide = None
+        if not no_teacher:
+            guide = workplace.find_teacher(
+                work, teacher, training_of(None, epochs=teacher_epochs),
+                weights=teacher_weights, pretrained=pretrained,
+            )  # fmt: skip
+            show.say(f"teacher {guide.model}, {guide.folder}")
+        artifact = workplace.shrink(
+            work, chosen, guide, training,
+            start=workplace.Start(start, start_weights, start_pretrained), schedule=schedule,
+            force=force,
+        )  # fmt: skip
+    result(as_json, artifact, show.supernet(artifact))
 
 
 @app.command()
 def distill(
     profile: ProfileOption = None,
     data_folder: DataOption = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option("--teacher", help="timm name, or a folder that edgekd teach wrote."),
+    teacher: TeacherOption = None,
+    teacher_weights: TeacherWeightsOption = None,
+    pretrained: PretrainedOption = False,
+    no_teacher: NoTeacherOption = False,
+    teacher_epochs: TeacherEpochsOption = None,
+    student: StudentOption = None,
+    supernet: SupernetOption = None,
+    shrink_epochs: Annotated[
+        int | None, typer.Option("--shrink-epochs", min=1, help="If it must be shrunk first.")
     ] = None,
-    teacher_weights: Annotated[
-        Path | None, typer.Option("--teacher-weights", help="Local checkpoint to start it from.")
-    ] = None,
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Teacher's weights from the hub (network).")
-    ] = False,
-    no_teacher: Annotated[
-        bool, typer.Option("--no-teacher", help="Labels alone: the baseline to compare with.")
-    ] = False,
-    student: Annotated[
-        str | None, typer.Option("--student", help="Named OFA sub-net. [default: profile's]")
-    ] = None,
+    start: StartOption = "scratch",
+    start_weights: StartWeightsOption = None,
+    start_pretrained: StartPretrainedOption = False,
     size: SizeOption = None,
     epochs: EpochsOption = None,
-    teacher_epochs: Annotated[
-        int | None, typer.Option("--teacher-epochs", min=1, help="If it must be taught first.")
-    ] = None,
     lr: LrOption = None,
     batch: BatchOption = None,
-    alpha_hard: Annotated[
-        float | None,
-        typer.Option("--alpha-hard", min=0, max=1, help="Weight of the labels. [default: 0.3]"),
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option("--temperature", "-T", min=0.01, help="Of the soft targets. [default: 4]"),
-    ] = None,
+    alpha_hard: AlphaOption = None,
+    temperature: TemperatureOption = None,
     settings: SetOption = None,
-    resize: Annotated[str, typer.Option(help="stretch, crop or pad.")] = "stretch",
+    resize: ResizeOption = "stretch",
     seed: SeedOption = 0,
     runs_folder: RunsOption = RUNS,
     run: RunOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Distil a teacher into the profile's student; the teacher is taught first if there is none.
+    """Distil a teacher into the profile's student, cut out of a supernet for its budget.
 
+    What is missing is made first: teacher, supernet, search. --student trains one sub-net alone.
     Examples: edgekd distill --profile jetson
     · edgekd distill -p cpu --data scans --teacher tf_efficientnet_lite0 --teacher-weights w.pth
     """
-    from edgekd import show, stages
+    from edgekd import show, workplace
 
     chosen = Profile.read(profile or "cpu")
     given = {"epochs": epochs, "lr": lr, "batch": batch}
     soft = {"alpha_hard": alpha_hard, "temperature": temperature}
-    training = _training(settings, **given, **soft)
+    training = training_of(settings, **given, **soft)
     with show.tracker() as track:
         folder, pixels = run or runs_folder / chosen.name, size or chosen.pixels
-        stages.check(chosen, student, folder)
-        work = stages.Workplace.open(runs_folder, data_folder, pixels, resize, seed, track)
+        workplace.check(chosen, student, folder)
+        work = workplace.Workplace.open(runs_folder, data_folder, pixels, resize, seed, track)
         show.say(f"run {folder}: {work.folder}, {pixels} pixels")
         guide = None
         if not no_teacher:
-            guide = stages.find_teacher(
-                work, teacher, _training(None, epochs=teacher_epochs),
+            guide = workplace.find_teacher(
+                work, teacher, training_of(None, epochs=teacher_epochs),
                 weights=teacher_weights, pretrained=pretrained,
             )  # fmt: skip
             show.say(f"teacher {guide.model}, {guide.folder}")
-        artifact = stages.distill(
-            work, chosen, folder, guide, training,
-            student=student, force=force,
-        )  # fmt: skip
-    _result(as_json, artifact, show.artifact(artifact, guide))
+        begin = workplace.Start(start, start_weights, start_pretrained)
+        if student or chosen.student:
+            pupil = workplace.pupil(work, student or chosen.student, begin)
+        else:
+            base = workplace.find_supernet(
+                work, chosen, supernet, guide, training_of(None, epochs=shrink_epochs),
+                start=begin, schedule="sandwich",
+            )  # fmt: skip
+            show.say(f"supernet {base.model}, {base.folder}")
+            raise NotImplementedError(base)
+        artifact = workplace.distill(work, chosen, folder, guide, training, pupil, force=force)
+    result(as_json, artifact, show.artifact(artifact, guide))
 
 
 @app.command()
@@ -308,7 +326,7 @@ def quantize(
     with show.tracker() as track:
         here = _place(runs_folder, run, profile, track)
         artifact, before = stages.quantize(here, images=images, force=force)
-    _result(as_json, artifact, show.artifact(artifact, before))
+    result(as_json, artifact, show.artifact(artifact, before))
     stages.check_drop(artifact, before, max_drop)
 
 
@@ -336,7 +354,7 @@ def export(
     with show.tracker() as track:
         here = _place(runs_folder, run, profile, track)
         artifact = stages.export(here, format_name, precision, tolerance=tolerance)
-    _result(as_json, artifact, show.artifact(artifact))
+    result(as_json, artifact, show.artifact(artifact))
 
 
 @app.command()
@@ -358,7 +376,7 @@ def bench(
     with show.tracker() as track:
         here = _place(runs_folder, run, profile, track)
         timings = stages.bench(here, runtime=runtime, seconds=seconds)
-    _result(as_json, [t.model_dump(mode="json") for t in timings], show.timings(timings))
+    result(as_json, [t.model_dump(mode="json") for t in timings], show.timings(timings))
     stages.check_budget(timings)
 
 
@@ -379,7 +397,7 @@ def explain(
     with show.tracker() as track:
         here = _place(runs_folder, run, profile, track)
         fidelity = stages.explain(here, images=images, variant=variant)
-    _result(as_json, fidelity, show.fidelity(fidelity))
+    result(as_json, fidelity, show.fidelity(fidelity))
 
 
 @app.command()
@@ -396,7 +414,7 @@ def report(
     with show.tracker() as track:
         here = _place(runs_folder, run, profile, track)
         page = stages.report(here, cases=cases)
-    _result(as_json, {"report": str(page)}, str(page))
+    result(as_json, {"report": str(page)}, str(page))
 
 
 def _place(root: Path, run: Path | None, profile: str | None, track: Track) -> Place:
@@ -406,32 +424,6 @@ def _place(root: Path, run: Path | None, profile: str | None, track: Track) -> P
     here = stages.Place.find(root, run, profile, track)
     show.say(f"run {here.folder} ({here.chosen}), profile {here.run.profile.name}")
     return here
-
-
-def _training(settings: list[str] | None, **flags: Any) -> Training:
-    """A Training from --set NAME=VALUE pairs and flags; a flag that is None was not given."""
-    table = {k: v for k, v in flags.items() if v is not None}
-    for pair in settings or []:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise EdgeKDError(f'--set takes NAME=VALUE, got "{pair}"')
-        if name in table:
-            raise EdgeKDError(f"{name} is given twice, as an option and with --set")
-        table[name] = value
-    return Training.parse(table, "--set")
-
-
-def _result(as_json: bool, data: Record | dict | list, shown: Any) -> None:
-    """The result on stdout: one JSON document, or what a reader wants to see."""
-    if as_json:
-        content = data.model_dump(mode="json") if isinstance(data, Record) else data
-        sys.stdout.write(json.dumps(content, indent=1) + "\n")
-    elif isinstance(shown, str):
-        sys.stdout.write(shown + "\n")
-    else:
-        from edgekd import show
-
-        show.on_stdout(shown)
 
 
 def main() -> None:

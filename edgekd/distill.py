@@ -31,6 +31,7 @@ from edgekd.records import (
     untracked,
     versions,
 )
+from edgekd.supernet import SubNet, recalibrate
 from edgekd.training import CHECKPOINT, Loss, as_session, classifier_judge, soft_loss, train
 
 
@@ -65,14 +66,15 @@ def distill(
     out: Path,
     *,
     training: Training,
-    supernet: Artifact | None = None,
+    net: SubNet | None = None,
+    origin: dict[str, str] | None = None,
     seed: int = 0,
     track: Track = untracked,
 ) -> Artifact:
     """Train the sub-net `arch` on labels and `teacher`'s soft targets (None: on labels alone).
 
-    It starts as it is cut out of `supernet`, its batch norm recalibrated, and is judged so too
-    ("cut_test_balanced_accuracy", ...); from scratch where `supernet` is None.
+    It starts as `net`, cut out of a supernet (`origin` says which), with its batch norm
+    recalibrated, and is judged so too ("cut_test_balanced_accuracy", ...); else from scratch.
     """
     if teacher is None:
         training = training.model_copy(update={"alpha_hard": 1.0})
@@ -82,20 +84,21 @@ def distill(
     found: dict[str, Metric] = {}
     parents = {} if teacher is None else {"teacher": teacher.sha256}
     make_folder(out)
-    if supernet is None:
+    origin = origin or {}
+    if net is None:
         net = models.student(arch, len(spec.classes))
     else:
-        parents["supernet"] = supernet.sha256
+        parents |= {k: v for k, v in origin.items() if k == "supernet"}
         samples = dataset.splits["train"]
         images = view(samples, spec, training, seed)
         batches = models.calibration_batches(images, len(samples), spec.size)
-        net = models.cut(supernet, arch, batches)
+        recalibrate(net, batches)
         for split in ("val", "test"):
             scores, _ = _scores(net, dataset, split, spec, seed)
             found |= {f"cut_{k}": v for k, v in scores.items()}
     start = {"kind": "student", "model": name, "role": "student", "spec": spec,
              "arch": arch, "parents": parents}  # fmt: skip
-    asked = settings(dataset, name, spec, training, seed=seed, teacher=teacher, supernet=supernet)
+    asked = settings(dataset, name, spec, training, seed=seed, teacher=teacher, origin=origin)
     return _run(net, teacher, dataset, out, start, asked, training, seed, track, found)
 
 
@@ -177,7 +180,7 @@ def settings(
     weights: Path | None = None,
     pretrained: bool = False,
     teacher: Artifact | None = None,
-    supernet: Artifact | None = None,
+    origin: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """All that a training depends on, as plain data: equal settings, equal result."""
     asked = {
@@ -189,7 +192,7 @@ def settings(
         "training": training.model_dump(mode="json"),
         "seed": seed,
     }
-    return asked if supernet is None else asked | {"supernet": supernet.sha256}
+    return asked | (origin or {})
 
 
 def _run(

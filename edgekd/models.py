@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import nn
 from edgekd import spaces, warmstart
 from edgekd.augment import View
 from edgekd.records import Arch, Artifact, EdgeKDError, unknown
-from edgekd.supernet import SubNet, Supernet, build, recalibrate
+from edgekd.supernet import SubNet, Supernet, build
 
 MIN_GRID = 12  # cells a side: on MRI a 16x16 grid found tumours twice as well as 8x8 or 4x4
 WEIGHTS = "model.safetensors"
@@ -213,13 +213,6 @@ def load_supernet(artifact: Artifact) -> Supernet:
     net = Supernet(artifact.model, len(artifact.spec.classes), mix_bias=biased)
     net.load_state_dict(state)
     return net.eval()
-
-
-def cut(supernet: Artifact, arch: Arch, batches: Iterable[torch.Tensor]) -> SubNet:
-    """The sub-net `arch` of a trained supernet, its batch norm recalibrated on `batches`."""
-    net = load_supernet(supernet).extract(arch)
-    recalibrate(net, batches)
-    return net
 
 
 def calibration_batches(

@@ -3,6 +3,7 @@
 runs/latest                         name of the run worked on last
 runs/phantoms-*/                    the embedded data set, made when --data is not given
 runs/shared/<data>/teacher-*/       teachers, shared by all runs on that data
+runs/shared/<data>/supernet-*/      supernets, and what is known of their sub-nets
 runs/<run>/run.json                 profile, data and Spec of the run
 runs/<run>/{student,onnx,int8,openvino-int8,bench,explain,...}/
 """
@@ -93,17 +94,17 @@ def shared(root: Path, dataset: data.Dataset) -> Path:
     return root / "shared" / dataset.fingerprint[:12]
 
 
-def teacher_folder(
-    root: Path, dataset: data.Dataset, name: str, spec: Spec, asked: dict[str, Any]
+def own_folder(
+    root: Path, dataset: data.Dataset, kind: str, name: str, spec: Spec, asked: dict[str, Any]
 ) -> Path:
-    """A teacher's own folder: other settings, another folder, so none is ever overwritten."""
+    """Of a shared teacher or supernet: other settings, another folder, so none is overwritten."""
     key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
-    return shared(root, dataset) / f"teacher-{name}-{spec.size[0]}px-{key}"
+    return shared(root, dataset) / f"{kind}-{name}-{spec.size[0]}px-{key}"
 
 
-def teachers(root: Path, dataset: data.Dataset, spec: Spec) -> list[Artifact]:
-    """Finished teachers of this data that see images as `spec` says."""
-    folders = sorted(shared(root, dataset).glob("teacher-*"))
+def made(root: Path, dataset: data.Dataset, kind: str, spec: Spec) -> list[Artifact]:
+    """Finished teachers or supernets of this data that see images as `spec` says."""
+    folders = sorted(shared(root, dataset).glob(f"{kind}-*"))
     done = [Artifact.load(f) for f in folders if (f / Artifact.FILE).exists()]
     return [t for t in done if t.spec == spec]
 

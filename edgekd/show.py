@@ -182,12 +182,24 @@ def artifact(made: Artifact, beside: Artifact | None = None) -> Group:
     for name in ("balanced_accuracy", "macro_f1", "macro_auroc"):
         row = [metric(a.metrics.get(f"test_{name}")) for a in columns]
         table.add_row(f"test {name.replace('_', ' ')}", *row)
+    cut = [a.metrics.get("cut_test_balanced_accuracy") for a in columns]
+    if any(cut):
+        table.add_row("the same as cut", *map(metric, cut))
     table.add_row("parameters", *(f"{a.params / 1e6:.2f} M" for a in columns))
     table.add_row("MACs", *(f"{a.macs / 1e6:.0f} M" for a in columns))
     table.add_row("size", *(f"{a.size_bytes / 1e6:.1f} MB" for a in columns))
     for key in sorted({k for a in columns for k in a.metrics if k.startswith("parity")}):
         row = [f"{a.metrics[key].value:.2g}" if key in a.metrics else "-" for a in columns]
         table.add_row(key.replace("_", " "), *row)
+    return Group(table, _text(made.folder))
+
+
+def supernet(made: Artifact) -> Group:
+    """What the ends of a supernet reach on the validation split."""
+    table = _table("sub-net of " + made.model, "val balanced accuracy", "val loss")
+    for end, name in (("min", "smallest"), ("max", "largest")):
+        figures = [made.metrics[f"val_{k}_{end}"] for k in ("balanced_accuracy", "loss")]
+        table.add_row(name, *map(metric, figures))
     return Group(table, _text(made.folder))
 
 

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +36,6 @@ from edgekd.records import (
 from edgekd.supernet import Supernet, recalibrate
 from edgekd.training import CHECKPOINT, Judge, Loss, classifier_judge, train
 
-Schedule = Literal["sandwich", "progressive"]
 JUDGED_ON = 512  # training images that batch norm is recalibrated on to judge a sub-net
 
 
@@ -74,7 +73,7 @@ class Plan:
 
     space: str
     resolutions: tuple[int, ...]
-    schedule: Schedule
+    schedule: str
     epochs: int
     seed: int
 
@@ -186,7 +185,7 @@ def shrink(
     resolutions: Sequence[int],
     training: Training,
     start: dict[str, str],
-    schedule: Schedule = "sandwich",
+    schedule: str = "sandwich",
     teacher: Artifact | None = None,
     seed: int = 0,
     track: Track = untracked,

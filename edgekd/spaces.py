@@ -6,6 +6,7 @@ blocks of a space needs no torch. `supernet.py` builds the networks.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -139,6 +140,12 @@ def sample(space: str, rng: random.Random, resolutions: Sequence[int]) -> Arch:
         depth=tuple(rng.choice(s.depths) for s in chosen.stages),
         resolution=rng.choice(list(resolutions)),
     )
+
+
+def title(arch: Arch) -> str:
+    """A short name for a sub-net that has none: its space, resolution and a hash of the rest."""
+    content = canonical(arch).model_dump_json().encode()
+    return f"{arch.space}-{arch.resolution}px-{hashlib.sha256(content).hexdigest()[:6]}"
 
 
 def check(arch: Arch) -> Space:

@@ -1,4 +1,4 @@
-"""One function a command: finds the stage's inputs in the run, calls it, returns its record."""
+"""What is done with a run's student, one function a command: find the inputs, call the stage."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ from edgekd.records import (
     EdgeKDError,
     Fidelity,
     GateMissed,
-    Profile,
     Spec,
     Timing,
     Track,
-    Training,
     make_folder,
     unknown,
     write_atomic,
@@ -30,33 +28,8 @@ if TYPE_CHECKING:
     from edgekd import report as page_module
     from edgekd.fidelity import Maps
 
-DEFAULT_TEACHER = "resnet18"  # trains from scratch where there is no network and no checkpoint
 FORMATS = ("onnx", "openvino")
 MAPS = "maps.npz"  # name of a comparison -> (N, g, g) float32
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """A data set, opened and checked, and what every model made from it sees."""
-
-    root: Path  # of all runs
-    folder: Path
-    dataset: data.Dataset
-    spec: Spec
-    seed: int
-    track: Track
-
-    @classmethod
-    def open(
-        cls, root: Path, folder: Path | None, pixels: int, resize: str, seed: int, track: Track
-    ) -> Workplace:
-        """The data in `folder` (None: the phantoms), `pixels` a side."""
-        folder = runs.phantoms(root, seed, track) if folder is None else folder
-        dataset = data.open_dataset(folder, seed=seed, track=track)
-        channels = "grey" if dataset.grey else "rgb"
-        table = {"classes": dataset.classes, "size": (pixels, pixels), "resize": resize}
-        spec = Spec.parse(table | {"channels": channels}, "--resize")
-        return cls(root, folder, dataset, spec, seed, track)
 
 
 @dataclass(frozen=True)
@@ -106,113 +79,6 @@ class Place:
         self.student_onnx(dataset)
         teacher = self.teacher_onnx(dataset)
         return [*([teacher] if teacher else []), *runs.exports(self.folder)]
-
-
-def teach(
-    work: Workplace,
-    model: str,
-    training: Training,
-    *,
-    weights: Path | None = None,
-    pretrained: bool = False,
-    force: bool = False,
-) -> Artifact:
-    """The teacher of these settings, trained now unless it is there already."""
-    from edgekd import distill as loop
-
-    if weights is not None and not weights.is_file():
-        raise EdgeKDError(f"no weights file {weights}: give a .safetensors or .pth file")
-    if weights is not None or pretrained:
-        training = _gentler(training)
-    training = training.model_copy(update={"alpha_hard": 1.0})
-    asked = loop.settings(
-        work.dataset, model, work.spec, training,
-        seed=work.seed, weights=weights, pretrained=pretrained,
-    )  # fmt: skip
-    folder = runs.teacher_folder(work.root, work.dataset, model, work.spec, asked)
-    made = runs.finished(folder, asked, force=force)
-    return made or loop.teach(
-        work.dataset, model, work.spec, folder, training=training,
-        weights=weights, pretrained=pretrained, seed=work.seed, track=work.track,
-    )  # fmt: skip
-
-
-def _gentler(training: Training) -> Training:
-    """For pretrained weights: fewer epochs and a lower rate, where the user named neither."""
-    update: dict[str, float] = {}
-    if "lr" not in training.model_fields_set:
-        update["lr"] = 7e-4
-    if "epochs" not in training.model_fields_set:
-        update["epochs"] = 8
-    return training.model_copy(update=update)
-
-
-def find_teacher(
-    work: Workplace,
-    teacher: str | None,
-    training: Training,
-    *,
-    weights: Path | None,
-    pretrained: bool,
-) -> Artifact:
-    """The teacher to learn from: a folder, the one there is (of that name), or one taught now."""
-    if teacher and (Path(teacher) / Artifact.FILE).exists():
-        if weights or pretrained:
-            raise EdgeKDError(f"{teacher} is a trained teacher: --teacher-weights has no place")
-        return Artifact.load(Path(teacher))
-    if weights is None and not pretrained and "epochs" not in training.model_fields_set:
-        there = runs.teachers(work.root, work.dataset, work.spec)
-        there = [t for t in there if teacher in (None, t.model)]
-        if len(there) > 1:
-            names = ", ".join(str(t.folder) for t in there)
-            raise EdgeKDError(f"{len(there)} teachers fit, name one with --teacher: {names}")
-        if there:
-            return there[0]
-    name = teacher or DEFAULT_TEACHER
-    return teach(work, name, training, weights=weights, pretrained=pretrained)
-
-
-def check(profile: Profile, student: str | None, folder: Path) -> None:
-    """EdgeKDError at once for what would only be found after a teacher was taught."""
-    from edgekd import runtimes, supernet
-
-    runtimes.check(profile.runtime)
-    supernet.named(student or profile.student)
-    make_folder(folder)
-
-
-def distill(
-    work: Workplace,
-    profile: Profile,
-    folder: Path,
-    teacher: Artifact | None,
-    training: Training,
-    *,
-    student: str | None,
-    force: bool,
-) -> Artifact:
-    """The run's student, trained now (or further) unless it is there already."""
-    from edgekd import distill as loop
-    from edgekd import supernet
-
-    name, arch = supernet.named(student or profile.student)
-    arch = arch.model_copy(update={"resolution": work.spec.size[0]})
-    if teacher is None:
-        training = training.model_copy(update={"alpha_hard": 1.0})
-    asked = loop.settings(work.dataset, name, work.spec, training, seed=work.seed, teacher=teacher)
-    made = runs.finished(folder / "student", asked, force=force)
-    run = runs.Run(
-        profile=profile,
-        data=str(work.folder.resolve()),
-        spec=work.spec,
-        teacher=str(teacher.folder.resolve()) if teacher else "",
-        seed=work.seed,
-    )
-    runs.begin(work.root, folder, run)
-    return made or loop.distill(
-        work.dataset, teacher, name, arch, work.spec, folder / "student",
-        training=training, seed=work.seed, track=work.track,
-    )  # fmt: skip
 
 
 def quantize(place: Place, *, images: int, force: bool) -> tuple[Artifact, Artifact]:
@@ -325,7 +191,6 @@ def explain(place: Place, *, images: int, variant: str) -> Fidelity:
     candidates = place.candidates(dataset)
     spec = candidates[0].spec
     samples = _spread(dataset.splits["test"], images)
-    prepared = imaging.normalise(data.load_pixels(samples, spec), spec)
     out = make_folder(place.folder / "explain")
     (out / Fidelity.FILE).unlink(missing_ok=True)
     labels: np.ndarray | None = None
@@ -333,6 +198,8 @@ def explain(place: Place, *, images: int, variant: str) -> Fidelity:
     profiles = [runs.host(place.run.profile, c)[0] for c in candidates]
     for candidate, profile in zip(candidates, profiles, strict=True):
         session = runtimes.open_session(candidate, profile)
+        own = candidate.spec  # a student may see smaller pictures than its teacher
+        prepared = imaging.normalise(data.load_pixels(samples, own), own)
         if labels is None:  # every model is asked to explain the reference's answer
             labels = session(prepared).logits.argmax(1)
         name = f"{candidate.role} {candidate.precision}"

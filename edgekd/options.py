@@ -1,0 +1,147 @@
+"""What the commands share: options that mean the same everywhere, errors, results on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from edgekd.records import (
+    EdgeKDError,
+    GateMissed,
+    Record,
+    RuntimeUnavailable,
+    Training,
+)
+
+
+class Group(TyperGroup):
+    """An EdgeKDError is one line and an exit code; a bug keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: D102
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("stopped; the same command again goes on from here", err=True)
+            raise typer.Exit(130) from None
+        except EdgeKDError as e:
+            typer.echo(f"error: {' '.join(str(e).split())}", err=True)
+            raise typer.Exit(exit_code(e)) from None
+
+
+def exit_code(error: EdgeKDError) -> int:
+    """Of a command that ends with `error`."""
+    codes = {RuntimeUnavailable: 4, GateMissed: 3}
+    return codes.get(type(error), 1)
+
+
+RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
+RunOption = Annotated[
+    Path | None, typer.Option("--run", help="This run's folder. [default: RUNS/PROFILE]")
+]
+ProfileOption = Annotated[
+    str | None, typer.Option("--profile", "-p", help="Profile: a name or a .toml file.")
+]
+ProfilesOption = Annotated[
+    list[str] | None, typer.Option("--profile", "-p", help="As many as share the supernet.")
+]
+SupernetOption = Annotated[
+    Path | None, typer.Option("--supernet", help="A folder that edgekd shrink wrote.")
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", "-d", help="Image folder. [default: synthetic chest phantoms]"),
+]
+SizeOption = Annotated[
+    int | None, typer.Option("--size", min=32, max=1024, help="Pixels a side. [default: profile's]")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Fixes the result on a CPU.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what was made before.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A training setting, NAME=VALUE; repeatable. See README."),
+]
+EpochsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--epochs", min=1, help="Passes over the data. [default: 30; a pretrained teacher 8]"
+    ),
+]
+LrOption = Annotated[
+    float | None, typer.Option("--lr", help="Peak. [default: 0.002; a pretrained teacher 0.0007]")
+]
+BatchOption = Annotated[
+    int | None, typer.Option("--batch", min=2, help="Images a step. [default: 32]")
+]
+StudentOption = Annotated[
+    str | None,
+    typer.Option("--student", help="A named OFA sub-net, or a folder with one; trained alone."),
+]
+TeacherOption = Annotated[
+    str | None,
+    typer.Option("--teacher", help="timm name, or a folder that edgekd teach wrote."),
+]
+TeacherWeightsOption = Annotated[
+    Path | None, typer.Option("--teacher-weights", help="Local checkpoint to start it from.")
+]
+TeacherEpochsOption = Annotated[
+    int | None, typer.Option("--teacher-epochs", min=1, help="If it must be taught first.")
+]
+PretrainedOption = Annotated[
+    bool, typer.Option("--pretrained", help="Teacher's weights from the hub (network).")
+]
+NoTeacherOption = Annotated[
+    bool, typer.Option("--no-teacher", help="Labels alone: the baseline to compare with.")
+]
+StartOption = Annotated[
+    str,
+    typer.Option("--start", help="The supernet begins as this timm network. [default: scratch]"),
+]
+StartWeightsOption = Annotated[
+    Path | None, typer.Option("--start-weights", help="Local checkpoint of --start.")
+]
+StartPretrainedOption = Annotated[
+    bool, typer.Option("--start-pretrained", help="Weights of --start from the hub (network).")
+]
+ScheduleOption = Annotated[str, typer.Option("--schedule", help="sandwich or progressive.")]
+AlphaOption = Annotated[
+    float | None,
+    typer.Option("--alpha-hard", min=0, max=1, help="Weight of the labels. [default: 0.3]"),
+]
+TemperatureOption = Annotated[
+    float | None,
+    typer.Option("--temperature", "-T", min=0.01, help="Of the soft targets. [default: 4]"),
+]
+ResizeOption = Annotated[str, typer.Option(help="stretch, crop or pad.")]
+RUNS = Path("runs")
+
+
+def training_of(settings: list[str] | None, **flags: Any) -> Training:
+    """A Training from --set NAME=VALUE pairs and flags; a flag that is None was not given."""
+    table = {k: v for k, v in flags.items() if v is not None}
+    for pair in settings or []:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise EdgeKDError(f'--set takes NAME=VALUE, got "{pair}"')
+        if name in table:
+            raise EdgeKDError(f"{name} is given twice, as an option and with --set")
+        table[name] = value
+    return Training.parse(table, "--set")
+
+
+def result(as_json: bool, data: Record | dict | list, shown: Any) -> None:
+    """The result on stdout: one JSON document, or what a reader wants to see."""
+    if as_json:
+        content = data.model_dump(mode="json") if isinstance(data, Record) else data
+        sys.stdout.write(json.dumps(content, indent=1) + "\n")
+    elif isinstance(shown, str):
+        sys.stdout.write(shown + "\n")
+    else:
+        from edgekd import show
+
+        show.on_stdout(shown)

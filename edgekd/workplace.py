@@ -1,0 +1,310 @@
+"""How a student is made, one function a command: teach, shrink, search, distill."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from edgekd import data, runs, spaces
+from edgekd.records import (
+    Arch,
+    Artifact,
+    EdgeKDError,
+    Profile,
+    Spec,
+    Track,
+    Training,
+    make_folder,
+    sha256,
+    unknown,
+)
+
+if TYPE_CHECKING:
+    from edgekd.supernet import SubNet
+
+DEFAULT_TEACHER = "resnet18"  # trains from scratch where there is no network and no checkpoint
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A data set, opened and checked, and what every model made from it sees."""
+
+    root: Path  # of all runs
+    folder: Path
+    dataset: data.Dataset
+    spec: Spec
+    seed: int
+    track: Track
+
+    @classmethod
+    def open(
+        cls, root: Path, folder: Path | None, pixels: int, resize: str, seed: int, track: Track
+    ) -> Workplace:
+        """The data in `folder` (None: the phantoms), `pixels` a side."""
+        folder = runs.phantoms(root, seed, track) if folder is None else folder
+        dataset = data.open_dataset(folder, seed=seed, track=track)
+        channels = "grey" if dataset.grey else "rgb"
+        table = {"classes": dataset.classes, "size": (pixels, pixels), "resize": resize}
+        spec = Spec.parse(table | {"channels": channels}, "--resize")
+        return cls(root, folder, dataset, spec, seed, track)
+
+
+def teach(
+    work: Workplace,
+    model: str,
+    training: Training,
+    *,
+    weights: Path | None = None,
+    pretrained: bool = False,
+    force: bool = False,
+) -> Artifact:
+    """The teacher of these settings, trained now unless it is there already."""
+    from edgekd import distill as loop
+
+    if weights is not None and not weights.is_file():
+        raise EdgeKDError(f"no weights file {weights}: give a .safetensors or .pth file")
+    if weights is not None or pretrained:
+        training = _gentler(training)
+    training = training.model_copy(update={"alpha_hard": 1.0})
+    asked = loop.settings(
+        work.dataset, model, work.spec, training,
+        seed=work.seed, weights=weights, pretrained=pretrained,
+    )  # fmt: skip
+    folder = runs.own_folder(work.root, work.dataset, "teacher", model, work.spec, asked)
+    made = runs.finished(folder, asked, force=force)
+    return made or loop.teach(
+        work.dataset, model, work.spec, folder, training=training,
+        weights=weights, pretrained=pretrained, seed=work.seed, track=work.track,
+    )  # fmt: skip
+
+
+def _gentler(training: Training, *, lr: float = 7e-4, epochs: int = 8) -> Training:
+    """For pretrained weights: fewer epochs and a lower rate, where the user named neither."""
+    wanted = {"lr": lr, "epochs": epochs}
+    update = {k: v for k, v in wanted.items() if k not in training.model_fields_set}
+    return training.model_copy(update=update)
+
+
+def find_teacher(
+    work: Workplace,
+    teacher: str | None,
+    training: Training,
+    *,
+    weights: Path | None,
+    pretrained: bool,
+) -> Artifact:
+    """The teacher to learn from: a folder, the one there is (of that name), or one taught now."""
+    if teacher and (Path(teacher) / Artifact.FILE).exists():
+        if weights or pretrained:
+            raise EdgeKDError(f"{teacher} is a trained teacher: --teacher-weights has no place")
+        return Artifact.load(Path(teacher))
+    if weights is None and not pretrained and "epochs" not in training.model_fields_set:
+        there = runs.made(work.root, work.dataset, "teacher", work.spec)
+        there = [t for t in there if teacher in (None, t.model)]
+        if len(there) > 1:
+            names = ", ".join(str(t.folder) for t in there)
+            raise EdgeKDError(f"{len(there)} teachers fit, name one with --teacher: {names}")
+        if there:
+            return there[0]
+    name = teacher or DEFAULT_TEACHER
+    return teach(work, name, training, weights=weights, pretrained=pretrained)
+
+
+class Start(NamedTuple):
+    """What a supernet's weights are before it is trained."""
+
+    model: str = "scratch"  # or a timm network that is a member of the space
+    weights: Path | None = None  # its checkpoint
+    pretrained: bool = False  # or from the hub
+
+    def settings(self) -> dict[str, str]:
+        """As plain data."""
+        if self.weights is not None and not self.weights.is_file():
+            raise EdgeKDError(f"no weights file {self.weights}: give a .safetensors or .pth file")
+        if self.model == "scratch" and (self.weights or self.pretrained):
+            raise EdgeKDError("--start-weights needs --start: the network that they are of")
+        origin = sha256(self.weights) if self.weights else ("hub" if self.pretrained else "none")
+        return {"start": self.model, "start_weights": origin}
+
+
+class Pupil(NamedTuple):
+    """The sub-net to be distilled, and where its weights come from."""
+
+    name: str
+    arch: Arch
+    supernet: Artifact | None = None
+    start: Start = Start()
+
+
+def shrink(
+    work: Workplace,
+    profiles: Sequence[Profile],
+    teacher: Artifact | None,
+    training: Training,
+    *,
+    start: Start,
+    schedule: str,
+    force: bool = False,
+) -> Artifact:
+    """The supernet of these settings, one for all `profiles`, trained now unless it is there."""
+    from edgekd import models
+    from edgekd import shrink as loop
+
+    if schedule not in loop.SCHEDULES:
+        raise EdgeKDError(unknown("schedule", schedule, loop.SCHEDULES))
+    space, resolutions = shared_space(profiles, work.spec)
+    if start.model != "scratch":
+        training = _gentler(training, lr=1e-3, epochs=12)
+    if teacher is None:
+        training = training.model_copy(update={"alpha_hard": 1.0})
+    asked = loop.shrink_settings(
+        work.dataset, space, work.spec, training, resolutions=resolutions,
+        start=start.settings(), schedule=schedule, teacher=teacher, seed=work.seed,
+    )  # fmt: skip
+    folder = runs.own_folder(work.root, work.dataset, "supernet", space, work.spec, asked)
+    made = runs.finished(folder, asked, force=force)
+    if made:
+        return made
+    net = models.supernet(
+        space, len(work.spec.classes), start=start.model, weights=start.weights,
+        pretrained=start.pretrained, seed=work.seed,
+    )  # fmt: skip
+    return loop.shrink(
+        work.dataset, net, work.spec, folder,
+        resolutions=resolutions, training=training, start=start.settings(), schedule=schedule,
+        teacher=teacher, seed=work.seed, track=work.track,
+    )  # fmt: skip
+
+
+def shared_space(profiles: Sequence[Profile], spec: Spec) -> tuple[str, list[int]]:
+    """The one space of the profiles, and all resolutions that they allow up to the spec's size."""
+    if len({p.space for p in profiles}) > 1:
+        named = ", ".join(f"{p.name} {p.space}" for p in profiles)
+        raise EdgeKDError(f"profiles of several spaces share no supernet ({named}): one at a time")
+    side = spec.size[0]
+    found = sorted({r for p in profiles for r in p.resolutions if r <= side})
+    return profiles[0].space, found if side in found else [side]
+
+
+def find_supernet(
+    work: Workplace,
+    profile: Profile,
+    folder: Path | None,
+    teacher: Artifact | None,
+    training: Training,
+    *,
+    start: Start,
+    schedule: str,
+) -> Artifact:
+    """The supernet to cut from: a folder, the one that fits, or one shrunk now."""
+    if folder is not None:
+        return _fitting(Artifact.load(folder), profile, work)
+    asked_for = training.model_fields_set or start != Start()
+    there = [] if asked_for else runs.made(work.root, work.dataset, "supernet", work.spec)
+    there = [s for s in there if s.model == profile.space]
+    if len(there) > 1:
+        names = ", ".join(str(s.folder) for s in there)
+        raise EdgeKDError(f"{len(there)} supernets fit, name one with --supernet: {names}")
+    if there:
+        return there[0]
+    return shrink(work, [profile], teacher, training, start=start, schedule=schedule)
+
+
+def _fitting(supernet: Artifact, profile: Profile, work: Workplace) -> Artifact:
+    if supernet.kind != "supernet":
+        raise EdgeKDError(f"{supernet.folder} holds a {supernet.kind}, not a supernet")
+    if supernet.model != profile.space:
+        raise EdgeKDError(
+            f"{supernet.folder} is of space {supernet.model}, profile {profile.name} wants "
+            f"{profile.space}: shrink another, or change the profile"
+        )
+    if supernet.data_fingerprint != work.dataset.fingerprint or supernet.spec != work.spec:
+        raise EdgeKDError(f"{supernet.folder} was trained on other data or at another size")
+    return supernet
+
+
+def pupil(work: Workplace, student: str, start: Start) -> Pupil:
+    """The sub-net that `student` names, or whose record is in that folder, at this size."""
+    from edgekd import search
+
+    folder, arch = Path(student), None
+    if (folder / Artifact.FILE).exists():
+        arch, name = Artifact.load(folder).arch, Artifact.load(folder).model
+        if arch is None:
+            raise EdgeKDError(f"{folder} holds no sub-net of a space: name one, or a student")
+    elif (folder / search.Front.FILE).exists():
+        arch = search.Front.load(folder).winner.arch
+        name = spaces.title(arch)
+    else:
+        name, arch = spaces.named(student)
+        arch = arch.model_copy(update={"resolution": work.spec.size[0]})
+    return Pupil(name, arch, None, start)
+
+
+def check(profile: Profile, student: str | None, folder: Path) -> None:
+    """EdgeKDError at once for what would only be found after a teacher was taught."""
+    from edgekd import runtimes
+
+    runtimes.check(profile.runtime)
+    named = student or profile.student
+    if named and not Path(named).is_dir():
+        spaces.named(named)
+    spaces.space_of(profile.space)
+    make_folder(folder)
+
+
+def distill(
+    work: Workplace,
+    profile: Profile,
+    folder: Path,
+    teacher: Artifact | None,
+    training: Training,
+    pupil: Pupil,
+    *,
+    force: bool,
+) -> Artifact:
+    """The run's student, trained now (or further) unless it is there already."""
+    from edgekd import distill as loop
+
+    spec = work.spec.model_copy(update={"size": (pupil.arch.resolution,) * 2})
+    origin: dict[str, str] = {}
+    if pupil.supernet is not None:
+        origin = {"supernet": pupil.supernet.sha256}
+    elif pupil.start.model != "scratch":
+        origin = pupil.start.settings()
+    if origin:
+        training = _gentler(training)
+    if teacher is None:
+        training = training.model_copy(update={"alpha_hard": 1.0})
+    asked = loop.settings(
+        work.dataset, pupil.name, spec, training, seed=work.seed, teacher=teacher, origin=origin
+    )
+    made = runs.finished(folder / "student", asked, force=force)
+    run = runs.Run(
+        profile=profile,
+        data=str(work.folder.resolve()),
+        spec=spec,
+        teacher=str(teacher.folder.resolve()) if teacher else "",
+        seed=work.seed,
+    )
+    runs.begin(work.root, folder, run)
+    return made or loop.distill(
+        work.dataset, teacher, pupil.name, pupil.arch, spec, folder / "student",
+        training=training, net=_cut(work, pupil) if origin else None, origin=origin,
+        seed=work.seed, track=work.track,
+    )  # fmt: skip
+
+
+def _cut(work: Workplace, pupil: Pupil) -> SubNet:
+    """The pupil with its weights of a supernet, trained or just begun."""
+    from edgekd import models
+
+    if pupil.supernet is not None:
+        return models.load_supernet(pupil.supernet).extract(pupil.arch)
+    start = pupil.start
+    return models.supernet(
+        pupil.arch.space, len(work.spec.classes), start=start.model, weights=start.weights,
+        pretrained=start.pretrained, seed=work.seed,
+    ).extract(pupil.arch)  # fmt: skip
