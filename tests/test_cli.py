@@ -103,24 +103,24 @@ def test_data_check_reports_everything_wrong_at_once(phantoms, tmp_path):
 
 
 def test_ctrl_c_is_130_and_says_how_to_go_on(phantoms, tmp_path, monkeypatch):
-    from edgekd import distill
+    from edgekd import training
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(distill, "_step", interrupted)
+    monkeypatch.setattr(training, "_step", interrupted)
     result = run("distill", "--data", phantoms, "--size", 32, "--runs", tmp_path)
     assert result.exit_code == 130
     assert "the same command again goes on" in result.stderr
 
 
 def test_a_gate_and_a_missing_runtime_have_their_own_exit_codes():
-    from edgekd.cli import _exit_code
+    from edgekd.options import exit_code
     from edgekd.records import EdgeKDError, GateMissed, RuntimeUnavailable
 
-    assert _exit_code(EdgeKDError()) == 1
-    assert _exit_code(GateMissed()) == 3
-    assert _exit_code(RuntimeUnavailable()) == 4
+    assert exit_code(EdgeKDError()) == 1
+    assert exit_code(GateMissed()) == 3
+    assert exit_code(RuntimeUnavailable()) == 4
 
 
 def test_phantoms_can_be_written_with_a_shortcut(tmp_path):

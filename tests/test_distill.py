@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from edgekd import data, distill, supernet
+from edgekd import data, distill, supernet, training
 from edgekd.records import Artifact, EdgeKDError, Spec, Training
 
 SIZE = (32, 32)
 TINY = "test_resnet"  # timm's smallest
-STILL = {"rotate_deg": 0, "translate": 0, "zoom": 0, "brightness": 0, "contrast": 0, "noise": 0}
 
 
 @pytest.fixture(scope="module")
@@ -57,59 +56,34 @@ class Constant(nn.Module):
 def test_alpha_hard_weighs_the_labels(alpha, winner):
     """Labels say class 0, the teacher says class 1."""
     net = Constant(0.0, 0.0)
-    training = Training(alpha_hard=alpha, temperature=2, weight_decay=0, ema=0)
-    state = distill.State(net, None, torch.optim.SGD(net.parameters(), lr=1.0))
+    asked = Training(alpha_hard=alpha, temperature=2, weight_decay=0, ema=0)
+    state = training.State(net, None, torch.optim.SGD(net.parameters(), lr=1.0))
+    spec = Spec(classes=("a", "b"), size=(8, 8))
+
+    def images(size, epoch, chosen):
+        return torch.zeros(len(chosen), 3, *size)
+
+    objective = distill.Hybrid(images, np.zeros(4, int), spec, asked, None)
+    objective.teacher, objective.teacher_size = Constant(-3.0, 3.0), (8, 8)
     for _ in range(20):
-        loss, hard, soft = distill._step(
-            state, Constant(-3.0, 3.0), torch.zeros(4, 3, 8, 8), np.zeros(4, int), 0.2, training
-        )
+        loss, hard, soft = training._step(state, objective, 0, np.arange(4), 0.2)
         assert loss == pytest.approx(alpha * hard + (1 - alpha) * soft)
     assert net.logits.argmax().item() == winner
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():
-    training = Training(lr=1.0, epochs=10, warmup_epochs=2)
-    rates = [distill._learning_rate(s, 5, training) for s in range(50)]
+    asked = Training(lr=1.0, epochs=10, warmup_epochs=2)
+    rates = [training._learning_rate(s, 5, asked) for s in range(50)]
     np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10)
     assert rates[30] == pytest.approx(0.5)
     assert rates[-1] == pytest.approx(0.5 * (1 + math.cos(math.pi * 39 / 40)))
 
 
-def pixels(n=4):
-    return np.random.default_rng(0).integers(0, 256, (n, 16, 16, 3), dtype=np.uint8)
-
-
-def test_augmentation_that_is_off_changes_nothing():
-    x = distill.augment(pixels(), Training(**STILL), 0, 0, np.arange(4))
-    np.testing.assert_allclose(x.permute(0, 2, 3, 1) * 255, pixels(), atol=1e-3)
-
-
-def test_augmentation_depends_on_seed_epoch_and_image_alone():
-    training, p = Training(), pixels()
-    whole = distill.augment(p, training, 0, 1, np.arange(4))
-    alone = distill.augment(p[2:3], training, 0, 1, np.array([2]))
-    torch.testing.assert_close(whole[2:3], alone)
-    for seed, epoch in ((1, 1), (0, 2)):
-        assert not torch.allclose(whole, distill.augment(p, training, seed, epoch, np.arange(4)))
-
-
-def test_flips_happen_only_where_asked():
-    p = pixels(64)
-    flipped = distill.augment(p, Training(hflip=True, **STILL), 0, 0, np.arange(64))
-    upright = torch.from_numpy(p).permute(0, 3, 1, 2) / 255
-    same = [torch.allclose(a, b, atol=1e-3) for a, b in zip(flipped, upright, strict=True)]
-    mirrored = [
-        torch.allclose(a.flip(2), b, atol=1e-3) for a, b in zip(flipped, upright, strict=True)
-    ]
-    assert sum(same) + sum(mirrored) == 64
-    assert 20 < sum(mirrored) < 44
-
-
 def test_balanced_draws_classes_equally_often():
     labels = np.repeat([0, 1], [180, 20])
-    drawn = np.concatenate(list(distill._batches(0, labels, Training(balanced=True, epochs=5), 0)))
+    drawn = np.concatenate(list(training._batches(0, labels, Training(balanced=True, epochs=5), 0)))
     assert 0.4 < labels[drawn].mean() < 0.6
-    plain = np.concatenate(list(distill._batches(0, labels, Training(epochs=1, batch=20), 0)))
+    plain = np.concatenate(list(training._batches(0, labels, Training(epochs=1, batch=20), 0)))
     assert sorted(plain) == list(range(200))
 
 
@@ -120,7 +94,7 @@ def teach(dataset, spec, out, **change):
 
 def test_a_stop_changes_nothing(dataset, spec, tmp_path, monkeypatch):
     whole = teach(dataset, spec, tmp_path / "whole")
-    steps, real = [], distill._step
+    steps, real = [], training._step
 
     def interrupted(*args):
         steps.append(1)
@@ -128,7 +102,7 @@ def test_a_stop_changes_nothing(dataset, spec, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(distill, "_step", interrupted)
+    monkeypatch.setattr(training, "_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         teach(dataset, spec, tmp_path / "cut")
     assert not (tmp_path / "cut" / Artifact.FILE).exists()
@@ -156,11 +130,27 @@ def test_a_student_learns_from_a_teacher(dataset, spec, tmp_path):
     line = json.loads((tmp_path / "student" / "log.jsonl").read_text())
     assert line["loss"] == pytest.approx(0.3 * line["hard"] + 0.7 * line["soft"])
     assert line["soft"] > 0
-    with pytest.raises(EdgeKDError, match=r"sees size \(32, 32\), not \(64, 64\)"):
+    with pytest.raises(EdgeKDError, match="sees resize stretch, not pad"):
         distill.distill(
-            dataset, teacher, name, arch, spec.model_copy(update={"size": (64, 64)}),
+            dataset, teacher, name, arch, spec.model_copy(update={"resize": "pad"}),
             tmp_path / "other", training=Training(epochs=1),
         )  # fmt: skip
+
+
+def test_a_student_may_see_smaller_pictures_than_its_teacher(dataset, spec, tmp_path):
+    teacher = teach(dataset, spec, tmp_path / "teacher", epochs=1)
+    seen = []
+    small = spec.model_copy(update={"size": (24, 24)})
+
+    def images(size, epoch, chosen):
+        seen.append(size)
+        return torch.zeros(len(chosen), 3, *size)
+
+    objective = distill.Hybrid(images, np.zeros(9, int), small, Training(), teacher)
+    net = supernet.build(supernet.named("cpu_lat@10ms")[1], 3)
+    (loss,) = objective.losses(net, 0, 0, np.arange(2))
+    assert seen == [(24, 24), (32, 32)]
+    assert loss.soft > 0
 
 
 def test_early_stopping(dataset, spec, tmp_path):
@@ -173,14 +163,3 @@ def test_early_stopping(dataset, spec, tmp_path):
 def test_a_loss_that_is_not_finite_says_what_to_change(dataset, spec, tmp_path):
     with pytest.raises(EdgeKDError, match="use a lower --lr"):
         teach(dataset, spec, tmp_path, lr=1e30, optimizer="sgd", warmup_epochs=0, ema=0)
-
-
-def test_unwarped_images_stay_sharp():
-    """Moved by whole pixels, every pixel of the middle is one of the original's."""
-    p = pixels(16)
-    moved = distill.augment(p, Training(**STILL | {"translate": 0.2}), 0, 0, np.arange(16))
-    values = (moved[:, :, 4:12, 4:12] * 255).numpy()
-    np.testing.assert_allclose(values, values.round(), atol=1e-2)
-    assert not np.array_equal(values.round()[0], p.transpose(0, 3, 1, 2)[0, :, 4:12, 4:12])
-    turned = distill.augment(p, Training(warp=1), 0, 0, np.arange(16)).numpy() * 255
-    assert np.abs(turned - turned.round()).max() > 0.1

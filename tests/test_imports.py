@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "edgekd"
-GLUE = {"cli", "stages", "runs", "show", "__main__"}  # may know every stage
+GLUE = {"cli", "options", "workplace", "stages", "runs", "show", "__main__"}  # may know every stage
 ALLOWED = {
     "records": set(),
     "runtimes": {"records"},
@@ -17,9 +17,22 @@ ALLOWED = {
     "phantom": {"records"},
     "spaces": {"records"},
     "supernet": {"records", "spaces"},
-    "models": {"records", "supernet"},
+    "warmstart": {"records", "spaces", "supernet"},
+    "augment": {"records", "data"},
+    "models": {"records", "augment", "spaces", "supernet", "warmstart"},
+    "training": {"records", "runtimes", "imaging", "metrics"},
     "metrics": {"records", "runtimes"},
-    "distill": {"records", "runtimes", "data", "imaging", "models", "metrics"},
+    "distill": {
+        "records",
+        "augment",
+        "data",
+        "imaging",
+        "models",
+        "metrics",
+        "supernet",
+        "training",
+    },
+    "shrink": {"records", "augment", "data", "distill", "models", "spaces", "supernet", "training"},
     "export": {"records", "runtimes"},
     "quantize": {"records", "runtimes", "data"},
     "bench": {"records", "runtimes"},
