@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "edgekd"
-GLUE = {"cli", "options", "workplace", "stages", "runs", "show", "__main__"}  # may know every stage
+GLUE = {"cli", "cli_aside", "options", "trial", "workplace", "stages", "runs", "show", "__main__"}  # may know every stage
 ALLOWED = {
     "records": set(),
     "runtimes": {"records"},

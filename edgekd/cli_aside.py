@@ -1,0 +1,82 @@
+"""The commands beside the line: profiles and image folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekd.options import Group, JsonOption, SeedOption, result
+from edgekd.records import Profile, shipped_profiles
+
+profiles_app = typer.Typer(cls=Group, help="Device profiles: what a device runs and allows.")
+data_app = typer.Typer(cls=Group, no_args_is_help=True, help="Image folders: check and describe.")
+
+
+@profiles_app.callback(invoke_without_command=True)
+def profiles(ctx: typer.Context, as_json: JsonOption = False) -> None:
+    """List the profiles that come with edgekd."""
+    if ctx.invoked_subcommand is None:
+        from edgekd import show
+
+        found = [Profile.read(name) for name in shipped_profiles()]
+        result(as_json, [p.model_dump(mode="json") for p in found], show.profiles(found))
+
+
+@profiles_app.command("show")
+def profiles_show(
+    name: Annotated[str, typer.Argument(help="name or .toml file")], as_json: JsonOption = False
+) -> None:
+    """Print one profile with every setting. Example: edgekd profiles show jetson."""
+    from edgekd import show
+
+    profile = Profile.read(name)
+    result(as_json, profile, show.settings(profile.name, profile.model_dump(mode="json")))
+
+
+@profiles_app.command("students")
+def profiles_students(as_json: JsonOption = False) -> None:
+    """List the named OFA sub-nets that a profile's `student` may name."""
+    from edgekd import show, spaces
+
+    found = {n: a.model_dump(mode="json") for n, a in spaces.subnets().items()}
+    result(as_json, found, show.students(found))
+
+
+@data_app.command("check")
+def data_check(
+    folder: Annotated[Path, typer.Argument(help="<split>/<class>/* or <class>/*")],
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Read every image; report splits, classes and every bad file. Exit code 1 if there is one."""
+    from edgekd import data, show
+
+    with show.tracker() as track:
+        dataset, problems = data.inspect(folder, seed=seed, track=track)
+    table = show.dataset_json(dataset, problems)
+    result(as_json, table, show.dataset(table))
+    if problems:
+        raise typer.Exit(1)
+
+
+@data_app.command("phantoms")
+def data_phantoms(
+    folder: Annotated[Path, typer.Argument(help="a new folder")],
+    per_class: Annotated[int, typer.Option("--per-class", min=3, help="Images a class.")] = 120,
+    size: Annotated[int, typer.Option("--size", min=32, max=1024, help="Pixels a side.")] = 96,
+    marker: Annotated[
+        float,
+        typer.Option("--marker", min=0, max=1, help="Share of opacities with an L in a corner."),
+    ] = 0.0,
+    seed: SeedOption = 0,
+) -> None:
+    """Write synthetic chest films with lesion masks; --marker plants a shortcut to be caught."""
+    from edgekd import phantom, show
+
+    with show.tracker() as track:
+        made = phantom.make(
+            folder, per_class=per_class, size=size, seed=seed, marker=marker, track=track
+        )
+    result(False, {}, str(made))

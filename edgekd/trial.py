@@ -1,0 +1,40 @@
+"""A sub-net as the file that a device would load, made to be measured and not to be deployed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from edgekd import export, models, quantize, spaces
+from edgekd.records import Arch, Artifact, EdgeKDError, Spec
+
+CALIBRATION = 8  # images: the ranges do not change the speed
+
+
+def deployed(
+    net: nn.Module, arch: Arch, spec: Spec, precision: str, images: np.ndarray, out: Path
+) -> Artifact:
+    """`net` in `out` as ONNX (fp32) or as a quantised IR (int8), by the stages' own code.
+
+    images: (n, 3, H, W) float32 at the Arch's resolution.
+    """
+    if precision not in ("fp32", "int8"):
+        raise EdgeKDError(f"a sub-net can be tried in fp32 or int8 here, not in {precision}")
+    params, macs = models.count(net, spec.size)
+    trained = Artifact(
+        kind="student",
+        model=spaces.title(arch),
+        files={models.WEIGHTS: "0" * 64},  # never written: these weights are only measured
+        spec=spec,
+        arch=arch,
+        params=params,
+        macs=macs,
+    )
+    waist = models.Waist(net, spec.size).eval()
+    few = images[:CALIBRATION]
+    onnx = export.to_onnx(waist, trained, few, out / f"{spaces.title(arch)}-fp32", tolerance=0.1)
+    if precision == "fp32":
+        return onnx
+    return quantize.quantize(onnx, few, out / f"{spaces.title(arch)}-int8")
