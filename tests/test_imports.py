@@ -17,6 +17,10 @@ ALLOWED = {
     "phantom": {"records"},
     "spaces": {"records"},
     "supernet": {"records", "spaces"},
+    "genes": {"records", "spaces"},
+    "predictor": {"records", "spaces", "genes"},
+    "front": {"records"},
+    "search": {"records", "genes", "front"},
     "models": {"records", "supernet"},
     "metrics": {"records", "runtimes"},
     "distill": {"records", "runtimes", "data", "imaging", "models", "metrics"},
@@ -27,7 +31,8 @@ ALLOWED = {
     "fidelity": {"records", "runtimes", "explain"},
     "report": {"records", "bench", "explain"},
 }
-HEAVY = ("torch", "numpy", "timm", "PIL", "onnx", "onnxruntime", "openvino", "nncf", "matplotlib")
+HEAVY = ("torch", "numpy", "timm", "PIL", "onnx", "onnxruntime", "openvino", "nncf", "matplotlib",
+         "pymoo")  # fmt: skip
 
 
 def imported(path):
@@ -67,7 +72,18 @@ def test_the_command_line_starts_without_heavy_packages(arguments):
 
 
 @pytest.mark.parametrize(
-    "name", ["data", "imaging", "phantom", "metrics", "explain", "fidelity", "bench"]
+    "name",
+    [
+        "data",
+        "imaging",
+        "phantom",
+        "metrics",
+        "explain",
+        "fidelity",
+        "bench",
+        "predictor",
+        "search",
+    ],
 )
 def test_what_the_device_needs_loads_no_torch(name):
     code = f"import sys, edgekd.{name}; print(*{{m.split('.')[0] for m in sys.modules}})"
