@@ -15,6 +15,7 @@ from edgekd.options import (
     BatchOption,
     DataOption,
     EpochsOption,
+    EstimateOption,
     ForceOption,
     Group,
     JsonOption,
@@ -169,6 +170,59 @@ def shrink(
 
 
 @app.command()
+def search(
+    profile: ProfilesOption = None,
+    data_folder: DataOption = None,
+    supernet: SupernetOption = None,
+    subnets: Annotated[
+        int, typer.Option("--subnets", min=20, help="To evaluate, to predict accuracy from.")
+    ] = 100,
+    generations: Annotated[
+        int, typer.Option("--generations", min=1, help="At most, of 100 sub-nets each.")
+    ] = 500,
+    measure: Annotated[
+        int, typer.Option("--measure", min=0, help="Sub-nets of the front to time for real.")
+    ] = 6,
+    estimate: EstimateOption = False,
+    size: SizeOption = None,
+    resize: ResizeOption = "stretch",
+    seed: SeedOption = 0,
+    runs_folder: RunsOption = RUNS,
+    run: RunOption = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the sub-nets of a supernet that fit a profile's budget: accuracy against latency.
+
+    Example: edgekd search -p cpu -p jetson --data scans
+    """
+    from edgekd import seek, show, workplace
+
+    chosen = [Profile.read(name) for name in profile or ["cpu"]]
+    if run is not None and len(chosen) > 1:
+        raise EdgeKDError("--run is one run's folder: give one --profile, or leave it out")
+    found = []
+    with show.tracker() as track:
+        pixels = size or max(p.pixels for p in chosen)
+        work = workplace.Workplace.open(runs_folder, data_folder, pixels, resize, seed, track)
+        for one in chosen:
+            base = workplace.find_supernet(work, one, supernet)
+            if base is None:
+                raise EdgeKDError(
+                    f"no supernet of {one.space} for {work.folder} at {pixels} px in "
+                    f"{runs_folder}: run edgekd shrink first"
+                )
+            front, sought = seek.search(
+                work, one, base, run or runs_folder / one.name, subnets=subnets,
+                generations=generations, estimate=estimate, measure=measure, force=force,
+            )  # fmt: skip
+            found.append((front, sought))
+    tables = [{"front": f.model_dump(mode="json"), "sought": s.model_dump(mode="json")}
+              for f, s in found]  # fmt: skip
+    result(as_json, tables, show.searches(found))
+
+
+@app.command()
 def distill(
     profile: ProfileOption = None,
     data_folder: DataOption = None,
@@ -185,6 +239,7 @@ def distill(
     start: StartOption = "scratch",
     start_weights: StartWeightsOption = None,
     start_pretrained: StartPretrainedOption = False,
+    estimate: EstimateOption = False,
     size: SizeOption = None,
     epochs: EpochsOption = None,
     lr: LrOption = None,
@@ -205,7 +260,7 @@ def distill(
     Examples: edgekd distill --profile jetson
     · edgekd distill -p cpu --data scans --teacher tf_efficientnet_lite0 --teacher-weights w.pth
     """
-    from edgekd import show, workplace
+    from edgekd import seek, show, workplace
 
     chosen = Profile.read(profile or "cpu")
     given = {"epochs": epochs, "lr": lr, "batch": batch}
@@ -227,12 +282,15 @@ def distill(
         if student or chosen.student:
             pupil = workplace.pupil(work, student or chosen.student, begin)
         else:
-            base = workplace.find_supernet(
-                work, chosen, supernet, guide, training_of(None, epochs=shrink_epochs),
+            base = workplace.find_supernet(work, chosen, supernet) or workplace.shrink(
+                work, [chosen], guide, training_of(None, epochs=shrink_epochs),
                 start=begin, schedule="sandwich",
             )  # fmt: skip
             show.say(f"supernet {base.model}, {base.folder}")
-            raise NotImplementedError(base)
+            front, sought = seek.search(work, chosen, base, folder, estimate=estimate)
+            show.say(f"student {sought.chosen}")
+            arch = seek.chosen_of(front, sought).arch
+            pupil = workplace.Pupil(sought.chosen, arch, base)
         artifact = workplace.distill(work, chosen, folder, guide, training, pupil, force=force)
     result(as_json, artifact, show.artifact(artifact, guide))
 

@@ -52,6 +52,10 @@ ProfilesOption = Annotated[
 SupernetOption = Annotated[
     Path | None, typer.Option("--supernet", help="A folder that edgekd shrink wrote.")
 ]
+EstimateOption = Annotated[
+    bool,
+    typer.Option("--estimate", help="Latency from the profile's stated peak; measure nothing."),
+]
 DataOption = Annotated[
     Path | None,
     typer.Option("--data", "-d", help="Image folder. [default: synthetic chest phantoms]"),

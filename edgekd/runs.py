@@ -164,6 +164,14 @@ def host(profile: Profile, artifact: Artifact) -> tuple[Profile, bool]:
     raise RuntimeUnavailable(f"nothing on this machine runs {artifact.path}: {reason}")
 
 
+def here(profile: Profile) -> bool:
+    """Whether this machine has the profile's runtime and device."""
+    try:
+        return profile.device in runtimes.get(profile.runtime).devices()
+    except RuntimeUnavailable:
+        return False
+
+
 def sample_images(dataset: data.Dataset, spec: Spec, split: str, count: int) -> np.ndarray:
     """(n, 3, H, W) float32: `count` prepared images spread evenly over a split."""
     samples = dataset.splits[split]

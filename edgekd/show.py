@@ -21,9 +21,12 @@ from rich.table import Table
 from rich.text import Text
 
 from edgekd.records import Artifact, Fidelity, Metric, Profile, T, Timing, Track
+from edgekd.spaces import title as title_of
 
 if TYPE_CHECKING:
     from edgekd.data import Dataset
+    from edgekd.front import Front, Member
+    from edgekd.seek import Sought
 
 WIDTH = 110  # columns where stdout is not a terminal
 
@@ -201,6 +204,39 @@ def supernet(made: Artifact) -> Group:
         figures = [made.metrics[f"val_{k}_{end}"] for k in ("balanced_accuracy", "loss")]
         table.add_row(name, *map(metric, figures))
     return Group(table, _text(made.folder))
+
+
+def searches(found: list[tuple[Front, Sought]]) -> Group:
+    """The front of each profile, what was measured of it, and the choice."""
+    parts: list[Any] = []
+    for front, sought in found:
+        how = "estimated" if sought.estimated else f"measured blocks, {sought.precision}"
+        title = f"{sought.profile.name}: {front.space}, latency {how}"
+        table = _table("sub-net", "accuracy", "p95 ms", "parameters", "accuracy measured",
+                       "p95 ms measured", title=title)  # fmt: skip
+        measured = {m.predicted: m for m in sought.measured}
+        chosen = next(m for m in front.members if title_of(m.arch) == sought.chosen)
+        few = [m for m in front.members if m in measured or m == chosen]
+        for m in few if measured else _some(front.members, chosen):
+            real = measured.get(m)
+            name = Text(title_of(m.arch), style="bold" if m == chosen else "")
+            table.add_row(
+                name, f"{m.accuracy:.3f}", f"{m.p95_ms:.3g}", f"{m.params / 1e6:.2f} M",
+                f"{real.accuracy:.3f}" if real else "-", f"{real.p95_ms:.3g}" if real else "-",
+            )  # fmt: skip
+        r = sought.ranking
+        parts += [table, _text(
+            f"{front.evaluations} sub-nets in {front.seconds:.1f} s; accuracy predicted from "
+            f"{sought.subnets} evaluated ones: Kendall {r.kendall:.2f}, Spearman {r.spearman:.2f}, "
+            f"error {r.rmse:.3f} on those held out; chosen in bold: the fastest within that error"
+        )]  # fmt: skip
+    return Group(*parts)
+
+
+def _some(members: tuple[Member, ...], chosen: Member, count: int = 8) -> list[Member]:
+    """A few of a front, from fast to slow, the chosen one among them."""
+    step = max(1, len(members) // count)
+    return [m for i, m in enumerate(members) if i % step == 0 or m == chosen]
 
 
 def timings(found: list[Timing]) -> Group:

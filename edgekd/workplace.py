@@ -188,28 +188,16 @@ def shared_space(profiles: Sequence[Profile], spec: Spec) -> tuple[str, list[int
     return profiles[0].space, found if side in found else [side]
 
 
-def find_supernet(
-    work: Workplace,
-    profile: Profile,
-    folder: Path | None,
-    teacher: Artifact | None,
-    training: Training,
-    *,
-    start: Start,
-    schedule: str,
-) -> Artifact:
-    """The supernet to cut from: a folder, the one that fits, or one shrunk now."""
+def find_supernet(work: Workplace, profile: Profile, folder: Path | None) -> Artifact | None:
+    """The supernet to cut from: the one in `folder`, or the one that fits, or None."""
     if folder is not None:
         return _fitting(Artifact.load(folder), profile, work)
-    asked_for = training.model_fields_set or start != Start()
-    there = [] if asked_for else runs.made(work.root, work.dataset, "supernet", work.spec)
+    there = runs.made(work.root, work.dataset, "supernet", work.spec)
     there = [s for s in there if s.model == profile.space]
     if len(there) > 1:
         names = ", ".join(str(s.folder) for s in there)
         raise EdgeKDError(f"{len(there)} supernets fit, name one with --supernet: {names}")
-    if there:
-        return there[0]
-    return shrink(work, [profile], teacher, training, start=start, schedule=schedule)
+    return there[0] if there else None
 
 
 def _fitting(supernet: Artifact, profile: Profile, work: Workplace) -> Artifact:
@@ -227,20 +215,14 @@ def _fitting(supernet: Artifact, profile: Profile, work: Workplace) -> Artifact:
 
 def pupil(work: Workplace, student: str, start: Start) -> Pupil:
     """The sub-net that `student` names, or whose record is in that folder, at this size."""
-    from edgekd import search
-
-    folder, arch = Path(student), None
-    if (folder / Artifact.FILE).exists():
-        arch, name = Artifact.load(folder).arch, Artifact.load(folder).model
-        if arch is None:
-            raise EdgeKDError(f"{folder} holds no sub-net of a space: name one, or a student")
-    elif (folder / search.Front.FILE).exists():
-        arch = search.Front.load(folder).winner.arch
-        name = spaces.title(arch)
-    else:
+    folder = Path(student)
+    if not (folder / Artifact.FILE).exists():
         name, arch = spaces.named(student)
-        arch = arch.model_copy(update={"resolution": work.spec.size[0]})
-    return Pupil(name, arch, None, start)
+        return Pupil(name, arch.model_copy(update={"resolution": work.spec.size[0]}), None, start)
+    made = Artifact.load(folder)
+    if made.arch is None:
+        raise EdgeKDError(f"{folder} holds no sub-net of a space: name one, or a student's folder")
+    return Pupil(made.model, made.arch, None, start)
 
 
 def check(profile: Profile, student: str | None, folder: Path) -> None:

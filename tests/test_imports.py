@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "edgekd"
-GLUE = {"cli", "cli_aside", "options", "trial", "workplace", "stages", "runs", "show", "__main__"}  # may know every stage
+GLUE = {  # may know every stage
+    "cli", "cli_aside", "options", "workplace", "seek", "trial", "stages", "runs", "show",
+    "__main__",
+}  # fmt: skip
 ALLOWED = {
     "records": set(),
     "runtimes": {"records"},
@@ -21,17 +24,13 @@ ALLOWED = {
     "augment": {"records", "data"},
     "models": {"records", "augment", "spaces", "supernet", "warmstart"},
     "training": {"records", "runtimes", "imaging", "metrics"},
+    "genes": {"records", "spaces"},
+    "predictor": {"records", "spaces", "genes"},
+    "front": {"records"},
+    "search": {"records", "genes", "front"},
     "metrics": {"records", "runtimes"},
-    "distill": {
-        "records",
-        "augment",
-        "data",
-        "imaging",
-        "models",
-        "metrics",
-        "supernet",
-        "training",
-    },
+    "distill": {"records", "augment", "data", "imaging", "models", "metrics", "supernet",
+                "training"},
     "shrink": {"records", "augment", "data", "distill", "models", "spaces", "supernet", "training"},
     "export": {"records", "runtimes"},
     "quantize": {"records", "runtimes", "data"},
@@ -39,8 +38,9 @@ ALLOWED = {
     "explain": {"records", "runtimes"},
     "fidelity": {"records", "runtimes", "explain"},
     "report": {"records", "bench", "explain"},
-}
-HEAVY = ("torch", "numpy", "timm", "PIL", "onnx", "onnxruntime", "openvino", "nncf", "matplotlib")
+}  # fmt: skip
+HEAVY = ("torch", "numpy", "timm", "PIL", "onnx", "onnxruntime", "openvino", "nncf", "matplotlib",
+         "pymoo")  # fmt: skip
 
 
 def imported(path):
@@ -80,7 +80,18 @@ def test_the_command_line_starts_without_heavy_packages(arguments):
 
 
 @pytest.mark.parametrize(
-    "name", ["data", "imaging", "phantom", "metrics", "explain", "fidelity", "bench"]
+    "name",
+    [
+        "data",
+        "imaging",
+        "phantom",
+        "metrics",
+        "explain",
+        "fidelity",
+        "bench",
+        "predictor",
+        "search",
+    ],
 )
 def test_what_the_device_needs_loads_no_torch(name):
     code = f"import sys, edgekd.{name}; print(*{{m.split('.')[0] for m in sys.modules}})"

@@ -1,0 +1,229 @@
+"""Which sub-net of a supernet for which profile: what is known, predicted, searched and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from edgekd import runs, spaces
+from edgekd.front import Front, Member, plot
+from edgekd.latency import Table
+from edgekd.predictor import AccuracyPredictor, Ranking
+from edgekd.records import (
+    Artifact,
+    EdgeKDError,
+    Machine,
+    Profile,
+    Record,
+    Stored,
+    Track,
+    Training,
+    make_folder,
+    untracked,
+)
+from edgekd.workplace import Workplace
+
+EVALUATED = "evaluated.jsonl"  # in the supernet's folder: sub-nets and their accuracy, for all
+BYTES = {"fp32": 4.0, "bf16": 4.0, "fp16": 2.0, "int8": 1.1}  # a parameter; scales and biases too
+SECONDS = 2.0  # of timing a measured sub-net
+
+
+class Measured(Record):
+    """A sub-net of the front, measured for real."""
+
+    name: str
+    predicted: Member
+    p50_ms: float
+    p95_ms: float
+    accuracy: float  # on the validation split, as cut
+
+
+class Sought(Stored):
+    """What a search went by, and what its front turned out to be: beside search.json."""
+
+    FILE: ClassVar[str] = "sought.json"
+    supernet: str  # sha256
+    profile: Profile
+    precision: str
+    subnets: int  # evaluated, to predict accuracy from
+    ranking: Ranking  # of sub-nets held out
+    estimated: bool  # latency by the profile's stated peak, not measured
+    chosen: str  # name of the sub-net to distil
+    slack: float  # accuracy given up for speed: what the predictor cannot tell apart
+    measured: tuple[Measured, ...] = ()  # empty where the device is not here
+    machine: Machine | None = None  # that measured
+
+
+def search(
+    work: Workplace,
+    profile: Profile,
+    supernet: Artifact,
+    folder: Path,
+    *,
+    subnets: int = 100,
+    generations: int = 500,
+    estimate: bool = False,
+    measure: int = 6,
+    force: bool = False,
+) -> tuple[Front, Sought]:
+    """The front of `supernet` for `profile`, in `folder`; not made again unless asked otherwise.
+
+    What is evaluated is kept with the supernet, what is measured in the user's cache: the next
+    profile starts from there. `front.winner` is the most accurate sub-net, `sought.chosen` the
+    fastest that is predicted to be as accurate within the predictor's own error.
+    """
+    from edgekd import latency
+    from edgekd import search as evolution
+
+    out = folder / "search"
+    if (out / Sought.FILE).exists() and not force:
+        old = Sought.load(out)
+        same = (old.supernet, old.profile, old.subnets) == (supernet.sha256, profile, subnets)
+        if same and (old.estimated or not estimate):
+            return Front.load(out), old
+    make_folder(out)
+    (out / Sought.FILE).unlink(missing_ok=True)
+    resolutions = allowed(profile, supernet)
+    predictor = accuracy(work, supernet, subnets)
+    table = latency_of(profile, len(work.spec.classes), resolutions, estimate, work.track)
+    front = evolution.search(
+        supernet.model, resolutions, predictor.over(supernet.model, resolutions),
+        latency.tabulate(table).over(resolutions), profile.budget,
+        classes=len(work.spec.classes), p95_ratio=table.p95_ratio,
+        bytes_per_param=BYTES[table.precision], generations=generations, seed=work.seed,
+        track=work.track,
+    ).save(out)  # fmt: skip
+    slack = predictor.record.ranking.rmse
+    chosen = fastest_within(front.members, slack)
+    measured: tuple[Measured, ...] = ()
+    machine = None
+    if measure and not table.estimated:
+        measured, machine = measure_front(
+            work, profile, supernet, table, front, chosen, out, measure
+        )
+    sought = Sought(
+        supernet=supernet.sha256, profile=profile, precision=table.precision, subnets=subnets,
+        ranking=predictor.record.ranking, estimated=table.estimated,
+        chosen=spaces.title(chosen.arch), slack=slack, measured=measured, machine=machine,
+    )  # fmt: skip
+    _draw(front, sought, chosen, out)
+    return front, sought.save(out)
+
+
+def chosen_of(front: Front, sought: Sought) -> Member:
+    """The member of the front that the search chose."""
+    return next(m for m in front.members if spaces.title(m.arch) == sought.chosen)
+
+
+def allowed(profile: Profile, supernet: Artifact) -> list[int]:
+    """Resolutions that the profile allows and the supernet was trained at."""
+    trained = supernet.settings["resolutions"]
+    found = [r for r in sorted(profile.resolutions) if r in trained] or list(trained)
+    if len(trained) > 1 and not set(found) & set(profile.resolutions):
+        raise EdgeKDError(
+            f"{supernet.folder} was trained at {trained} px, profile {profile.name} allows "
+            f"{list(profile.resolutions)}: shrink one for it"
+        )
+    return found
+
+
+def fastest_within(members: Sequence[Member], slack: float) -> Member:
+    """The fastest of a front (from fast to slow) that is within `slack` of the most accurate."""
+    best = members[-1].accuracy
+    return next(m for m in members if m.accuracy >= best - slack)
+
+
+def accuracy(work: Workplace, supernet: Artifact, subnets: int) -> AccuracyPredictor:
+    """Fitted on `subnets` sub-nets of this supernet, each judged on the validation split."""
+    from edgekd import models, predictor, shrink
+
+    net = models.load_supernet(supernet)
+    training = Training(**supernet.settings["training"])
+    judge = shrink.judge_of(work.dataset, supernet.spec, training, supernet.seed)
+    resolutions = supernet.settings["resolutions"]
+    pairs = predictor.collect(
+        supernet.model, resolutions, subnets,
+        lambda arch: judge(net, arch)["val_balanced_accuracy"],
+        supernet.folder / EVALUATED, seed=supernet.seed, track=work.track,
+    )  # fmt: skip
+    archs, accuracies = zip(*pairs, strict=True)
+    made = AccuracyPredictor.fit(archs, accuracies, resolutions, seed=work.seed, track=work.track)
+    made.save(supernet.folder / "predictor")
+    return made
+
+
+def latency_of(
+    profile: Profile,
+    classes: int,
+    resolutions: Sequence[int],
+    estimate: bool,
+    track: Track = untracked,
+) -> Table:
+    """The profile's latency table: its own, this machine's (measured now), or an estimate."""
+    from edgekd import latency
+
+    precision = profile.precisions[0]
+    wanted = profile.model_copy(update={"resolutions": tuple(resolutions)})
+    if estimate:
+        return latency.estimate(wanted, precision, classes=classes)
+    table = latency.find(wanted, precision)
+    if table is not None:
+        return table
+    if not runs.here(profile):
+        return latency.estimate(wanted, precision, classes=classes)
+    return latency.calibrate(
+        wanted, precision, latency.cached(wanted, precision), classes=classes, track=track
+    )
+
+
+def measure_front(
+    work: Workplace,
+    profile: Profile,
+    supernet: Artifact,
+    table: Table,
+    front: Front,
+    chosen: Member,
+    out: Path,
+    count: int,
+) -> tuple[tuple[Measured, ...], Machine]:
+    """`count` members spread over the front, and the chosen one, made, timed and judged."""
+    from edgekd import bench, data, imaging, models, shrink, trial
+
+    places = np.unique(np.linspace(0, len(front.members) - 1, count).astype(int))
+    members = list(dict.fromkeys([*(front.members[i] for i in places), chosen]))
+    net = models.load_supernet(supernet)
+    training = Training(**supernet.settings["training"])
+    judge = shrink.judge_of(work.dataset, supernet.spec, training, supernet.seed)
+    artifacts, accuracies = [], []
+    for member in work.track(members, "making sub-nets of the front", len(members)):
+        spec = supernet.spec.model_copy(update={"size": (member.arch.resolution,) * 2})
+        samples = work.dataset.splits["train"][: trial.CALIBRATION]
+        images = imaging.normalise(data.load_pixels(samples, spec), spec)
+        subnet = net.extract(member.arch)
+        artifacts.append(
+            trial.deployed(subnet, member.arch, spec, table.precision, images, out / "trials")
+        )
+        accuracies.append(judge(net, member.arch)["val_balanced_accuracy"])
+    timings = bench.bench(
+        artifacts, profile, out / "trials" / "bench", seconds=SECONDS, on_device=True,
+        track=work.track,
+    )  # fmt: skip
+    found = []
+    for member, timing, value in zip(members, timings, accuracies, strict=True):
+        ms = bench.percentiles(timing.samples_ms)
+        found.append(
+            Measured(name=spaces.title(member.arch), predicted=member, p50_ms=ms["p50"],
+                     p95_ms=ms["p95"], accuracy=value)
+        )  # fmt: skip
+    return tuple(found), timings[0].machine
+
+
+def _draw(front: Front, sought: Sought, chosen: Member, out: Path) -> None:
+    """front.png: the front, what it was chosen from, the budget, and what was measured."""
+    named = {f"{m.name}": (m.predicted.p95_ms, m.predicted.accuracy) for m in sought.measured}
+    named |= {sought.chosen: (chosen.p95_ms, chosen.accuracy)}
+    measured = {m.name: (m.p95_ms, m.accuracy) for m in sought.measured}
+    plot(front, out / "front.png", named=named, measured=measured)
