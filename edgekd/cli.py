@@ -43,7 +43,7 @@ from edgekd.options import (
     result,
     training_of,
 )
-from edgekd.records import Profile, Track
+from edgekd.records import EdgeKDError, Profile, Track
 
 if TYPE_CHECKING:
     from edgekd.stages import Place

@@ -1,4 +1,4 @@
-"""Which sub-net of a supernet for which profile: what is known, predicted, searched and measured."""
+"""Which sub-net of a supernet for which profile? Evaluated, predicted, searched, measured."""
 
 from __future__ import annotations
 
@@ -183,17 +183,13 @@ def measure_front(
     work: Workplace,
     profile: Profile,
     supernet: Artifact,
-    table: Table,
-    front: Front,
-    chosen: Member,
+    precision: str,
+    members: Sequence[Member],
     out: Path,
-    count: int,
 ) -> tuple[tuple[Measured, ...], Machine]:
-    """`count` members spread over the front, and the chosen one, made, timed and judged."""
+    """Members of the front made as they would be deployed, timed on the device, and judged."""
     from edgekd import bench, data, imaging, models, shrink, trial
 
-    places = np.unique(np.linspace(0, len(front.members) - 1, count).astype(int))
-    members = list(dict.fromkeys([*(front.members[i] for i in places), chosen]))
     net = models.load_supernet(supernet)
     training = Training(**supernet.settings["training"])
     judge = shrink.judge_of(work.dataset, supernet.spec, training, supernet.seed)
@@ -204,7 +200,7 @@ def measure_front(
         images = imaging.normalise(data.load_pixels(samples, spec), spec)
         subnet = net.extract(member.arch)
         artifacts.append(
-            trial.deployed(subnet, member.arch, spec, table.precision, images, out / "trials")
+            trial.deployed(subnet, member.arch, spec, precision, images, out / "trials")
         )
         accuracies.append(judge(net, member.arch)["val_balanced_accuracy"])
     timings = bench.bench(
@@ -219,6 +215,12 @@ def measure_front(
                      p95_ms=ms["p95"], accuracy=value)
         )  # fmt: skip
     return tuple(found), timings[0].machine
+
+
+def _spread(members: Sequence[Member], chosen: Member, count: int) -> list[Member]:
+    """`count` members spread over a front, and the chosen one, from fast to slow."""
+    places = np.unique(np.linspace(0, len(members) - 1, count).astype(int))
+    return [m for i, m in enumerate(members) if i in places or m == chosen]
 
 
 def _draw(front: Front, sought: Sought, chosen: Member, out: Path) -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 
 from edgekd import export, models, quantize, spaces
 from edgekd.records import Arch, Artifact, EdgeKDError, Spec
+from edgekd.supernet import SubNet
 
 CALIBRATION = 8  # images: the ranges do not change the speed
 
 
 def deployed(
-    net: nn.Module, arch: Arch, spec: Spec, precision: str, images: np.ndarray, out: Path
+    net: SubNet, arch: Arch, spec: Spec, precision: str, images: np.ndarray, out: Path
 ) -> Artifact:
     """`net` in `out` as ONNX (fp32) or as a quantised IR (int8), by the stages' own code.
 
