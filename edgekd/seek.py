@@ -101,9 +101,8 @@ def search(
     measured: tuple[Measured, ...] = ()
     machine = None
     if measure and not table.estimated:
-        measured, machine = measure_front(
-            work, profile, supernet, table, front, chosen, out, measure
-        )
+        members = _spread(front.members, chosen, measure)
+        measured, machine = measure_front(work, profile, supernet, table.precision, members, out)
     sought = Sought(
         supernet=supernet.sha256, profile=profile, precision=table.precision, subnets=subnets,
         ranking=predictor.record.ranking, estimated=table.estimated,
