@@ -26,7 +26,7 @@ from edgekd.runs import Run
 HERE = Path(__file__).parent
 FLIP = ["--set", "hflip=true"]  # a tumour's class has no left or right
 TEACHER = ["--epochs", 7, "--lr", 0.001, *FLIP, "--set", "warp=0", "--set", "translate=0"]
-STUDENT = ["--epochs", 24, "--lr", 0.003, *FLIP]
+STUDENT = ["--student", "cpu_lat@10ms", "--epochs", 24, "--lr", 0.003, *FLIP]
 
 
 def lite0_weights() -> str:
@@ -50,7 +50,7 @@ def edgekd(*arguments: object) -> float:
 def line(data: Path, runs: Path, quick: bool) -> dict[str, float]:
     """The commands, and the seconds each took."""
     size = ["--size", 64 if quick else 128, "--runs", runs, "--data", data]
-    student = ["--epochs", 1] if quick else STUDENT
+    student = ["--student", "cpu_lat@10ms", "--epochs", 1] if quick else STUDENT
     teacher = ["--epochs", 1] if quick else TEACHER
     at = ["--run", runs / "cpu"]
     took = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -55,6 +56,7 @@ class Sought(Stored):
     slack: float  # accuracy given up for speed: what the predictor cannot tell apart
     measured: tuple[Measured, ...] = ()  # empty where the device is not here
     machine: Machine | None = None  # that measured
+    seconds: float  # of all that: evaluating, measuring blocks where needed, searching
 
 
 def search(
@@ -78,6 +80,7 @@ def search(
     from edgekd import latency
     from edgekd import search as evolution
 
+    started = time.perf_counter()
     out = folder / "search"
     if (out / Sought.FILE).exists() and not force:
         old = Sought.load(out)
@@ -107,6 +110,7 @@ def search(
         supernet=supernet.sha256, profile=profile, precision=table.precision, subnets=subnets,
         ranking=predictor.record.ranking, estimated=table.estimated,
         chosen=spaces.title(chosen.arch), slack=slack, measured=measured, machine=machine,
+        seconds=round(time.perf_counter() - started, 1),
     )  # fmt: skip
     _draw(front, sought, chosen, out)
     return front, sought.save(out)
@@ -145,7 +149,7 @@ def accuracy(work: Workplace, supernet: Artifact, subnets: int) -> AccuracyPredi
     resolutions = supernet.settings["resolutions"]
     pairs = predictor.collect(
         supernet.model, resolutions, subnets,
-        lambda arch: judge(net, arch)["val_balanced_accuracy"],
+        lambda arch: judge(net, arch)["balanced_accuracy"],
         supernet.folder / EVALUATED, seed=supernet.seed, track=work.track,
     )  # fmt: skip
     archs, accuracies = zip(*pairs, strict=True)
@@ -201,7 +205,7 @@ def measure_front(
         artifacts.append(
             trial.deployed(subnet, member.arch, spec, precision, images, out / "trials")
         )
-        accuracies.append(judge(net, member.arch)["val_balanced_accuracy"])
+        accuracies.append(judge(net, member.arch)["balanced_accuracy"])
     timings = bench.bench(
         artifacts, profile, out / "trials" / "bench", seconds=SECONDS, on_device=True,
         track=work.track,

@@ -151,13 +151,13 @@ class Shrinking(Hybrid):
 
 
 def judge_of(
-    dataset: data.Dataset, spec: Spec, training: Training, seed: int
+    dataset: data.Dataset, spec: Spec, training: Training, seed: int, split: str = "val"
 ) -> Callable[[Supernet, Arch], dict[str, float]]:
-    """(supernet, Arch) -> validation figures of that sub-net, its batch norm recalibrated.
+    """(supernet, Arch) -> figures of that sub-net on a split, its batch norm recalibrated.
 
     On JUDGED_ON training images, not OFA's 2,000: hundreds of sub-nets are judged on a CPU.
     """
-    train, val = dataset.splits["train"], dataset.splits["val"]
+    train, val = dataset.splits["train"], dataset.splits[split]
     labels = np.array([s.label for s in val])
     images = view(train, spec, training, seed)
     kept: dict[int, tuple[list[torch.Tensor], Judge]] = {}
@@ -213,7 +213,7 @@ def shrink(
         ends = {e: judge_one(trained, spaces.uniform(net.space, e, spec.size[0]))
                 for e in ("min", "max")}  # fmt: skip
         found = {f"{k}_{e}": v for e, figures in ends.items() for k, v in figures.items()}
-        return {"val_loss": (found["val_loss_min"] + found["val_loss_max"]) / 2} | found
+        return {"loss": (found["loss_min"] + found["loss_max"]) / 2} | found
 
     objective = Shrinking(plan, images, labels, spec, training, teacher)
     torch.manual_seed(seed)
@@ -232,7 +232,7 @@ def shrink(
         parents={} if teacher is None else {"teacher": teacher.sha256},
         params=params,
         macs=macs,
-        metrics={k: Metric(value=v) for k, v in found.items()},
+        metrics={f"val_{k}": Metric(value=v) for k, v in found.items()},
         data_fingerprint=dataset.fingerprint,
         split_rule=dataset.split_rule,
         seed=seed,

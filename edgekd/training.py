@@ -47,7 +47,7 @@ class Objective(Protocol):
         """The losses of one step on the training images `chosen`, each to be differentiated."""
 
 
-Judge = Callable[[nn.Module], dict[str, float]]  # figures on the validation split: val_loss, ...
+Judge = Callable[[nn.Module], dict[str, float]]  # figures of a network: loss, ...
 
 
 @dataclass
@@ -218,7 +218,7 @@ def as_session(net: nn.Module):
 
 
 def classifier_judge(val: np.ndarray, labels: np.ndarray, spec: Spec) -> Judge:
-    """Loss and balanced accuracy on validation pixels (N, H, W, 3) uint8."""
+    """Loss and balanced accuracy on pixels (N, H, W, 3) uint8."""
     truth = torch.from_numpy(labels)
 
     def judge(net: nn.Module) -> dict[str, float]:
@@ -226,7 +226,7 @@ def classifier_judge(val: np.ndarray, labels: np.ndarray, spec: Spec) -> Judge:
         loss = F.cross_entropy(torch.from_numpy(logits), truth).item()
         right = torch.from_numpy(logits.argmax(1)) == truth
         recalls = [right[truth == c].float().mean().item() for c in truth.unique()]
-        return {"val_loss": loss, "val_balanced_accuracy": float(np.mean(recalls))}
+        return {"loss": loss, "balanced_accuracy": float(np.mean(recalls))}
 
     return judge
 
@@ -235,7 +235,7 @@ def _judged(state: State, judge: Judge) -> dict[str, float]:
     """The judge's figures; remembers the network of the least validation loss."""
     net = state.judged.eval()
     net = getattr(net, "module", net)
-    found = judge(net)
+    found = {f"val_{k}": v for k, v in judge(net).items()}
     if found["val_loss"] < state.best_loss:
         state.best_loss, state.best_epoch = found["val_loss"], state.epoch
         state.best = {k: v.detach().clone() for k, v in net.state_dict().items()}

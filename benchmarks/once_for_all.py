@@ -1,0 +1,158 @@
+"""Once for all: does one supernet serve three profiles as well as three trainings, and for less?
+
+    python benchmarks/once_for_all.py [--quick] [--data DIR] [--runs DIR]
+
+On real MRI slices: a teacher, one supernet that begins as EfficientNet-Lite0 with ImageNet weights,
+a search and a short fine-tuning for each of three profiles. Against them: each chosen Arch trained
+alone, from the same ImageNet weights, for as many steps as shrinking and fine-tuning took; and the
+same supernet shrunk from scratch. About 80 minutes on 2 cores; --quick (one epoch, 64 pixels, few
+sub-nets) shows that it works and writes no result file. Interrupted, it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from line import HERE, TEACHER, edgekd, lite0_weights
+
+from edgekd import data as images
+from edgekd import models, shrink, spaces
+from edgekd.bench import machine
+from edgekd.front import Front
+from edgekd.records import Artifact, Training, make_folder, versions, write_atomic
+from edgekd.seek import Sought
+
+PROFILES = ("cpu", "jetson", "intel-npu")
+SHRINK, TUNE = 8, 2  # epochs
+FLIP = ["--set", "hflip=true"]
+ENDS = ("min", "mid", "max")
+KEY = "test_balanced_accuracy"
+
+
+def commands(data: Path, runs: Path, quick: bool) -> dict[str, Path]:
+    """Everything that is trained; the folders of the two supernets."""
+    at = ["--data", data, "--runs", runs, *(["--size", 64] if quick else [])]
+    size = at if quick else [*at, "--size", 128]
+    edgekd("teach", "tf_efficientnet_lite0", "--weights", lite0_weights(), *size,
+           *(["--epochs", 1] if quick else TEACHER))  # fmt: skip
+    start = ["--start", "tf_efficientnet_lite0", "--start-weights", lite0_weights()]
+    epochs = 1 if quick else SHRINK
+    profiles = [x for p in PROFILES for x in ("-p", p)]
+    folders = {}
+    for name, more in (("warm", [*start, "--lr", 0.001]), ("scratch", ["--lr", 0.003])):
+        edgekd("shrink", *profiles, *at, *more, "--epochs", epochs, *FLIP)
+        folders[name] = supernet(runs, "tf_efficientnet_lite0" if name == "warm" else "scratch")
+    tune = 1 if quick else TUNE
+    few = ["--subnets", 24, "--generations", 20] if quick else []
+    for p in PROFILES:
+        edgekd("search", "-p", p, *at, "--supernet", folders["warm"], *few)
+        edgekd("distill", "-p", p, *at, "--supernet", folders["warm"], "--epochs", tune,
+               "--lr", 0.0007, *FLIP)  # fmt: skip
+        edgekd("distill", "-p", p, *at, *start, "--student", runs / p / "student",
+               "--epochs", epochs + tune, "--lr", 0.001, *FLIP, "--run", runs / f"alone-{p}")  # fmt: skip
+    return folders
+
+
+def supernet(runs: Path, start: str) -> Path:
+    """The folder of the finished supernet that began as `start`."""
+    for folder in sorted((runs / "shared").glob("*/supernet-*")):
+        if Artifact.load(folder).settings["start"] == start:
+            return folder
+    raise SystemExit(f"no supernet from {start} in {runs}")
+
+
+def minutes(folder: Path, count: int) -> float:
+    """Of training steps alone, from the log: also right for a training that was resumed."""
+    epochs = [json.loads(x) for x in (folder / "log.jsonl").read_text("utf-8").splitlines()]
+    return sum(count / e["images_per_s"] for e in epochs) / 60
+
+
+def ends(folder: Path, dataset: images.Dataset, resolution: int) -> dict[str, float]:
+    """Test balanced accuracy of the smallest, middle and largest sub-net as cut."""
+    made = Artifact.load(folder)
+    net = models.load_supernet(made)
+    training = Training(**made.settings["training"])
+    judge = shrink.judge_of(dataset, made.spec, training, made.seed, split="test")
+    return {
+        end: judge(net, spaces.uniform(made.model, end, resolution))["balanced_accuracy"]
+        for end in ENDS
+    }
+
+
+def figures(
+    folders: dict[str, Path], runs: Path, dataset: images.Dataset
+) -> tuple[dict[str, float], list[dict[str, object]]]:
+    """(figures, table) read from what the commands wrote."""
+    count = len(dataset.splits["train"])
+    found: dict[str, float] = {}
+    for name, folder in folders.items():
+        side = Artifact.load(folder).spec.size[0]
+        found |= {f"{name}_{e}": v for e, v in ends(folder, dataset, side).items()}
+        found[f"shrink_{name}_minutes"] = minutes(folder, count)
+    table, alone_minutes, tune_minutes = [], 0.0, 0.0
+    for p in PROFILES:
+        tuned = Artifact.load(runs / p / "student")
+        alone = Artifact.load(runs / f"alone-{p}" / "student")
+        sought, front = Sought.load(runs / p / "search"), Front.load(runs / p / "search")
+        alone_minutes += minutes(alone.folder, count)
+        tune_minutes += minutes(tuned.folder, count)
+        table.append({
+            "profile": p, "name": tuned.model, "params": tuned.params, "macs": tuned.macs,
+            "resolution": tuned.spec.size[0], "estimated": sought.estimated,
+            "predicted_p95_ms": next(m.p95_ms for m in front.members
+                                     if spaces.title(m.arch) == sought.chosen),
+            "cut": tuned.metrics[f"cut_{KEY}"].model_dump(),
+            "finetuned": tuned.metrics[KEY].model_dump(),
+            "alone": alone.metrics[KEY].model_dump(),
+        })  # fmt: skip
+
+    def gap(which: str) -> float:
+        return 100 * float(np.mean([r["alone"]["value"] - r[which]["value"] for r in table]))
+
+    found["cut_gap_pt"], found["finetuned_gap_pt"] = gap("cut"), gap("finetuned")
+    search = sum(Sought.load(runs / p / "search").seconds for p in PROFILES) / 60
+    once = found["shrink_warm_minutes"] + search + tune_minutes
+    found |= {"once_minutes": once, "alone_minutes": alone_minutes, "search_minutes": search,
+              "tune_minutes": tune_minutes, "cost_ratio": once / alone_minutes}  # fmt: skip
+    return found, table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--runs", type=Path)
+    given = parser.parse_args()
+    shared = Path(os.environ.get("EDGEKD_DATA", HERE.parents[1] / "shared" / "data"))
+    data = given.data or shared / "brain_tumor_mri"
+    if not data.is_dir():
+        print(f"skipped: no {data}; set EDGEKD_DATA or give --data")
+        return
+    name = "once_for_all-quick" if given.quick else "once_for_all"
+    runs = given.runs or HERE.parent / "runs" / name
+    folders = commands(data, runs, given.quick)
+    found, table = figures(folders, runs, images.open_dataset(data))
+    here = machine()
+    result = {
+        "question": "once_for_all",
+        "machine": here.model_dump(),
+        "versions": versions("torch", "timm", "openvino", "nncf", "pymoo"),
+        "date": datetime.date.today().isoformat(),
+        "data": "brain_tumor_mri",
+        "figures": {k: round(v, 4) for k, v in found.items()},
+        "table": table,
+    }
+    print(json.dumps(result, indent=1))
+    if not given.quick:
+        path = make_folder(HERE / "results") / f"once_for_all-{here.name}.json"
+        write_atomic(path, json.dumps(result, indent=1) + "\n")
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
