@@ -269,9 +269,10 @@ class _Growth:
 
 
 def _reference(task: _Task) -> tuple[float, float]:
-    """(p95 ms, accuracy): the latency limit, or else the slowest, and the worst, of the first."""
+    """(p95 ms, accuracy): slowest, but not beyond the limit, and worst of the first generation."""
     first = task.scores[0]
-    return float(task.budget.latency_ms or first.p95_ms.max()), float(first.accuracy.min())
+    limit = task.budget.latency_ms or float("inf")
+    return min(limit, float(first.p95_ms.max())), float(first.accuracy.min())
 
 
 # ---- what comes out
