@@ -54,6 +54,11 @@ class Front(Stored):
     seconds: float
     versions: dict[str, str]
 
+    def spread(self, count: int) -> list[Arch]:
+        """Up to `count` of its sub-nets, evenly from the fastest to the winner."""
+        places = np.unique(np.linspace(0, len(self.members) - 1, count).astype(int))
+        return [self.members[i].arch for i in places]
+
 
 def hypervolume(front: Front | Sequence[Member], reference: tuple[float, float]) -> float:
     """Area (ms x accuracy) that a front dominates, as far as `reference` (p95 ms, accuracy)."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgekd import front, search, spaces, supernet
+from edgekd import front, predictor, search, spaces, supernet
 from edgekd.genes import Genome
 from edgekd.records import Arch, Budget, EdgeKDError
 
@@ -62,7 +62,7 @@ def worth(space, resolutions):
 
 
 def found(space=TINY, resolutions=PIXELS, budget=None, **more):
-    options = {"classes": 3, "population": 40, "generations": 120} | more
+    options = {"classes": 3, "population": 40, "generations": 80} | more
     return search.search(space, resolutions, worth(space, resolutions), cost(space, resolutions),
                          budget or Budget(), **options)  # fmt: skip
 
@@ -86,7 +86,7 @@ def test_the_front_is_the_one_of_brute_force():
 
 
 def test_a_hypervolume_by_hand():
-    member = found().members[0]
+    member = found(generations=2).members[0]
     points = [(1.0, 0.5), (2.0, 0.7), (5.0, 0.9)]
     members = [member.model_copy(update={"p95_ms": ms, "accuracy": a}) for ms, a in points]
     assert front.hypervolume(members, (4.0, 0.4)) == pytest.approx(3 * 0.1 + 2 * 0.2)
@@ -109,7 +109,7 @@ def test_the_same_seed_finds_the_same_and_random_search_less():
 
 def test_every_member_is_within_the_budget_and_counted_right():
     budget = Budget(latency_ms=9, params_m=2, size_mb=1.9, memory_mb=1)
-    got = found("ofa-lite-w1.0", (96, 128), budget, bytes_per_param=1.0)
+    got = found("ofa-lite-w1.0", (96, 128), budget, bytes_per_param=1.0, generations=30)
     assert len(got.members) > 5
     for m in got.members:
         assert m.p95_ms <= 9
@@ -191,8 +191,36 @@ def test_a_sub_net_of_elsewhere_has_no_genes():
         Genome("ofa-lite-w1.0", (96, 96))
 
 
+def test_fronts_are_learnt_from(tmp_path, monkeypatch):
+    """Judged on the way, the winner is better and what is promised of it nearer to the truth."""
+    monkeypatch.setattr(predictor, "STEPS", 2)
+    space, pixels, asked = "ofa-lite-w1.0", (96, 128), []
+    genome, true = Genome(space, pixels), worth(space, pixels)
+
+    def judge(arch):
+        asked.append(arch)
+        return float(true(*genome.split(genome.encode([arch])))[0])
+
+    def explored(name, **more):
+        return search.explore(space, pixels, cost(space, pixels), Budget(latency_ms=9), judge,
+                              tmp_path / name, classes=3, population=40, **more)  # fmt: skip
+
+    once, front_once = explored("a.jsonl", samples=40, rounds=0, generations=30)
+    assert len(asked) == len(set(asked)) == 40
+    learnt, got = explored("b.jsonl", samples=25, rounds=2, each=8, generations=30)
+    assert 40 < len(asked) <= 40 + 25 + 16
+    assert once.record.samples == 40
+    assert learnt.record.samples == len(asked) - 40
+    gaps = [abs(f.winner.accuracy - judge(f.winner.arch)) for f in (front_once, got)]
+    assert gaps[1] < gaps[0]
+    asked.clear()
+    again = explored("b.jsonl", samples=25, rounds=2, each=8, generations=30)[1]
+    assert again.members == got.members
+    assert not asked  # all of it was in the file
+
+
 def test_the_record_is_kept_and_drawn(tmp_path):
-    got = found(budget=Budget(latency_ms=3)).save(tmp_path)
+    got = found(budget=Budget(latency_ms=3), generations=20).save(tmp_path)
     assert search.Front.load(tmp_path) == got
     path = tmp_path / "front.png"
     named = {"published": (2.0, 0.6), "other": (2.5, 0.7)}
