@@ -338,8 +338,10 @@ def _ridge(x: np.ndarray, y: np.ndarray, pools: np.ndarray) -> tuple[np.ndarray,
 
 def _train(x: np.ndarray, y: np.ndarray, seed: int) -> list[np.ndarray]:
     """Perceptrons fitted to y (N,): weights (M, in, out) and biases (M, 1, out), in turn."""
-    import torch
-
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise EdgeKDError("fitting needs torch: pip install 'edgekd[train]'") from None
     drawn = torch.Generator().manual_seed(seed)
     scale = float(y.std()) or 1.0
     inputs = torch.from_numpy(x).expand(MEMBERS, *x.shape)

@@ -209,7 +209,10 @@ def _evolve(algorithm: Algorithm, generations: int) -> Iterator[int]:
 
 def _nsga2(task: _Task, start: np.ndarray, seed: int) -> Algorithm:
     """NSGA-II of pymoo on the task, its generation 0 the rows `start`."""
-    from pymoo.algorithms.moo.nsga2 import NSGA2
+    try:
+        from pymoo.algorithms.moo.nsga2 import NSGA2
+    except ModuleNotFoundError:
+        raise EdgeKDError("the search needs pymoo: pip install 'edgekd[train]'") from None
     from pymoo.config import Config
     from pymoo.core.duplicate import DefaultDuplicateElimination
     from pymoo.core.infill import InfillCriterion
@@ -217,7 +220,7 @@ def _nsga2(task: _Task, start: np.ndarray, seed: int) -> Algorithm:
     from pymoo.core.problem import Problem
     from pymoo.termination.max_gen import MaximumGenerationTermination
 
-    Config.warnings["not_compiled"] = False
+    Config.warnings["not_compiled"] = False  # it would print
     options = task.genome.options
 
     class Subnets(Problem):
