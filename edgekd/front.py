@@ -6,7 +6,7 @@ import io
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -46,13 +46,18 @@ class Front(Stored):
     population: int
     converged: bool  # the hypervolume had stopped growing, or there was nothing left to try
     hypervolume: float  # ms x accuracy, as far as `reference`
-    reference: tuple[float, float]  # (p95 ms, accuracy) that every member beats
+    reference: tuple[float, float]  # (p95 ms, accuracy); what is beyond either does not count
     cloud: tuple[tuple[float, float], ...]  # (p95 ms, accuracy) of some of all that were evaluated
     p95_ratio: float
     bytes_per_param: float
     seed: int
     seconds: float
     versions: dict[str, str]
+
+    def spread(self, count: int) -> list[Arch]:
+        """Up to `count` of its sub-nets, evenly from the fastest to the winner."""
+        places = np.unique(np.linspace(0, len(self.members) - 1, count).astype(int))
+        return [self.members[i].arch for i in places]
 
 
 def hypervolume(front: Front | Sequence[Member], reference: tuple[float, float]) -> float:
@@ -130,20 +135,22 @@ def _points(
     measured: dict[str, tuple[float, float]],
 ) -> list[np.ndarray]:
     """Mark single sub-nets with letters that the legend explains; their places (n, 2)."""
-    names = list(dict.fromkeys([*named, *measured]))
-    for i, name in enumerate(names):
-        letter = string.ascii_letters[i % 52]
-        if name in named and name in measured:
-            axes.plot(*zip(named[name], measured[name], strict=True), color="black",
-                      linewidth=0.6, zorder=3)  # fmt: skip
-        for points, mark, colour, how in (
-            (named, "s", GREEN, ""), (measured, "D", PURPLE, ", measured"),
-        ):  # fmt: skip
-            if name in points:
-                axes.plot(*points[name], mark, color=colour, markersize=5.5, zorder=4,
-                          markeredgecolor="white", label=f"{letter}  {name}{how}")  # fmt: skip
-                axes.annotate(letter, points[name], (4, 4), textcoords="offset points",
-                              fontsize=8, zorder=6)  # fmt: skip
+    mark: dict[str, Any] = {"markersize": 5.5, "markeredgecolor": "white"}
+    corners = [(4, 4), (4, -10), (-10, 4), (-10, -10)]  # of the letters: neighbours differ
+    for i, name in enumerate(dict.fromkeys([*named, *measured])):
+        letter, label = string.ascii_letters[i % 52], f"{string.ascii_letters[i % 52]}  {name}"
+        where = [points[name] for points in (named, measured) if name in points]
+        axes.plot(*zip(*where, strict=True), color="black", linewidth=0.6, zorder=3)
+        if name in named:
+            axes.plot(*named[name], "s", color=GREEN, label=label, zorder=4, **mark)
+        if name in measured:
+            label = "_" if name in named else label
+            axes.plot(*measured[name], "D", color=PURPLE, label=label, zorder=4, **mark)
+        for x, y in where:
+            axes.annotate(letter, (x, y), corners[i % 4], textcoords="offset points", fontsize=8,
+                          zorder=6)  # fmt: skip
+    if measured:
+        axes.plot([], [], "D", color=PURPLE, label="measured", **mark)
     return [np.array([p], float) for p in (*named.values(), *measured.values())]
 
 

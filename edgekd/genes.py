@@ -94,6 +94,17 @@ class Genome:
         tail = rows[:, 2 * used.shape[1] :]
         return np.hstack([genes.kernel * used, genes.expand * used, tail])
 
+    def one_hot(self, genes: Genes) -> np.ndarray:
+        """(N, places x kernels + places x expands + resolutions) float32; no block: zeros."""
+        used, parts = self.used(genes.depth), []
+        for index, choices in (
+            (genes.kernel, self.space.kernels), (genes.expand, self.space.expands),
+        ):  # fmt: skip
+            rows = np.eye(len(choices) + 1, len(choices), dtype=np.float32)  # the last: no block
+            parts.append(rows[np.where(used, index, len(choices))].reshape(len(used), -1))
+        parts.append(np.eye(len(self.resolutions), dtype=np.float32)[genes.resolution])
+        return np.hstack(parts)
+
     def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """(count, n) rows, every gene drawn on its own."""
         return rng.integers(0, self.options, size=(count, len(self.options)))

@@ -39,8 +39,8 @@ from edgekd.records import (
 FOLDS = 5
 FEWEST = 20  # samples: with fewer the folds say nothing
 WIDTH = 400  # of the perceptron's three hidden layers, as OFA's
-MEMBERS = 3  # perceptrons whose answers are averaged
-STEPS = 60  # of AdamW on all samples at once: more only learns their noise
+MEMBERS = 2  # perceptrons whose answers are averaged
+STEPS = 50  # of AdamW on all samples at once: more only learns their noise
 ALIKE = 3.0  # how much likelier is an effect that all places share than one of a place alone
 STRENGTHS = np.geomspace(0.1, 1000, 25)  # of the ridge, to choose from
 WEIGHTS = "predictor.safetensors"
@@ -184,20 +184,36 @@ def collect(
     seed: int = 0,
     track: Track = untracked,
 ) -> list[tuple[Arch, float]]:
-    """`count` sub-nets and what `judge` says of their accuracy, kept in `out`, a line of JSON each.
+    """`count` sub-nets of a space and what `judge` says of their accuracy, as by `judge_all`.
 
-    The list is always the same for a seed, and a longer one begins with the shorter. What `out`
-    holds is not judged again, so that it can be stopped anywhere, even while it writes.
+    The sub-nets are always the same for a seed, and a longer list begins with the shorter.
     """
-    asked = to_judge(space, resolutions, count, seed)
-    known = _read(out, space)
+    return judge_all(to_judge(space, resolutions, count, seed), judge, out, track=track)
+
+
+def judge_all(
+    archs: Sequence[Arch],
+    judge: Callable[[Arch], float],
+    out: Path,
+    *,
+    track: Track = untracked,
+) -> list[tuple[Arch, float]]:
+    """Each sub-net with what `judge` says of it, kept in the file `out`, a line of JSON each.
+
+    What `out` holds is not judged again, so that this can be stopped anywhere, even as it writes.
+    """
+    asked = [spaces.canonical(a) for a in archs]
+    known = _read(out, asked[0].space) if asked else {}
     with out.open("a", encoding="utf-8") as f:
         for arch in track(asked, "evaluating sub-nets", len(asked)):
             if arch in known:
                 continue
             value = float(judge(arch))
             if not math.isfinite(value):
-                raise EdgeKDError(f"a sub-net of {space} has accuracy {value}: no finite number")
+                raise EdgeKDError(
+                    f"a sub-net of {arch.space} has accuracy {value}, no finite number: the "
+                    "supernet's weights are broken; train it again, with a lower --lr"
+                )
             f.write(json.dumps({"arch": arch.model_dump(), "accuracy": value}) + "\n")
             f.flush()
             known[arch] = value
@@ -267,22 +283,9 @@ def imagenet(path: Path, archs: Sequence[Arch]) -> np.ndarray:
 # ---- features
 
 
-def _one_hot(genome: Genome, genes: Genes) -> np.ndarray:
-    """(N, places x kernels + places x expands + resolutions) float32."""
-    used = genome.used(genes.depth)
-    parts = []
-    for index, options in (
-        (genes.kernel, len(genome.space.kernels)), (genes.expand, len(genome.space.expands)),
-    ):  # fmt: skip
-        rows = np.eye(options + 1, options, dtype=np.float32)  # the last: no block
-        parts.append(rows[np.where(used, index, options)].reshape(len(used), -1))
-    parts.append(np.eye(len(genome.resolutions), dtype=np.float32)[genes.resolution])
-    return np.hstack(parts)
-
-
 def _inputs(genome: Genome, genes: Genes, weights: dict[str, np.ndarray]) -> np.ndarray:
     """(N, features) float32: one-hot; last, if there is a prior, its answer standardised."""
-    x = _one_hot(genome, genes)
+    x = genome.one_hot(genes)
     if "prior.scale" not in weights:
         return x
     mean, deviation = weights["prior.scale"]
@@ -335,8 +338,10 @@ def _ridge(x: np.ndarray, y: np.ndarray, pools: np.ndarray) -> tuple[np.ndarray,
 
 def _train(x: np.ndarray, y: np.ndarray, seed: int) -> list[np.ndarray]:
     """Perceptrons fitted to y (N,): weights (M, in, out) and biases (M, 1, out), in turn."""
-    import torch
-
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise EdgeKDError("fitting needs torch: pip install 'edgekd[train]'") from None
     drawn = torch.Generator().manual_seed(seed)
     scale = float(y.std()) or 1.0
     inputs = torch.from_numpy(x).expand(MEMBERS, *x.shape)
@@ -401,7 +406,7 @@ def _released(path: Path) -> dict[str, np.ndarray]:
 def _imagenet(weights: dict[str, np.ndarray], genome: Genome, genes: Genes) -> np.ndarray:
     """(N,) ImageNet accuracies in [0, 1] by the weights of `_released`."""
     nearest = np.clip(np.round((np.array(genome.resolutions) - 112) / 16), 0, 7).astype(int)
-    blocks = _one_hot(genome, genes)[:, : -len(genome.resolutions)]
+    blocks = genome.one_hot(genes)[:, : -len(genome.resolutions)]
     x = np.hstack([blocks, np.eye(8, dtype=np.float32)[nearest[genes.resolution]]])
     for i in (0, 2, 4, 6):
         x = x @ weights[f"prior.{i}.weight"].T + weights[f"prior.{i}.bias"]

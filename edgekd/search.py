@@ -1,6 +1,6 @@
 """Which sub-net fits a profile's budget? Accuracy against latency by NSGA-II, both predicted.
 
-Deb et al. 2002, by pymoo; genes, mutation and crossover are those of Once-for-All's evolutionary
+Deb et al. 2002, by pymoo; mutation and crossover are much like those of Once-for-All's evolutionary
 search (Cai et al. 2020, `nas/search_algorithm/evolution.py`). A search takes seconds and depends on
 nothing but its seed and the two predictors, so one that was interrupted is simply run again.
 """
@@ -8,26 +8,23 @@ nothing but its seed and the two predictors, so one that was interrupted is simp
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from edgekd.front import Front, Member, area, hypervolume, pareto
 from edgekd.genes import Figure, Genome
-from edgekd.records import (
-    Budget,
-    EdgeKDError,
-    Track,
-    untracked,
-    versions,
-)
+from edgekd.predictor import AccuracyPredictor, collect, judge_all
+from edgekd.records import Arch, Budget, EdgeKDError, Track, untracked, versions
 
 if TYPE_CHECKING:
     from pymoo.core.algorithm import Algorithm
 
 MUTATION = 0.05  # of a block (kernel and expansion), of a stage's depth, of the resolution
+BRIEF = 100  # generations of a search whose front is only to be learnt from
 CHECK = 10  # generations between two looks at the hypervolume
 PATIENCE = 100  # generations in which it has not grown by GROWTH: converged
 GROWTH = 1e-4  # relative
@@ -136,6 +133,41 @@ def search(
     )  # fmt: skip
 
 
+def explore(
+    space: str,
+    resolutions: Sequence[int],
+    latency: Figure,
+    budget: Budget,
+    judge: Callable[[Arch], float],
+    out: Path,
+    *,
+    samples: int = 60,
+    rounds: int = 3,
+    each: int = 20,
+    prior: Path | None = None,
+    seed: int = 0,
+    track: Track = untracked,
+    **how: Any,
+) -> tuple[AccuracyPredictor, Front]:
+    """Search with accuracies learnt on the way: of `samples` sub-nets, then `each` of every front.
+
+    A front is where a predictor errs most in its own favour: it has never seen such sub-nets, and
+    the search picks its errors out. So what it finds is judged and the predictor fitted again,
+    `rounds` times. judge: Arch -> accuracy; `out`: its memory, see `judge_all`; how: as `search`.
+    """
+    pairs = dict(collect(space, resolutions, samples, judge, out, seed=seed, track=track))
+    for done in range(rounds + 1):
+        learnt = AccuracyPredictor.fit(list(pairs), list(pairs.values()), resolutions, prior=prior,
+                                       seed=seed, track=track)  # fmt: skip
+        last = done == rounds
+        brief = {} if last else {"generations": min(BRIEF, how.get("generations", BRIEF))}
+        found = search(space, resolutions, learnt.predict, latency, budget, seed=seed, track=track,
+                       **how | brief)  # fmt: skip
+        if not last:
+            pairs |= judge_all(found.spread(each), judge, out, track=track)
+    return learnt, found
+
+
 def random_front(
     space: str,
     resolutions: Sequence[int],
@@ -177,7 +209,10 @@ def _evolve(algorithm: Algorithm, generations: int) -> Iterator[int]:
 
 def _nsga2(task: _Task, start: np.ndarray, seed: int) -> Algorithm:
     """NSGA-II of pymoo on the task, its generation 0 the rows `start`."""
-    from pymoo.algorithms.moo.nsga2 import NSGA2
+    try:
+        from pymoo.algorithms.moo.nsga2 import NSGA2
+    except ModuleNotFoundError:
+        raise EdgeKDError("the search needs pymoo: pip install 'edgekd[train]'") from None
     from pymoo.config import Config
     from pymoo.core.duplicate import DefaultDuplicateElimination
     from pymoo.core.infill import InfillCriterion
@@ -185,7 +220,7 @@ def _nsga2(task: _Task, start: np.ndarray, seed: int) -> Algorithm:
     from pymoo.core.problem import Problem
     from pymoo.termination.max_gen import MaximumGenerationTermination
 
-    Config.warnings["not_compiled"] = False
+    Config.warnings["not_compiled"] = False  # it would print
     options = task.genome.options
 
     class Subnets(Problem):
@@ -269,9 +304,10 @@ class _Growth:
 
 
 def _reference(task: _Task) -> tuple[float, float]:
-    """(p95 ms, accuracy): the latency limit, or else the slowest, and the worst, of the first."""
+    """(p95 ms, accuracy): slowest, but not beyond the limit, and worst of the first generation."""
     first = task.scores[0]
-    return float(task.budget.latency_ms or first.p95_ms.max()), float(first.accuracy.min())
+    limit = task.budget.latency_ms or float("inf")
+    return min(limit, float(first.p95_ms.max())), float(first.accuracy.min())
 
 
 # ---- what comes out

@@ -27,7 +27,7 @@ ALLOWED = {
     "genes": {"records", "spaces"},
     "predictor": {"records", "spaces", "genes"},
     "front": {"records"},
-    "search": {"records", "genes", "front"},
+    "search": {"records", "genes", "front", "predictor"},
     "metrics": {"records", "runtimes"},
     "distill": {"records", "augment", "data", "imaging", "models", "metrics", "supernet",
                 "training"},
