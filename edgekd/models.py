@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from edgekd import spaces, warmstart
+from edgekd import checkpoints, spaces, warmstart
 from edgekd.augment import View
 from edgekd.records import Arch, Artifact, EdgeKDError, unknown
 from edgekd.supernet import SubNet, Supernet, build
@@ -98,7 +97,7 @@ def teacher(
     if not pretrained or classes != net.pretrained_cfg["num_classes"]:
         _small_head(net)
     if weights:
-        _fill(net, _read(weights), weights)
+        _fill(net, checkpoints.tensors(weights), weights)
     return net
 
 
@@ -116,23 +115,6 @@ def _unknown_teacher(name: str, known: list[str]) -> str:
 
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
     return unknown("teacher", name, near).replace("(known:", "(timm has, among others:")
-
-
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors or .pth file; nothing in it is ever run."""
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # torch raises half a dozen kinds on a file that is not one of its own
-        reason = str(e).splitlines()[0][:120]
-        raise EdgeKDError(f"cannot read weights {path}: {type(e).__name__}: {reason}") from None
-    for key in ("state_dict", "model"):
-        if isinstance(state.get(key), dict):
-            state = state[key]
-    return {k.removeprefix("module."): v for k, v in state.items() if torch.is_tensor(v)}
 
 
 # lukemelas' EfficientNet-PyTorch names -> timm's; the first block has no expansion there.

@@ -173,15 +173,13 @@ class Supernet(SubNet):
         """Logits (N, classes) of the sub-net `arch`; of the largest where it is None."""
         if arch is None:
             return super().forward(image)
-        with torch.device("meta"):  # the sub-net's code without weights of its own
-            shell = build(arch, self.classes, dropout=self.dropout, mix_bias=self.mix_bias)
-        shell.train(self.training)
-        return functional_call(shell, self.cut(arch), image, strict=True)
+        shell = self._shell(arch).train(self.training)
+        return functional_call(shell, self._slices(arch, shell), image, strict=True)
 
     def extract(self, arch: Arch) -> SubNet:
         """The sub-net `arch` as a plain module with a copy of its weights."""
         net = build(arch, self.classes, dropout=self.dropout, mix_bias=self.mix_bias)
-        net.load_state_dict(self.cut(arch))
+        net.load_state_dict(self._slices(arch, net))
         return net.train(self.training)
 
     def cut(self, arch: Arch) -> dict[str, torch.Tensor]:
@@ -189,12 +187,19 @@ class Supernet(SubNet):
 
         Gradients flow back through them, and batch norm updates its statistics in them.
         """
+        return self._slices(arch, self._shell(arch))
+
+    def _shell(self, arch: Arch) -> SubNet:
+        """The sub-net's code, without weights of its own."""
         with torch.device("meta"):
-            shapes = build(arch, self.classes, mix_bias=self.mix_bias).state_dict()
+            return build(arch, self.classes, dropout=self.dropout, mix_bias=self.mix_bias)
+
+    def _slices(self, arch: Arch, shell: SubNet) -> dict[str, torch.Tensor]:
+        """What `cut` gives, in the shapes of `shell`, which is of `arch`."""
         own = dict(self.named_parameters()) | dict(self.named_buffers())
         places = [0, *(i + 1 for i in spaces.used(arch))]  # of the sub-net's blocks in this one
         found = {}
-        for name, wanted in shapes.items():
+        for name, wanted in shell.state_dict().items():
             source = name
             if name.startswith("blocks."):
                 _, number, rest = name.split(".", 2)
@@ -297,6 +302,9 @@ def recalibrate(net: nn.Module, batches: Iterable[torch.Tensor]) -> None:
 
 def _initialise(module: nn.Module) -> None:
     """`he_fout`, as OFA does: N(0, sqrt(2 / (k k out))) for convolutions."""
+    weight = getattr(module, "weight", None)
+    if weight is not None and weight.is_meta:
+        return  # a shell has no values, and to fill it with none takes half the time of making it
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.groups > 1:  # OFA counts all output channels, not those of one group

