@@ -54,7 +54,8 @@ def commands(data: Path, runs: Path, quick: bool) -> dict[str, Path]:
         edgekd("distill", "-p", p, *at, "--supernet", folders["warm"], "--epochs", tune,
                "--lr", 0.0007, *FLIP)  # fmt: skip
         edgekd("distill", "-p", p, *at, *start, "--student", runs / p / "student",
-               "--epochs", epochs + tune, "--lr", 0.001, *FLIP, "--run", runs / f"alone-{p}")  # fmt: skip
+               "--epochs", epochs + tune, "--lr", 0.001, *FLIP,
+               "--run", runs / f"alone-{p}")  # fmt: skip
     return folders
 
 

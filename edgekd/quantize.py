@@ -83,7 +83,7 @@ def _write_int8(nncf: ModuleType, source: Artifact, calibration: np.ndarray, out
     """Write model.xml and model.bin into `out` once they have run; how many FakeQuantize nodes."""
     from edgekd.runtimes import openvino
 
-    model = openvino.read(source.path)
+    model = openvino.converted(source.path)
     with _quiet():
         model = nncf.quantize(
             model,

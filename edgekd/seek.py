@@ -166,7 +166,7 @@ def latency_of(
     track: Track = untracked,
 ) -> Table:
     """The profile's latency table: its own, this machine's (measured now), or an estimate."""
-    from edgekd import latency
+    from edgekd import calibrate, latency
 
     precision = profile.precisions[0]
     wanted = profile.model_copy(update={"resolutions": tuple(resolutions)})
@@ -177,7 +177,7 @@ def latency_of(
         return table
     if not runs.here(profile):
         return latency.estimate(wanted, precision, classes=classes)
-    return latency.calibrate(
+    return calibrate.calibrate(
         wanted, precision, latency.cached(wanted, precision), classes=classes, track=track
     )
 
