@@ -35,6 +35,7 @@ from edgekd.options import (
     StartPretrainedOption,
     StartWeightsOption,
     StudentOption,
+    SubnetsOption,
     SupernetOption,
     TeacherEpochsOption,
     TeacherOption,
@@ -174,9 +175,7 @@ def search(
     profile: ProfilesOption = None,
     data_folder: DataOption = None,
     supernet: SupernetOption = None,
-    subnets: Annotated[
-        int, typer.Option("--subnets", min=20, help="To evaluate, to predict accuracy from.")
-    ] = 100,
+    subnets: SubnetsOption = 60,
     generations: Annotated[
         int, typer.Option("--generations", min=1, help="At most, of 100 sub-nets each.")
     ] = 500,
@@ -239,6 +238,7 @@ def distill(
     start: StartOption = "scratch",
     start_weights: StartWeightsOption = None,
     start_pretrained: StartPretrainedOption = False,
+    subnets: SubnetsOption = 60,
     estimate: EstimateOption = False,
     size: SizeOption = None,
     epochs: EpochsOption = None,
@@ -287,7 +287,11 @@ def distill(
                 start=begin, schedule="sandwich",
             )  # fmt: skip
             show.say(f"supernet {base.model}, {base.folder}")
-            front, sought = seek.search(work, chosen, base, folder, estimate=estimate)
+            front, sought = seek.search(
+                work, chosen, base, folder, subnets=subnets, estimate=estimate
+            )
+            if not seek.told_apart(sought):
+                show.say("all sub-nets are equally accurate: chosen for speed alone")
             show.say(f"student {sought.chosen}")
             arch = seek.chosen_of(front, sought).arch
             pupil = workplace.Pupil(sought.chosen, arch, base)

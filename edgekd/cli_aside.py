@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from edgekd.options import Group, JsonOption, SeedOption, result
-from edgekd.records import Profile, shipped_profiles
+from edgekd.options import ForceOption, Group, JsonOption, SeedOption, SizeOption, result
+from edgekd.records import Profile, shipped_profiles, write_atomic
 
 profiles_app = typer.Typer(cls=Group, help="Device profiles: what a device runs and allows.")
 data_app = typer.Typer(cls=Group, no_args_is_help=True, help="Image folders: check and describe.")
@@ -42,6 +42,44 @@ def profiles_students(as_json: JsonOption = False) -> None:
 
     found = {n: a.model_dump(mode="json") for n, a in spaces.subnets().items()}
     result(as_json, found, show.students(found))
+
+
+@profiles_app.command("calibrate")
+def profiles_calibrate(
+    name: Annotated[str, typer.Argument(help="name or .toml file")],
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="[default: the profile's first]")
+    ] = None,
+    size: SizeOption = None,
+    classes: Annotated[int, typer.Option("--classes", min=2, help="Of the classifier.")] = 3,
+    nets: Annotated[
+        int, typer.Option("--nets", min=20, help="Whole sub-nets, to correct the sum of blocks.")
+    ] = 60,
+    export: Annotated[
+        Path | None, typer.Option("--export", help="Also write the table here, to travel.")
+    ] = None,
+    seed: SeedOption = 0,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure every block of a profile's space on this device, to predict any sub-net's latency.
+
+    The table is kept for this machine; a profile that says latency_table = "FILE" brings its own.
+    Example: edgekd profiles calibrate jetson --export jetson-latency.json
+    """
+    from edgekd import seek, show
+
+    profile = Profile.read(name)
+    if size is not None:
+        profile = profile.model_copy(update={"resolutions": (size,)})
+    with show.tracker() as track:
+        table, folder = seek.calibrated(
+            profile, precision or profile.precisions[0], classes=classes, nets=nets, seed=seed,
+            force=force, track=track,
+        )  # fmt: skip
+    if export is not None:
+        write_atomic(export, table.model_dump_json(indent=1) + "\n")
+    result(as_json, table, show.latency(table, export or folder))
 
 
 @data_app.command("check")

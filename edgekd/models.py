@@ -172,10 +172,18 @@ def supernet(
     space: str, classes: int, *, start: str = "scratch", weights: Path | None = None,
     pretrained: bool = False, seed: int = 0,
 ) -> Supernet:  # fmt: skip
-    """A supernet of `space`: from scratch, or as the timm network `start`, a member of it."""
+    """A supernet of `space`: from scratch, or with the weights of `start`.
+
+    start: a timm network that is a member of the space, or an official supernet's checkpoint by
+    its name, in the file `weights`.
+    """
     torch.manual_seed(seed)
     if start == "scratch":
         return Supernet(space, classes)
+    if start in checkpoints.SUPERNETS and weights is not None:
+        net = Supernet(space, classes)
+        checkpoints.fill_supernet(net, checkpoints.read(weights), weights)
+        return net
     if warmstart.space_with(start) != space:
         raise EdgeKDError(f"{start} is a member of {warmstart.space_with(start)}, not of {space}")
     source = teacher(start, classes, weights=weights, pretrained=pretrained).eval()
@@ -183,6 +191,14 @@ def supernet(
     net = Supernet(space, classes, mix_bias=not spaces.space_of(space).mix_before_pool)
     warmstart.fill(net, source)
     net.sort_channels()
+    return net
+
+
+def published(arch: Arch, classes: int, weights: Path, seed: int = 0) -> SubNet:
+    """A sub-net with its official weights in a file; a head of 1000 classes is replaced."""
+    torch.manual_seed(seed)
+    net = build(arch, classes)
+    checkpoints.fill_subnet(net, checkpoints.read(weights), weights)
     return net
 
 

@@ -52,9 +52,13 @@ ProfilesOption = Annotated[
 SupernetOption = Annotated[
     Path | None, typer.Option("--supernet", help="A folder that edgekd shrink wrote.")
 ]
+SubnetsOption = Annotated[
+    int,
+    typer.Option("--subnets", min=20, help="To evaluate at random; then as many of the fronts."),
+]
 EstimateOption = Annotated[
     bool,
-    typer.Option("--estimate", help="Latency from the profile's stated peak; measure nothing."),
+    typer.Option("--estimate", help="Latency from the profile's stated peak: measure nothing."),
 ]
 DataOption = Annotated[
     Path | None,
@@ -104,7 +108,7 @@ NoTeacherOption = Annotated[
 ]
 StartOption = Annotated[
     str,
-    typer.Option("--start", help="The supernet begins as this timm network. [default: scratch]"),
+    typer.Option("--start", help="Begin as this timm network or official OFA checkpoint."),
 ]
 StartWeightsOption = Annotated[
     Path | None, typer.Option("--start-weights", help="Local checkpoint of --start.")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,8 +13,9 @@ import numpy as np
 from edgekd import runs, spaces
 from edgekd.front import Front, Member, plot
 from edgekd.latency import Table
-from edgekd.predictor import AccuracyPredictor, Ranking
+from edgekd.predictor import Ranking
 from edgekd.records import (
+    Arch,
     Artifact,
     EdgeKDError,
     Machine,
@@ -23,6 +25,7 @@ from edgekd.records import (
     Track,
     Training,
     make_folder,
+    unknown,
     untracked,
 )
 from edgekd.workplace import Workplace
@@ -49,7 +52,7 @@ class Sought(Stored):
     supernet: str  # sha256
     profile: Profile
     precision: str
-    subnets: int  # evaluated, to predict accuracy from
+    subnets: int  # evaluated at random to begin with; then a third as many of three fronts
     ranking: Ranking  # of sub-nets held out
     estimated: bool  # latency by the profile's stated peak, not measured
     chosen: str  # name of the sub-net to distil
@@ -65,7 +68,7 @@ def search(
     supernet: Artifact,
     folder: Path,
     *,
-    subnets: int = 100,
+    subnets: int = 60,
     generations: int = 500,
     estimate: bool = False,
     measure: int = 6,
@@ -90,15 +93,18 @@ def search(
     make_folder(out)
     (out / Sought.FILE).unlink(missing_ok=True)
     resolutions = allowed(profile, supernet)
-    predictor = accuracy(work, supernet, subnets)
     table = latency_of(profile, len(work.spec.classes), resolutions, estimate, work.track)
-    front = evolution.search(
-        supernet.model, resolutions, predictor.over(supernet.model, resolutions),
-        latency.tabulate(table).over(resolutions), profile.budget,
-        classes=len(work.spec.classes), p95_ratio=table.p95_ratio,
+    judge = judge_of(work, supernet)
+    predictor, front = evolution.explore(
+        supernet.model, resolutions, latency.tabulate(table).over(resolutions), profile.budget,
+        judge, supernet.folder / EVALUATED,
+        classes=len(work.spec.classes), samples=subnets, each=max(6, subnets // 3),
+        p95_ratio=table.p95_ratio,
         bytes_per_param=BYTES[table.precision], generations=generations, seed=work.seed,
         track=work.track,
-    ).save(out)  # fmt: skip
+    )  # fmt: skip
+    front.save(out)
+    predictor.save(out / "predictor")
     slack = predictor.record.ranking.rmse
     chosen = fastest_within(front.members, slack)
     measured: tuple[Measured, ...] = ()
@@ -114,6 +120,11 @@ def search(
     )  # fmt: skip
     _draw(front, sought, chosen, out)
     return front, sought.save(out)
+
+
+def told_apart(sought: Sought) -> bool:
+    """Whether the evaluated sub-nets differed in accuracy at all."""
+    return sought.ranking.rmse > 1e-9
 
 
 def chosen_of(front: Front, sought: Sought) -> Member:
@@ -139,23 +150,14 @@ def fastest_within(members: Sequence[Member], slack: float) -> Member:
     return next(m for m in members if m.accuracy >= best - slack)
 
 
-def accuracy(work: Workplace, supernet: Artifact, subnets: int) -> AccuracyPredictor:
-    """Fitted on `subnets` sub-nets of this supernet, each judged on the validation split."""
-    from edgekd import models, predictor, shrink
+def judge_of(work: Workplace, supernet: Artifact) -> Callable[[Arch], float]:
+    """Arch -> balanced accuracy of that sub-net, as cut, on the validation split."""
+    from edgekd import models, shrink
 
     net = models.load_supernet(supernet)
     training = Training(**supernet.settings["training"])
     judge = shrink.judge_of(work.dataset, supernet.spec, training, supernet.seed)
-    resolutions = supernet.settings["resolutions"]
-    pairs = predictor.collect(
-        supernet.model, resolutions, subnets,
-        lambda arch: judge(net, arch)["balanced_accuracy"],
-        supernet.folder / EVALUATED, seed=supernet.seed, track=work.track,
-    )  # fmt: skip
-    archs, accuracies = zip(*pairs, strict=True)
-    made = AccuracyPredictor.fit(archs, accuracies, resolutions, seed=work.seed, track=work.track)
-    made.save(supernet.folder / "predictor")
-    return made
+    return lambda arch: judge(net, arch)["balanced_accuracy"]
 
 
 def latency_of(
@@ -166,7 +168,7 @@ def latency_of(
     track: Track = untracked,
 ) -> Table:
     """The profile's latency table: its own, this machine's (measured now), or an estimate."""
-    from edgekd import calibrate, latency
+    from edgekd import latency
 
     precision = profile.precisions[0]
     wanted = profile.model_copy(update={"resolutions": tuple(resolutions)})
@@ -177,9 +179,34 @@ def latency_of(
         return table
     if not runs.here(profile):
         return latency.estimate(wanted, precision, classes=classes)
-    return calibrate.calibrate(
-        wanted, precision, latency.cached(wanted, precision), classes=classes, track=track
-    )
+    return calibrated(wanted, precision, classes=classes, track=track)[0]
+
+
+def calibrated(
+    profile: Profile,
+    precision: str,
+    *,
+    classes: int,
+    nets: int | None = None,
+    seed: int = 0,
+    force: bool = False,
+    track: Track = untracked,
+) -> tuple[Table, Path]:
+    """(latency table of a profile on this machine, its folder); measured now if there is none."""
+    from edgekd import calibrate, latency
+
+    if precision not in profile.precisions:
+        raise EdgeKDError(unknown("precision", precision, profile.precisions))
+    folder = latency.cached(profile, precision)
+    if force:
+        shutil.rmtree(folder, ignore_errors=True)
+    if (folder / Table.FILE).exists():
+        return Table.load(folder), folder
+    made = calibrate.calibrate(
+        profile, precision, folder, classes=classes, nets=nets or calibrate.NETS, seed=seed,
+        track=track,
+    )  # fmt: skip
+    return made, folder
 
 
 def measure_front(
@@ -191,11 +218,10 @@ def measure_front(
     out: Path,
 ) -> tuple[tuple[Measured, ...], Machine]:
     """Members of the front made as they would be deployed, timed on the device, and judged."""
-    from edgekd import bench, data, imaging, models, shrink, trial
+    from edgekd import bench, data, imaging, models, trial
 
     net = models.load_supernet(supernet)
-    training = Training(**supernet.settings["training"])
-    judge = shrink.judge_of(work.dataset, supernet.spec, training, supernet.seed)
+    judge = judge_of(work, supernet)
     artifacts, accuracies = [], []
     for member in work.track(members, "making sub-nets of the front", len(members)):
         spec = supernet.spec.model_copy(update={"size": (member.arch.resolution,) * 2})
@@ -205,7 +231,7 @@ def measure_front(
         artifacts.append(
             trial.deployed(subnet, member.arch, spec, precision, images, out / "trials")
         )
-        accuracies.append(judge(net, member.arch)["balanced_accuracy"])
+        accuracies.append(judge(member.arch))
     timings = bench.bench(
         artifacts, profile, out / "trials" / "bench", seconds=SECONDS, on_device=True,
         track=work.track,

@@ -26,6 +26,7 @@ from edgekd.spaces import title as title_of
 if TYPE_CHECKING:
     from edgekd.data import Dataset
     from edgekd.front import Front, Member
+    from edgekd.latency import Table as LatencyTable
     from edgekd.seek import Sought
 
 WIDTH = 110  # columns where stdout is not a terminal
@@ -227,10 +228,26 @@ def searches(found: list[tuple[Front, Sought]]) -> Group:
         r = sought.ranking
         parts += [table, _text(
             f"{front.evaluations} sub-nets in {front.seconds:.1f} s; accuracy predicted from "
-            f"{sought.subnets} evaluated ones: Kendall {r.kendall:.2f}, Spearman {r.spearman:.2f}, "
+            f"{r.samples} evaluated ones: Kendall {r.kendall:.2f}, Spearman {r.spearman:.2f}, "
             f"error {r.rmse:.3f} on those held out; chosen in bold: the fastest within that error"
         )]  # fmt: skip
     return Group(*parts)
+
+
+def latency(table: LatencyTable, where: object) -> Group:
+    """What a latency table covers, and how wrong it is on whole sub-nets."""
+    made = "estimated" if table.estimated else "measured"
+    head = _table("latency", table.space)
+    head.add_row("runtime", f"{table.runtime} on {table.device}, {table.precision}, {made}")
+    head.add_row("resolutions", " ".join(map(str, table.resolutions)))
+    head.add_row("blocks and other pieces", str(len(table.pieces)))
+    for name, e in (("of whole sub-nets left out", table.errors),
+                    ("of the plain sum of pieces", table.plain_errors)):  # fmt: skip
+        if e is not None:
+            said = f"{e.mape:.1f} %, {100 * e.within10:.0f} % within 10 %, Kendall {e.kendall:.3f}"
+            head.add_row(f"error {name} ({e.nets})", said)
+    head.add_row("p95 / p50", f"{table.p95_ratio:.3f}")
+    return Group(head, _text(where))
 
 
 def _some(members: tuple[Member, ...], chosen: Member, count: int = 8) -> list[Member]:

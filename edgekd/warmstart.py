@@ -34,7 +34,10 @@ def space_with(model: str) -> str:
         if model in members:
             return space
     known = ", ".join(m for members in MEMBERS.values() for m in members)
-    raise EdgeKDError(f"{model} is a member of no space here; a supernet can start from {known}")
+    raise EdgeKDError(
+        f"{model} is a member of no space here; a supernet can start from {known}, or "
+        "an official checkpoint (ofa_mbv3_d234_e346_k357_w1.0, ...)"
+    )
 
 
 def member(space: str, source: Any, resolution: int = 224) -> Arch:

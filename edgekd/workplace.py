@@ -113,20 +113,33 @@ def find_teacher(
 
 
 class Start(NamedTuple):
-    """What a supernet's weights are before it is trained."""
+    """What weights a supernet, or a sub-net alone, has before it is trained."""
 
-    model: str = "scratch"  # or a timm network that is a member of the space
-    weights: Path | None = None  # its checkpoint
+    model: str = "scratch"  # a timm network that is a member of the space, an official checkpoint,
+    weights: Path | None = None  # or for a published sub-net "ofa"; the file of its weights,
     pretrained: bool = False  # or from the hub
 
     def settings(self) -> dict[str, str]:
-        """As plain data."""
+        """As plain data; EdgeKDError where the weights are not there."""
         if self.weights is not None and not self.weights.is_file():
             raise EdgeKDError(f"no weights file {self.weights}: give a .safetensors or .pth file")
         if self.model == "scratch" and (self.weights or self.pretrained):
             raise EdgeKDError("--start-weights needs --start: the network that they are of")
         origin = sha256(self.weights) if self.weights else ("hub" if self.pretrained else "none")
         return {"start": self.model, "start_weights": origin}
+
+    def official(self, name: str) -> Start:
+        """With the file of OFA's checkpoint `name`: given, fetched before, or fetched now."""
+        from edgekd import checkpoints
+
+        file = self.weights or checkpoints.fetch(name, offline=not self.pretrained)
+        return Start(self.model, file)
+
+    def found(self) -> Start:
+        """With the file of an official supernet, where it is one that is wanted."""
+        from edgekd import checkpoints
+
+        return self.official(self.model) if self.model in checkpoints.SUPERNETS else self
 
 
 class Pupil(NamedTuple):
@@ -155,6 +168,7 @@ def shrink(
     if schedule not in loop.SCHEDULES:
         raise EdgeKDError(unknown("schedule", schedule, loop.SCHEDULES))
     space, resolutions = shared_space(profiles, work.spec)
+    start = start.found()
     if start.model != "scratch":
         training = _gentler(training, lr=1e-3, epochs=12)
     if teacher is None:
@@ -218,11 +232,12 @@ def pupil(work: Workplace, student: str, start: Start) -> Pupil:
     folder = Path(student)
     if not (folder / Artifact.FILE).exists():
         name, arch = spaces.named(student)
+        start = start.official(name) if start.model == "ofa" else start.found()
         return Pupil(name, arch.model_copy(update={"resolution": work.spec.size[0]}), None, start)
     made = Artifact.load(folder)
     if made.arch is None:
         raise EdgeKDError(f"{folder} holds no sub-net of a space: name one, or a student's folder")
-    return Pupil(made.model, made.arch, None, start)
+    return Pupil(made.model, made.arch, None, start.found())
 
 
 def check(profile: Profile, student: str | None, folder: Path) -> None:
@@ -286,6 +301,8 @@ def _cut(work: Workplace, pupil: Pupil) -> SubNet:
     if pupil.supernet is not None:
         return models.load_supernet(pupil.supernet).extract(pupil.arch)
     start = pupil.start
+    if start.model == "ofa" and start.weights is not None:
+        return models.published(pupil.arch, len(work.spec.classes), start.weights, work.seed)
     return models.supernet(
         pupil.arch.space, len(work.spec.classes), start=start.model, weights=start.weights,
         pretrained=start.pretrained, seed=work.seed,

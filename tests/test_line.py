@@ -12,8 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from edgekd.cli import app
+from edgekd.front import Front
 from edgekd.records import Artifact, Fidelity, Timing
+from edgekd.seek import Sought
 
+ONCE = ["--shrink-epochs", "1", "--subnets", "20", "--estimate"]
 SMALL = ["--size", "64", "--epochs", "2", "--batch", "16"]
 
 
@@ -28,7 +31,7 @@ def line(phantoms, tmp_path_factory):
     """A finished run: distilled, quantised, exported, timed, explained, reported."""
     runs = tmp_path_factory.mktemp("runs")
     edgekd("distill", "--data", phantoms, "--teacher", "test_resnet", "--teacher-epochs", "2",
-           *SMALL, "--runs", runs)  # fmt: skip
+           *ONCE, *SMALL, "--runs", runs)  # fmt: skip
     edgekd("quantize", "--calibration-images", "16", "--max-drop", "100", "--runs", runs)
     edgekd("export", "--format", "openvino", "--runs", runs)
     edgekd("export", "--format", "onnx", "--runs", runs)
@@ -48,6 +51,13 @@ def test_every_stage_leaves_its_record(line):
     assert int8.size_bytes < 0.45 * Artifact.load(run / "onnx-fp32").path.stat().st_size
     teacher = json.loads((run / "run.json").read_text())["teacher"]
     assert Artifact.load(Path(teacher)).model == "test_resnet"
+    assert set(student.parents) == {"teacher", "supernet"}
+    assert student.metrics["cut_test_balanced_accuracy"].low is not None
+    sought, front = Sought.load(run / "search"), Front.load(run / "search")
+    assert student.model == sought.chosen
+    assert sought.estimated
+    assert student.arch in [m.arch for m in front.members]
+    assert (run / "search" / "front.png").read_bytes().startswith(b"\x89PNG")
     for made in (student, onnx, int8):
         assert made.metrics["test_balanced_accuracy"].low is not None
     assert onnx.metrics["parity_max_abs_logits"].value < 1e-3
@@ -88,9 +98,9 @@ def test_a_finished_stage_is_not_done_again(line, phantoms):
     run, *_ = line
     before = (run / "student" / "artifact.json").stat().st_mtime_ns
     edgekd("distill", "--data", phantoms, "--teacher", "test_resnet", "--teacher-epochs", "2",
-           *SMALL, "--runs", run.parent)  # fmt: skip
+           *ONCE, *SMALL, "--runs", run.parent)  # fmt: skip
     assert (run / "student" / "artifact.json").stat().st_mtime_ns == before
-    other = edgekd("distill", "--data", phantoms, *SMALL, "--temperature", "2",
+    other = edgekd("distill", "--data", phantoms, *ONCE, *SMALL, "--temperature", "2",
                    "--runs", run.parent, code=1)  # fmt: skip
     assert "was made with temperature 4.0, now asked for 2.0: --force replaces it" in other.stderr
 
@@ -125,7 +135,8 @@ def test_kill_at_a_random_moment_and_again_gives_the_same_student(phantoms, tmp_
 
     def command(runs):
         return [sys.executable, "-m", "edgekd", "distill", "--data", str(phantoms), "--no-teacher",
-                "--size", "32", "--epochs", "3", "--batch", "16", "--runs", str(runs)]  # fmt: skip
+                "--student", "cpu_lat@10ms", "--size", "32", "--epochs", "3", "--batch", "16",
+                "--runs", str(runs)]  # fmt: skip
 
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
     cut = tmp_path / "cut"

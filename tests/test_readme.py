@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
+ONCE = " --shrink-epochs 1 --subnets 20 --estimate"
 SMALL = " --size 32 --epochs 1 --batch 16 --seed 0"
 
 
@@ -21,12 +22,16 @@ def small(line):
     if command.startswith(("edgekd distill", "edgekd teach")):
         command = re.sub(r"--epochs \d+", "", command) + SMALL
         taught_here = "distill" in command and "teacher" not in command
-        return command + (" --teacher-epochs 1" if taught_here else "")
+        once = ONCE if "distill" in command and "--student" not in command else ""
+        return command + once + (" --teacher-epochs 1" if taught_here else "")
     return {
+        "edgekd shrink": re.sub(r"--epochs \d+", "", command) + SMALL,
+        "edgekd search": command + " --size 32 --subnets 20 --generations 20 --estimate",
+        "edgekd profiles calibrate": command + " --size 32 --nets 20",
         "edgekd quantize": command + " --calibration-images 8 --max-drop 100",
         "edgekd bench": command + " --seconds 0.1",
         "edgekd explain": command + " --images 6",
-    }.get(command, command)
+    }.get(" ".join(re.findall(r"^edgekd [a-z]+(?: calibrate)?", command)), command)
 
 
 @pytest.fixture(scope="module")
