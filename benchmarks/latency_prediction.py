@@ -87,7 +87,7 @@ def make(arch: Arch, folder: Path) -> None:
 def timed(folders: Sequence[Path], profile: Profile, rounds: int) -> list[dict[str, float]]:
     """p50_ms and p95_ms of each, for a process of its own; in another order in each round.
 
-    p50_ms is the lower quartile of the rounds' medians: what else a machine does only adds.
+    p50_ms is the median of the calmest round: what else a machine does only adds.
     """
     calls = []
     for folder in folders:
@@ -104,8 +104,8 @@ def timed(folders: Sequence[Path], profile: Profile, rounds: int) -> list[dict[s
             runs = int(np.clip(TURN_MS / once, 15, 100))
             ms = bench.time_ms(lambda s=session, x=image: s(x), warmup=2, runs=runs)
             p50[turn, i], p95[turn, i] = np.percentile(ms, [50, 95])
-    quartiles = np.percentile(p50, 25, axis=0), np.percentile(p95, 25, axis=0)
-    return [{"p50_ms": float(a), "p95_ms": float(b)} for a, b in zip(*quartiles, strict=True)]
+    calmest = p50.min(0), p95.min(0)
+    return [{"p50_ms": float(a), "p95_ms": float(b)} for a, b in zip(*calmest, strict=True)]
 
 
 def in_own_process(folders: Sequence[Path], profile: Profile, rounds: int) -> list[dict]:
@@ -134,7 +134,7 @@ def main() -> None:
     rows = [{"arch": spaces.title(a)} for a in archs]
     for precision, table in tables.items():
         folders = [runs / f"{spaces.title(a)}-{precision}" for a in archs]
-        times = in_own_process(folders, profile, 2 if given.quick else 12)
+        times = in_own_process(folders, profile, 2 if given.quick else 16)
         measured = np.array([t["p50_ms"] for t in times])
         predicted = table.predict(archs)
         error = latency.errors(predicted, measured)
