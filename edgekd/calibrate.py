@@ -160,6 +160,7 @@ def _worker(request: dict) -> Iterator[str]:
         finally:
             process.kill()
             process.wait()
+            process.stdout.close()
 
 
 def measure(request: dict) -> Iterator[dict]:

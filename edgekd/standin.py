@@ -21,14 +21,14 @@ MIN_GRID = 12  # cells a side of the explained map at least, as in `models`
 
 def network(arch: Arch, classes: int, precision: str, seed: int = 0) -> bytes:
     """A whole sub-net with the waist's two outputs: `image` -> `logits`, `features`."""
-    graph, x = _Graph(precision, seed), "image"
+    graph, x, pooled = _Graph(precision, seed), "image", False
     grids: dict[int, str] = {}  # cells a side -> the last map of that size
     for piece in spaces.pieces(arch, classes):
         narrows = piece.kind == "block" and piece.stride == 2
         if piece.size > 1 and (narrows or piece.kind in ("final_expand", "mix")):
             grids[piece.size] = x
-        if piece.kind in ("mix", "classifier") and piece.size == 1 and not graph.pooled:
-            x = graph.pool(x)
+        if piece.size == 1 and not pooled:
+            x, pooled = graph.pool(x), True
         x = graph.piece(piece, x)
     fits = [side for side in grids if side >= MIN_GRID]
     explained = grids[min(fits) if fits else max(grids)]
@@ -38,7 +38,6 @@ def network(arch: Arch, classes: int, precision: str, seed: int = 0) -> bytes:
 def piece(wanted: Piece, precision: str, seed: int = 0) -> bytes:
     """One piece alone: `image` (N, cin, size, size) -> `logits`, its output's mean; `features`."""
     graph = _Graph(precision, seed)
-    graph.pooled = wanted.size == 1
     x = graph.piece(wanted, "image")
     mean = x if wanted.size == 1 else graph.pool(x)
     return graph.model(mean, mean, wanted.size, wanted.cin)
@@ -54,14 +53,13 @@ class _Graph:
         self.rng = np.random.default_rng(seed)
         self.nodes: list[Any] = []
         self.tensors: list[Any] = []
-        self.pooled = False
         self.positive: set[str] = set()  # outputs that are never below zero
         self.known: dict[str, str] = {}  # output -> the same, quantised
 
     def piece(self, p: Piece, x: str) -> str:
         """Add a piece; the name of its output."""
         if p.kind == "classifier":
-            return self.conv(x, p.cin, p.cout, 1, act="")
+            return self.linear(x, p.cin, p.cout)
         if p.kind != "block":
             return self.conv(x, p.cin, p.cout, p.kernel, stride=p.stride, act=p.act)
         y = x
@@ -94,6 +92,12 @@ class _Graph:
                       strides=[stride] * 2, group=groups)  # fmt: skip
         return self.activated(y, act)
 
+    def linear(self, x: str, cin: int, cout: int) -> str:
+        """(N, cin, 1, 1) -> (N, cout)."""
+        weights = self.node("Transpose", self.weights((cout, cin)), perm=[1, 0])
+        flat = self.node("Flatten", self.quantised(x))
+        return self.node("Add", self.node("MatMul", flat, weights), self.bias(cout))
+
     def activated(self, x: str, act: str) -> str:
         """`x` after an activation of `spaces`."""
         if act == "relu6":
@@ -110,11 +114,12 @@ class _Graph:
         mid = make_divisible(channels // 4)
         y = self.conv(self.pool(x), channels, mid, 1, act="relu")
         y = self.conv(y, mid, channels, 1, act="")
-        return self.node("Mul", x, self.node("HardSigmoid", y, alpha=1 / 6, beta=0.5))
+        gate = self.node("HardSigmoid", y, alpha=1 / 6, beta=0.5)
+        self.positive.add(gate)
+        return self.node("Mul", self.quantised(x), self.quantised(gate))
 
     def pool(self, x: str) -> str:
         """Mean over the map, kept as (N, C, 1, 1)."""
-        self.pooled = True
         return self.node("ReduceMean", self.quantised(x), self.tensor(np.array([2, 3])),
                          keepdims=1)  # fmt: skip
 
