@@ -43,6 +43,7 @@ from edgekd.options import (
     TemperatureOption,
     result,
     training_of,
+    trains,
 )
 from edgekd.records import EdgeKDError, Profile, Track
 
@@ -104,6 +105,7 @@ def teach(
 
     Example: edgekd teach tf_efficientnet_lite0 --weights lite0.pth --data scans --epochs 8
     """
+    trains()
     from edgekd import show, workplace
 
     training = training_of(settings, epochs=epochs, lr=lr, batch=batch)
@@ -146,6 +148,7 @@ def shrink(
     Example: edgekd shrink -p cpu -p jetson --data scans --start tf_efficientnet_lite0
     --start-weights lite0.pth
     """
+    trains()
     from edgekd import show, workplace
 
     chosen = [Profile.read(name) for name in profile or ["cpu"]]
@@ -260,6 +263,7 @@ def distill(
     Examples: edgekd distill --profile jetson
     · edgekd distill -p cpu --data scans --teacher tf_efficientnet_lite0 --teacher-weights w.pth
     """
+    trains()
     from edgekd import seek, show, workplace
 
     chosen = Profile.read(profile or "cpu")
