@@ -171,7 +171,7 @@ def fetch(name: str, *, offline: bool = False, base: str = URL, folder: Path | N
     url = base.rstrip("/") + "/" + _remote(name)
     if offline:
         raise EdgeKDError(
-            f"{name} is not in {folder} and --offline forbids to fetch it: "
+            f"{name} is not in {folder}: fetch it with --start-pretrained, or "
             f"download {url} elsewhere, and give that file with --start-weights"
         )
     data = _download(url)

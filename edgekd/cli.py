@@ -186,6 +186,10 @@ def search(
         int, typer.Option("--measure", min=0, help="Sub-nets of the front to time for real.")
     ] = 6,
     estimate: EstimateOption = False,
+    prior: Annotated[
+        Path | None,
+        typer.Option("--prior", help="OFA's acc_predictor.pth: what it says is learnt from, too."),
+    ] = None,
     size: SizeOption = None,
     resize: ResizeOption = "stretch",
     seed: SeedOption = 0,
@@ -216,7 +220,8 @@ def search(
                 )
             front, sought = seek.search(
                 work, one, base, run or runs_folder / one.name, subnets=subnets,
-                generations=generations, estimate=estimate, measure=measure, force=force,
+                generations=generations, estimate=estimate, measure=measure, prior=prior,
+                force=force,
             )  # fmt: skip
             found.append((front, sought))
     tables = [{"front": f.model_dump(mode="json"), "sought": s.model_dump(mode="json")}

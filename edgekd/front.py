@@ -89,12 +89,14 @@ def plot(
     front: Front,
     path: Path,
     *,
+    chosen: Member | None = None,
     candidates: np.ndarray | None = None,
     named: Mapping[str, tuple[float, float]] | None = None,
     measured: Mapping[str, tuple[float, float]] | None = None,
 ) -> None:
     """Write a PNG of `front`: predicted accuracy against predicted p95, the budget as a line.
 
+    chosen: the member to mark; without it, the most accurate.
     candidates: (N, 2) p95 ms and accuracy of what was evaluated; without it, the front's cloud.
     named: name -> (p95 ms, accuracy), as predicted. measured: the same as measured, joined to the
     named one of the same name by a thin line. Raises EdgeKDError where matplotlib is not installed.
@@ -112,8 +114,9 @@ def plot(
                  label="evaluated by prediction")  # fmt: skip
     axes.plot(*line.T, color=BLUE, marker="o", markersize=3, linewidth=1, zorder=3,
               label=f"front ({len(line)} sub-nets)")  # fmt: skip
-    axes.plot(*line[-1], marker="*", markersize=14, color=BLUE, markeredgecolor="white",
-              linestyle="", zorder=5, label="chosen")  # fmt: skip
+    star = chosen or front.winner
+    axes.plot(star.p95_ms, star.accuracy, marker="*", markersize=14, color=BLUE,
+              markeredgecolor="white", linestyle="", zorder=5, label="chosen")  # fmt: skip
     shown = [line]
     if front.budget.latency_ms:
         axes.axvline(front.budget.latency_ms, color=VERMILION, linestyle="--", linewidth=1.2,

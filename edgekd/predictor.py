@@ -414,13 +414,20 @@ def _imagenet(weights: dict[str, np.ndarray], genome: Genome, genes: Genes) -> n
     return x[:, 0]
 
 
-def _prior(path: Path, genome: Genome, genes: Genes) -> dict[str, np.ndarray]:
-    """The released weights, and mean and deviation of what they say of these sub-nets."""
-    if genome.name != PRIOR_SPACE:
+def check_prior(path: Path, space: str) -> None:
+    """EdgeKDError if OFA's `acc_predictor.pth` is not there, or says nothing of this space."""
+    if space != PRIOR_SPACE:
         raise EdgeKDError(
-            f"OFA's acc_predictor.pth is of {PRIOR_SPACE}, the sub-nets are of {genome.name}: "
+            f"OFA's acc_predictor.pth is of {PRIOR_SPACE}, the sub-nets are of {space}: "
             "leave the prior out"
         )
+    if not path.is_file():
+        raise EdgeKDError(f"{path} is not there: give OFA's acc_predictor.pth")
+
+
+def _prior(path: Path, genome: Genome, genes: Genes) -> dict[str, np.ndarray]:
+    """The released weights, and mean and deviation of what they say of these sub-nets."""
+    check_prior(path, genome.name)
     weights = _released(path)
     told = _imagenet(weights, genome, genes)
     return weights | {"prior.scale": np.array([told.mean(), told.std() or 1.0])}

@@ -154,7 +154,11 @@ def explore(
     A front is where a predictor errs most in its own favour: it has never seen such sub-nets, and
     the search picks its errors out. So what it finds is judged and the predictor fitted again,
     `rounds` times. judge: Arch -> accuracy; `out`: its memory, see `judge_all`; how: as `search`.
+    A budget that nothing fits is refused before anything is judged.
     """
+    genome, ratio = Genome(space, tuple(resolutions)), how.get("p95_ratio", 1.0)
+    _fits_at_all(_Task(genome, latency, latency, budget, ratio, how.get("bytes_per_param", 4.0),
+                       how["classes"]))  # fmt: skip
     pairs = dict(collect(space, resolutions, samples, judge, out, seed=seed, track=track))
     for done in range(rounds + 1):
         learnt = AccuracyPredictor.fit(list(pairs), list(pairs.values()), resolutions, prior=prior,

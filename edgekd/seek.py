@@ -6,14 +6,14 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from edgekd import runs, spaces
 from edgekd.front import Front, Member, plot
 from edgekd.latency import Table
-from edgekd.predictor import Ranking
+from edgekd.predictor import Ranking, check_prior
 from edgekd.records import (
     Arch,
     Artifact,
@@ -25,6 +25,7 @@ from edgekd.records import (
     Track,
     Training,
     make_folder,
+    sha256,
     unknown,
     untracked,
 )
@@ -53,6 +54,7 @@ class Sought(Stored):
     profile: Profile
     precision: str
     subnets: int  # evaluated at random to begin with; then a third as many of three fronts
+    prior: str = ""  # sha256 of OFA's accuracy predictor, where one was brought
     ranking: Ranking  # of sub-nets held out
     estimated: bool  # latency by the profile's stated peak, not measured
     chosen: str  # name of the sub-net to distil
@@ -72,22 +74,28 @@ def search(
     generations: int = 500,
     estimate: bool = False,
     measure: int = 6,
+    prior: Path | None = None,
     force: bool = False,
 ) -> tuple[Front, Sought]:
     """The front of `supernet` for `profile`, in `folder`; not made again unless asked otherwise.
 
     What is evaluated is kept with the supernet, what is measured in the user's cache: the next
     profile starts from there. `front.winner` is the most accurate sub-net, `sought.chosen` the
-    fastest that is predicted to be as accurate within the predictor's own error.
+    fastest that is predicted to be as accurate within the predictor's own error. prior: OFA's
+    `acc_predictor.pth`, for supernets of its space.
     """
     from edgekd import latency
     from edgekd import search as evolution
 
     started = time.perf_counter()
     out = folder / "search"
+    if prior is not None:
+        check_prior(prior, supernet.model)
+    asked: dict[str, Any] = {"supernet": supernet.sha256, "profile": profile, "subnets": subnets,
+             "prior": sha256(prior) if prior else ""}  # fmt: skip
     if (out / Sought.FILE).exists() and not force:
         old = Sought.load(out)
-        same = (old.supernet, old.profile, old.subnets) == (supernet.sha256, profile, subnets)
+        same = all(getattr(old, name) == value for name, value in asked.items())
         if same and (old.estimated or not estimate):
             return Front.load(out), old
     make_folder(out)
@@ -99,7 +107,7 @@ def search(
         supernet.model, resolutions, latency.tabulate(table).over(resolutions), profile.budget,
         judge, supernet.folder / EVALUATED,
         classes=len(work.spec.classes), samples=subnets, each=max(6, subnets // 3),
-        p95_ratio=table.p95_ratio,
+        p95_ratio=table.p95_ratio, prior=prior,
         bytes_per_param=BYTES[table.precision], generations=generations, seed=work.seed,
         track=work.track,
     )  # fmt: skip
@@ -113,12 +121,17 @@ def search(
         members = _spread(front.members, chosen, measure)
         measured, machine = measure_front(work, profile, supernet, table.precision, members, out)
     sought = Sought(
-        supernet=supernet.sha256, profile=profile, precision=table.precision, subnets=subnets,
+        **asked, precision=table.precision,
         ranking=predictor.record.ranking, estimated=table.estimated,
         chosen=spaces.title(chosen.arch), slack=slack, measured=measured, machine=machine,
         seconds=round(time.perf_counter() - started, 1),
     )  # fmt: skip
-    _draw(front, sought, chosen, out)
+    points = {m.name: (m.predicted.p95_ms, m.predicted.accuracy) for m in measured}
+    for name, arch in _landmarks(supernet.model, resolutions).items():
+        ms = float(table.predict([arch])[0]) * table.p95_ratio
+        points[name] = ms, float(predictor.of([arch])[0])
+    real = {m.name: (m.p95_ms, m.accuracy) for m in measured}
+    plot(front, out / "front.png", chosen=chosen, named=points, measured=real)
     return front, sought.save(out)
 
 
@@ -252,9 +265,11 @@ def _spread(members: Sequence[Member], chosen: Member, count: int) -> list[Membe
     return [m for i, m in enumerate(members) if i in places or m == chosen]
 
 
-def _draw(front: Front, sought: Sought, chosen: Member, out: Path) -> None:
-    """front.png: the front, what it was chosen from, the budget, and what was measured."""
-    named = {f"{m.name}": (m.predicted.p95_ms, m.predicted.accuracy) for m in sought.measured}
-    named |= {sought.chosen: (chosen.p95_ms, chosen.accuracy)}
-    measured = {m.name: (m.p95_ms, m.accuracy) for m in sought.measured}
-    plot(front, out / "front.png", named=named, measured=measured)
+def _landmarks(space: str, resolutions: Sequence[int]) -> dict[str, Arch]:
+    """Sub-nets with a name, to see the front beside: the ends, and published ones that fit."""
+    found = {f"{space} {end}": spaces.uniform(space, end, max(resolutions))
+             for end in ("min", "mid", "max")}  # fmt: skip
+    for name, arch in spaces.subnets().items():
+        if arch.space == space and arch.resolution in resolutions:
+            found[name.partition("_top1")[0]] = arch
+    return found

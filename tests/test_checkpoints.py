@@ -281,7 +281,7 @@ def test_downloads_that_fail_leave_nothing(server, tmp_path, monkeypatch, body, 
 
 def test_offline_asks_no_server(server):
     base, _, asked = server
-    with pytest.raises(EdgeKDError, match=r"--offline forbids .* download http://.*/ofa_D4_E6_K7 "):
+    with pytest.raises(EdgeKDError, match=r"-pretrained, or download http://.*/ofa_D4_E6_K7 "):
         checkpoints.fetch("ofa_D4_E6_K7", base=base, offline=True)
     assert asked == []
 

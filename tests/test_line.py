@@ -130,6 +130,16 @@ def test_changed_data_is_noticed(line, phantoms):
         extra.unlink()
 
 
+def killed_when(there, command):
+    """Start `edgekd command`; `kill -9` as soon as the file `there` exists."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(there()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def test_kill_at_a_random_moment_and_again_gives_the_same_student(phantoms, tmp_path):
     """`kill -9` in the middle of training; the same command again ends with the same weights."""
 
@@ -140,13 +150,31 @@ def test_kill_at_a_random_moment_and_again_gives_the_same_student(phantoms, tmp_
 
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
     cut = tmp_path / "cut"
-    process = subprocess.Popen(command(cut), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (cut / "cpu" / "student" / "checkpoint.pt").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    killed_when(lambda: cut.glob("cpu/student/checkpoint.pt"), command(cut))
     assert not (cut / "cpu" / "student" / "artifact.json").exists()
     subprocess.run(command(cut), check=True, capture_output=True)
     weights = "cpu/student/model.safetensors"
     assert (cut / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+
+
+def test_kill_and_again_gives_the_same_supernet_and_the_same_search(phantoms, tmp_path):
+    def command(name, runs):
+        at = ["--data", str(phantoms), "--size", "32", "--runs", str(runs)]
+        more = {"shrink": ["--no-teacher", "--epochs", "2", "--batch", "16"],
+                "search": ["--estimate", "--subnets", "20", "--generations", "20"]}  # fmt: skip
+        return [sys.executable, "-m", "edgekd", name, *at, *more[name]]
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for name in ("shrink", "search"):
+        subprocess.run(command(name, whole), check=True, capture_output=True)
+    killed_when(lambda: cut.glob("shared/*/supernet-*/checkpoint.pt"), command("shrink", cut))
+    subprocess.run(command("shrink", cut), check=True, capture_output=True)
+    killed_when(lambda: cut.glob("shared/*/supernet-*/evaluated.jsonl"), command("search", cut))
+    assert not (cut / "cpu" / "search" / "sought.json").exists()
+    subprocess.run(command("search", cut), check=True, capture_output=True)
+    one, two = (next(runs.glob("shared/*/supernet-*/model.safetensors")) for runs in (whole, cut))
+    assert one.read_bytes() == two.read_bytes()
+    one, two = (Front.load(runs / "cpu" / "search") for runs in (whole, cut))
+    assert one.members == two.members
+    one, two = (Sought.load(runs / "cpu" / "search") for runs in (whole, cut))
+    assert (one.chosen, one.ranking) == (two.chosen, two.ranking)

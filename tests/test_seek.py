@@ -1,0 +1,182 @@
+"""A supernet searched for a profile: what is kept, what is measured, what a kill costs."""
+
+import shutil
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from edgekd import latency, predictor, seek, spaces, workplace
+from edgekd import search as evolution
+from edgekd.cli import app
+from edgekd.front import Front, Member
+from edgekd.records import Arch, Artifact, Budget, EdgeKDError, Profile, Training, untracked
+from edgekd.workplace import Start, Workplace
+
+SPACE = "ofa-lite-w1.0"
+BOX = Profile(name="box", runtime="openvino", device="CPU", precisions=("fp32",), threads=1,
+              space=SPACE, resolutions=(32, 40), peak_gflops=100, bandwidth_gbs=10)  # fmt: skip
+BRIEF = {"subnets": 20, "generations": 5}
+
+
+@pytest.fixture(scope="module")
+def work(phantoms, tmp_path_factory):
+    return Workplace.open(tmp_path_factory.mktemp("runs"), phantoms, 40, "stretch", 0, untracked)
+
+
+@pytest.fixture(scope="module")
+def supernet(work):
+    return workplace.shrink(work, [BOX], None, Training(epochs=1, batch=16), start=Start(),
+                            schedule="sandwich")  # fmt: skip
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """Accuracies by a formula, and how often one was asked for."""
+    asked = []
+
+    def judge(arch):
+        asked.append(arch)
+        width = np.mean([arch.expand[i] + arch.kernel[i] for i in spaces.used(arch)])
+        return float(0.5 + 0.03 * width + 0.01 * len(spaces.used(arch)) + arch.resolution / 1000)
+
+    monkeypatch.setattr(seek, "judge_of", lambda *_: judge)
+    return asked
+
+
+def found(work, supernet, folder, **more):
+    return seek.search(work, BOX, supernet, folder, **BRIEF | {"estimate": True} | more)
+
+
+def alone(supernet, folder):
+    """The supernet in a folder of its own: nothing of it is evaluated yet."""
+    folder.mkdir()
+    for name in ("artifact.json", *supernet.files):
+        shutil.copy(supernet.folder / name, folder / name)
+    return Artifact.load(folder)
+
+
+def test_a_search_is_kept_and_not_made_again(work, supernet, judged, tmp_path, monkeypatch):
+    mine = alone(supernet, tmp_path / "supernet")
+    front, sought = found(work, mine, tmp_path)
+    assert sought.estimated
+    assert sought.measured == ()
+    assert sought.chosen in [spaces.title(m.arch) for m in front.members]
+    assert len(judged) == len(set(judged)) >= 20
+    assert (tmp_path / "search" / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert predictor.AccuracyPredictor.load(tmp_path / "search" / "predictor")
+    with monkeypatch.context() as closed:
+        closed.setattr(evolution, "explore", None)
+        assert found(work, mine, tmp_path) == (front, sought)
+    # The next profile learns from what was evaluated for this one.
+    judged.clear()
+    other = BOX.model_copy(update={"budget": Budget(latency_ms=0.65)})
+    seek.search(work, other, mine, tmp_path / "other", **BRIEF, estimate=True)
+    assert len(judged) < 20
+    monkeypatch.setattr(evolution, "explore", None)
+    with pytest.raises(TypeError):  # another question is another search
+        found(work, mine, tmp_path, subnets=21)
+
+
+def test_killed_and_run_again_it_finds_the_same(work, supernet, judged, tmp_path, monkeypatch):
+    whole = found(work, alone(supernet, tmp_path / "a"), tmp_path / "whole")
+    mine, judge = alone(supernet, tmp_path / "b"), seek.judge_of()
+    left = [7, 13, 9]
+
+    def dying(arch):
+        if left and not left[0]:
+            del left[0]
+            raise KeyboardInterrupt
+        if left:
+            left[0] -= 1
+        return judge(arch)
+
+    monkeypatch.setattr(seek, "judge_of", lambda *_: dying)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            found(work, mine, tmp_path / "cut")
+        with (mine.folder / seek.EVALUATED).open("a") as f:
+            f.write('{"arch": {"spa')  # torn
+        assert not (tmp_path / "cut" / "search" / "sought.json").exists()
+    again = found(work, mine, tmp_path / "cut")
+    assert again[0].members == whole[0].members
+    assert again[1].chosen == whole[1].chosen
+    assert again[1].ranking == whole[1].ranking
+
+
+def test_the_front_is_measured_on_the_device_as_deployed(work, supernet, tmp_path, monkeypatch):
+    made = latency.estimate(BOX, "fp32", classes=3).model_copy(update={"estimated": False})
+    monkeypatch.setattr(latency, "find", lambda *_: made)
+    monkeypatch.setattr(seek, "SECONDS", 0.05)
+    front, sought = seek.search(work, BOX, supernet, tmp_path, **BRIEF, measure=2)
+    assert not sought.estimated
+    assert {m.predicted for m in sought.measured} >= {front.members[0], front.members[-1]}
+    assert sought.chosen in [m.name for m in sought.measured]
+    assert sought.machine is not None
+    judge = seek.judge_of(work, supernet)
+    for m in sought.measured:
+        assert 0 < m.p50_ms <= m.p95_ms
+        assert m.accuracy == judge(m.predicted.arch)
+
+
+def member(ms, accuracy):
+    return Member(arch=spaces.uniform(SPACE, "min", 32), accuracy=accuracy, p50_ms=ms, p95_ms=ms,
+                  params=1, size_bytes=1)  # fmt: skip
+
+
+def test_the_fastest_of_those_that_cannot_be_told_apart():
+    front = [member(1, 0.90), member(2, 0.93), member(3, 0.95), member(4, 0.96)]
+    assert seek.fastest_within(front, 0.03).p95_ms == 2
+    assert seek.fastest_within(front, 0.0).p95_ms == 4
+    assert seek.fastest_within(front, 1.0).p95_ms == 1
+
+
+def test_resolutions_of_the_profile_that_were_trained(supernet):
+    def at(*resolutions):
+        return seek.allowed(BOX.model_copy(update={"resolutions": resolutions}), supernet)
+
+    assert at(40, 32, 64) == [32, 40]
+    assert at(40) == [40]
+    with pytest.raises(EdgeKDError, match=r"trained at \[32, 40\] px, profile box allows \[64\]"):
+        at(64)
+
+
+def test_a_prior_is_refused_where_it_says_nothing(work, supernet, tmp_path):
+    with pytest.raises(EdgeKDError, match=r"of ofa-mbv3-w1\.2, the sub-nets are of ofa-lite"):
+        found(work, supernet, tmp_path, prior=tmp_path / "acc_predictor.pth")
+    other = supernet.model_copy(update={"model": "ofa-mbv3-w1.2"})
+    with pytest.raises(EdgeKDError, match="is not there"):
+        found(work, other, tmp_path, prior=tmp_path / "acc_predictor.pth")
+
+
+def test_a_budget_that_nothing_meets_names_the_fastest(work, supernet, judged, tmp_path):
+    tight = BOX.model_copy(update={"budget": Budget(latency_ms=0.001)})
+    mine = alone(supernet, tmp_path / "supernet")
+    with pytest.raises(EdgeKDError, match=r"latency_ms"):
+        seek.search(work, tight, mine, tmp_path, **BRIEF, estimate=True)
+    assert judged == []
+    assert not (tmp_path / "search" / "sought.json").exists()
+
+
+def test_the_command_says_what_is_missing(phantoms, tmp_path):
+    def error(*more):
+        at = ["search", "--data", str(phantoms), "--size", "32", "--runs", str(tmp_path)]
+        result = CliRunner().invoke(app, [*at, *more])
+        assert result.exit_code == 1
+        return result.stderr
+
+    assert "run edgekd shrink first" in error("-p", "cpu")
+    assert "give one --profile" in error("-p", "cpu", "-p", "jetson", "--run", str(tmp_path / "a"))
+
+
+def test_landmarks_are_the_ends_and_what_was_published():
+    ends = seek._landmarks(SPACE, [96, 128])
+    assert list(ends) == [f"{SPACE} {e}" for e in ("min", "mid", "max")]
+    assert all(isinstance(a, Arch) and a.resolution == 128 for a in ends.values())
+    assert "flops@595M" in seek._landmarks("ofa-mbv3-w1.2", [224, 236])
+
+
+def test_fronts_can_be_read_back(work, supernet, judged, tmp_path):
+    front, sought = found(work, alone(supernet, tmp_path / "s"), tmp_path)
+    assert Front.load(tmp_path / "search") == front
+    assert seek.chosen_of(front, sought) in front.members
