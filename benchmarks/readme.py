@@ -10,26 +10,37 @@ HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 
 
-def table() -> str:
-    """The table of the newest result of benchmarks/line.py."""
-    found = [json.loads(p.read_text("utf-8")) for p in sorted(HERE.glob("results/line-*.json"))]
-    if not found:
-        return ""
-    result = max(found, key=lambda r: r["date"])
-    machine, rows = result["machine"], result["table"]
-    lines = [
-        f"Real MRI slices (three tumour classes, 488 test images, 128 px), {machine['cpu']}, "
-        f"{machine['cores']} cores, {result['date']}, from `benchmarks/line.py`:",
-        "",
-        "| | network | balanced accuracy [95 %] | parameters | MACs | size | p50 | p95 | agreement "
-        "(stranger's) | energy in tumour / its area |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        a = row["balanced_accuracy"]
+def newest(question: str) -> dict | None:
+    """The newest result of a benchmark, if there is one."""
+    found = [json.loads(p.read_text("utf-8")) for p in HERE.glob(f"results/{question}-*.json")]
+    return max(found, key=lambda r: r["date"]) if found else None
+
+
+def where(result: dict) -> str:
+    """The machine, and when."""
+    machine = result["machine"]
+    return f"{machine['cpu']}, {machine['cores']} cores, {result['date']}"
+
+
+def interval(metric: dict) -> str:
+    """A figure and its 95 % interval."""
+    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
+
+
+def rows(*lines: list[str]) -> list[str]:
+    """A table: its head, then its rows."""
+    head, *rest = [f"| {' | '.join(cells)} |" for cells in lines]
+    return [head, "|---" * len(lines[0]) + "|", *rest]
+
+
+def line(result: dict) -> list[str]:
+    """The whole line: what it costs and what it keeps."""
+    head = ["", "network", "balanced accuracy [95 %]", "parameters", "MACs", "size", "p50", "p95",
+            "agreement (stranger's)", "energy in tumour / its area"]  # fmt: skip
+    shown = []
+    for row in result["table"]:
         cells = [
-            row["model"], f"{row['name']} {row['precision']}",
-            f"{a['value']:.3f} [{a['low']:.3f}, {a['high']:.3f}]",
+            row["model"], f"{row['name']} {row['precision']}", interval(row["balanced_accuracy"]),
             f"{row['params'] / 1e6:.2f} M", f"{row['macs'] / 1e6:.0f} M",
         ]  # fmt: skip
         if "p95_ms" in row:
@@ -39,15 +50,74 @@ def table() -> str:
                 f"{row['p95_ms']:.2f} ms", f"{r['value']:.2f} ({r['null']:.2f})",
                 f"{e['value']:.1f} x ({e['null']:.1f} x)",
             ]  # fmt: skip
-        else:
-            cells += [""] * 5
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += [
+        shown.append(cells + [""] * (len(head) - len(cells)))
+    return [
+        f"Real MRI slices (three tumour classes, 488 test images, 128 px), {where(result)}, a "
+        "published sub-net trained alone, from `benchmarks/line.py`:",
+        "",
+        *rows(head, *shown),
         "",
         "Agreement: Pearson correlation with the teacher's map of the same image, and in brackets "
         "with that of another patient with the same answer; the last column likewise.",
     ]
-    return "\n".join(lines) + "\n"
+
+
+def once_for_all(result: dict) -> list[str]:
+    """One supernet for three profiles."""
+    f = result["figures"]
+    head = ["profile", "sub-net", "parameters", "MACs", "as cut", "fine-tuned", "the same alone"]
+    shown = [
+        [row["profile"], f"{row['name']}{' (estimated)' if row['estimated'] else ''}",
+         f"{row['params'] / 1e6:.2f} M", f"{row['macs'] / 1e6:.0f} M",
+         *(interval(row[k]) for k in ("cut", "finetuned", "alone"))]
+        for row in result["table"]
+    ]  # fmt: skip
+    ends = [", ".join(f"{f[f'{name}_{e}']:.3f}" for e in ("min", "mid", "max"))
+            for name in ("warm", "scratch")]  # fmt: skip
+    return [
+        f"One supernet (`ofa-lite-w1.0`, {f['shrink_warm_minutes']:.0f} minutes from "
+        f"EfficientNet-Lite0) for three profiles, same data, {where(result)}, from "
+        "`benchmarks/once_for_all.py`; test balanced accuracy:",
+        "",
+        *rows(head, *shown),
+        "",
+        f"Supernet, three searches and three fine-tunings took {f['once_minutes']:.0f} minutes, "
+        f"three trainings alone {f['alone_minutes']:.0f} ({f['cost_ratio']:.2f} x). Smallest, "
+        f"middle and largest sub-net as cut: {ends[0]}; of a supernet from scratch, as many steps: "
+        f"{ends[1]}.",
+    ]
+
+
+def latency_prediction(result: dict) -> list[str]:
+    """What a latency table predicts."""
+    f = result["figures"]
+    return [
+        f"Latency of 50 sub-nets that the table had not seen ({where(result)}, "
+        f"`benchmarks/latency_prediction.py`): INT8 off by {f['mape_int8']:.1f} % on average, "
+        f"{100 * f['within10_int8']:.0f} % within 10 %, rank correlation {f['kendall_int8']:.2f}; "
+        f"FP32 {f['mape_fp32']:.1f} %, {100 * f['within10_fp32']:.0f} %, {f['kendall_fp32']:.2f}. "
+        f"The plain sum of blocks is off by {f['mape_plain_sum_int8']:.0f} % (INT8). Calibration "
+        f"took {f['calibrate_s']:.0f} s.",
+    ]
+
+
+def search(result: dict) -> list[str]:
+    """What the search finds and costs."""
+    f = result["figures"]
+    return [
+        f"A search of {f['evaluations']:.0f} sub-nets takes {f['search_s']:.1f} s; its front has "
+        f"{f['hypervolume_ratio_random']:.2f} times the hypervolume of as many random ones "
+        "(`benchmarks/search.py`)."
+    ]
+
+
+def table() -> str:
+    """What the newest results say."""
+    parts = []
+    for show in (line, once_for_all, latency_prediction, search):
+        if result := newest(show.__name__):
+            parts.append("\n".join(show(result)))
+    return "\n\n".join(parts) + "\n"
 
 
 def filled(text: str) -> str:

@@ -21,11 +21,11 @@ def small(line):
     command = line.partition("#")[0].strip()
     if command.startswith(("edgekd distill", "edgekd teach")):
         command = re.sub(r"--epochs \d+", "", command) + SMALL
-        taught_here = "distill" in command and "teacher" not in command
+        taught_here = "distill" in command and not re.search("teacher|--runs", command)
         once = ONCE if "distill" in command and "--student" not in command else ""
         return command + once + (" --teacher-epochs 1" if taught_here else "")
     return {
-        "edgekd shrink": re.sub(r"--epochs \d+", "", command) + SMALL,
+        "edgekd shrink": re.sub(r"--epochs \d+", "", command) + SMALL + " --teacher-epochs 1",
         "edgekd search": command + " --size 32 --subnets 20 --generations 20 --estimate",
         "edgekd profiles calibrate": command + " --size 32 --nets 20",
         "edgekd quantize": command + " --calibration-images 8 --max-drop 100",
