@@ -38,7 +38,7 @@ class Front(Stored):
     space: str
     resolutions: tuple[int, ...]
     classes: int
-    budget: Budget  # its memory_mb is not judged: it cannot be told before a file is run
+    budget: Budget  # memory_mb is not predicted: a file must be run
     members: tuple[Member, ...]  # from fast to slow, which is from less to more accurate
     winner: Member  # the most accurate
     evaluations: int

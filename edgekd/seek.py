@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from edgekd.predictor import Ranking, check_prior
 from edgekd.records import (
     Arch,
     Artifact,
+    Budget,
     EdgeKDError,
     Machine,
     Profile,
@@ -43,6 +45,7 @@ class Measured(Record):
     predicted: Member
     p50_ms: float
     p95_ms: float
+    peak_mb: float  # of a process that does nothing else
     accuracy: float  # on the validation split, as cut
 
 
@@ -115,15 +118,21 @@ def search(
     predictor.save(out / "predictor")
     slack = predictor.record.ranking.rmse
     chosen = fastest_within(front.members, slack)
-    measured: tuple[Measured, ...] = ()
+    measured: list[Measured] = []
     machine = None
     if measure and not table.estimated:
-        members = _spread(front.members, chosen, measure)
-        measured, machine = measure_front(work, profile, supernet, table.precision, members, out)
+
+        def timed(members: Sequence[Member]) -> Machine:
+            made, here = measure_front(work, profile, supernet, table.precision, members, out)
+            measured.extend(made)
+            return here
+
+        machine = timed(_spread(front.members, chosen, measure))
+        chosen = settled(front.members, slack, profile.budget, measured, timed)
     sought = Sought(
         **asked, precision=table.precision,
         ranking=predictor.record.ranking, estimated=table.estimated,
-        chosen=spaces.title(chosen.arch), slack=slack, measured=measured, machine=machine,
+        chosen=spaces.title(chosen.arch), slack=slack, measured=tuple(measured), machine=machine,
         seconds=round(time.perf_counter() - started, 1),
     )  # fmt: skip
     points = {m.name: (m.predicted.p95_ms, m.predicted.accuracy) for m in measured}
@@ -161,6 +170,37 @@ def fastest_within(members: Sequence[Member], slack: float) -> Member:
     """The fastest of a front (from fast to slow) that is within `slack` of the most accurate."""
     best = members[-1].accuracy
     return next(m for m in members if m.accuracy >= best - slack)
+
+
+def settled(
+    members: Sequence[Member],
+    slack: float,
+    budget: Budget,
+    measured: list[Measured],
+    measure: Callable[[Sequence[Member]], object],
+) -> Member:
+    """The fastest within `slack` that keeps the budget when it is measured, too.
+
+    `measure` adds to `measured`. What was measured too slow rules out all that are predicted to be
+    slower. EdgeKDError where nothing is left, with what the fastest needs.
+    """
+    ms, mb = budget.latency_ms or math.inf, budget.memory_mb or math.inf
+    while True:
+        slow = min((m.predicted.p95_ms for m in measured if m.p95_ms > ms), default=math.inf)
+        large = [m.predicted for m in measured if m.peak_mb > mb]
+        left = [m for m in members if m.p95_ms < slow and m not in large]
+        if not left or (members[0] in large and len(measured) == len(large)):
+            first = min(measured, key=lambda m: m.p95_ms)
+            limit = f"latency_ms {ms:g}" if first.p95_ms > ms else f"memory_mb {mb:g}"
+            raise EdgeKDError(
+                f"measured, the fastest sub-net of the front has a p95 of {first.p95_ms:.3g} ms "
+                f"and takes {first.peak_mb:.0f} MB: over the budget's {limit}; raise it, or "
+                "allow a lower resolution"
+            )
+        chosen = fastest_within(left, slack)
+        if chosen in [m.predicted for m in measured]:
+            return chosen
+        measure([chosen])
 
 
 def judge_of(work: Workplace, supernet: Artifact) -> Callable[[Arch], float]:
@@ -254,7 +294,7 @@ def measure_front(
         ms = bench.percentiles(timing.samples_ms)
         found.append(
             Measured(name=spaces.title(member.arch), predicted=member, p50_ms=ms["p50"],
-                     p95_ms=ms["p95"], accuracy=value)
+                     p95_ms=ms["p95"], peak_mb=timing.peak_mb, accuracy=value)
         )  # fmt: skip
     return tuple(found), timings[0].machine
 

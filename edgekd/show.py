@@ -214,7 +214,7 @@ def searches(found: list[tuple[Front, Sought]]) -> Group:
         how = "estimated" if sought.estimated else f"measured blocks, {sought.precision}"
         title = f"{sought.profile.name}: {front.space}, latency {how}"
         table = _table("sub-net", "accuracy", "p95 ms", "parameters", "accuracy measured",
-                       "p95 ms measured", title=title)  # fmt: skip
+                       "p95 ms measured", "memory", title=title)  # fmt: skip
         measured = {m.predicted: m for m in sought.measured}
         chosen = next(m for m in front.members if title_of(m.arch) == sought.chosen)
         few = [m for m in front.members if m in measured or m == chosen]
@@ -224,6 +224,7 @@ def searches(found: list[tuple[Front, Sought]]) -> Group:
             table.add_row(
                 name, f"{m.accuracy:.3f}", f"{m.p95_ms:.3g}", f"{m.params / 1e6:.2f} M",
                 f"{real.accuracy:.3f}" if real else "-", f"{real.p95_ms:.3g}" if real else "-",
+                f"{real.peak_mb:.0f} MB" if real else "-",
             )  # fmt: skip
         r = sought.ranking
         parts += [table, _text(

@@ -116,6 +116,7 @@ def test_the_front_is_measured_on_the_device_as_deployed(work, supernet, tmp_pat
     judge = seek.judge_of(work, supernet)
     for m in sought.measured:
         assert 0 < m.p50_ms <= m.p95_ms
+        assert m.peak_mb > 1
         assert m.accuracy == judge(m.predicted.arch)
 
 
@@ -129,6 +130,40 @@ def test_the_fastest_of_those_that_cannot_be_told_apart():
     assert seek.fastest_within(front, 0.03).p95_ms == 2
     assert seek.fastest_within(front, 0.0).p95_ms == 4
     assert seek.fastest_within(front, 1.0).p95_ms == 1
+
+
+def test_the_choice_keeps_the_budget_when_it_is_measured():
+    front = [member(1, 0.90), member(2, 0.93), member(3, 0.95), member(4, 0.96)]
+    truth = {1: (1.1, 50), 2: (2.2, 50), 3: (3.6, 70), 4: (4.9, 60)}  # p95 ms, MB
+    asked = []
+
+    def settled(slack, measured=(), **budget):
+        asked.clear()
+        found = []
+
+        def measure(members):
+            asked.extend(m.p95_ms for m in members)
+            found.extend(
+                seek.Measured(name="x", predicted=m, p50_ms=1, p95_ms=truth[m.p95_ms][0],
+                              peak_mb=truth[m.p95_ms][1], accuracy=m.accuracy)
+                for m in members
+            )  # fmt: skip
+
+        measure([front[i] for i in measured])
+        asked.clear()
+        return seek.settled(front, slack, Budget(**budget), found, measure).p95_ms
+
+    assert settled(0.03, measured=(1, 3)) == 2
+    assert asked == []
+    assert settled(0, latency_ms=4.5) == 3  # 4 was measured at 4.9, 3 at 3.6
+    assert asked == [4, 3]
+    assert settled(0, measured=(3,), latency_ms=3.5) == 2
+    assert asked == [3, 2]
+    assert settled(0.01, measured=(2,), memory_mb=65) == 4
+    with pytest.raises(EdgeKDError, match=r"p95 of 1\.1 ms.*over the budget's latency_ms 1"):
+        settled(0, measured=(0, 3), latency_ms=1)
+    with pytest.raises(EdgeKDError, match=r"takes 50 MB: over the budget's memory_mb 40"):
+        settled(0, measured=(0, 3), memory_mb=40)
 
 
 def test_resolutions_of_the_profile_that_were_trained(supernet):
