@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -82,3 +82,44 @@ def normalised(x: torch.Tensor, spec: Spec) -> torch.Tensor:
     mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
     x = (x - mean[:, None, None]) / std[:, None, None]
     return x.contiguous(memory_format=torch.channels_last)
+
+
+class Mixed(NamedTuple):
+    """A batch whose images are mixed with others of it."""
+
+    images: torch.Tensor  # (n, 3, H, W)
+    partner: torch.Tensor  # (n,) index in the batch of what was mixed in
+    own: torch.Tensor  # (n,) share that is the image's own
+
+    def of(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, ...) targets of the images, mixed in the same shares."""
+        own = self.own.view(-1, *[1] * (x.ndim - 1)).to(x.dtype)
+        return own * x + (1 - own) * x[self.partner]
+
+
+def mix(images: torch.Tensor, training: Training, seed: int, step: int) -> Mixed | None:
+    """The batch by mixup (arXiv 1710.09412) or CutMix (arXiv 1905.04899); None where both are off.
+
+    Shares and partners depend on (seed, step) alone. A rectangle covers the partner's share of the
+    picture as far as it does not reach beyond the border; what it really covers counts.
+    """
+    if not (training.mixup or training.cutmix):
+        return None
+    n, _, h, w = images.shape
+    rng = np.random.default_rng((seed, 1, step))
+    partner = torch.from_numpy(rng.permutation(n))
+    if training.mixup:
+        share = rng.beta(training.mixup, training.mixup, n).astype(np.float32)
+        own = torch.from_numpy(share)
+        mixed = Mixed(images, partner, own)
+        return mixed._replace(images=mixed.of(images))
+    keep = torch.ones(n, 1, h, w)
+    for i, share in enumerate(rng.beta(training.cutmix, training.cutmix, n)):
+        tall, wide = (math.sqrt(1 - share) * side / 2 for side in (h, w))
+        y, x = rng.uniform(0, h), rng.uniform(0, w)
+        top, bottom = (int(np.clip(round(v), 0, h)) for v in (y - tall, y + tall))
+        left, right = (int(np.clip(round(v), 0, w)) for v in (x - wide, x + wide))
+        keep[i, 0, top:bottom, left:right] = 0
+    pasted = keep * images + (1 - keep) * images[partner]
+    return Mixed(pasted.contiguous(memory_format=torch.channels_last), partner,
+                 keep.mean((1, 2, 3)))  # fmt: skip

@@ -38,7 +38,7 @@ from edgekd.options import (
     SubnetsOption,
     SupernetOption,
     TeacherEpochsOption,
-    TeacherOption,
+    TeachersOption,
     TeacherWeightsOption,
     TemperatureOption,
     result,
@@ -121,7 +121,7 @@ def teach(
 def shrink(
     profile: ProfilesOption = None,
     data_folder: DataOption = None,
-    teacher: TeacherOption = None,
+    teacher: TeachersOption = None,
     teacher_weights: TeacherWeightsOption = None,
     pretrained: PretrainedOption = False,
     no_teacher: NoTeacherOption = False,
@@ -158,15 +158,14 @@ def shrink(
     with show.tracker() as track:
         pixels = size or max(p.pixels for p in chosen)
         work = workplace.Workplace.open(runs_folder, data_folder, pixels, resize, seed, track)
-        guide = None
-        if not no_teacher:
-            guide = workplace.find_teacher(
-                work, teacher, training_of(None, epochs=teacher_epochs),
-                weights=teacher_weights, pretrained=pretrained,
-            )  # fmt: skip
-            show.say(f"teacher {guide.model}, {guide.folder}")
+        guides = [] if no_teacher else workplace.find_teachers(
+            work, teacher, training_of(None, epochs=teacher_epochs),
+            weights=teacher_weights, pretrained=pretrained,
+        )  # fmt: skip
+        for one in guides:
+            show.say(f"teacher {one.model}, {one.folder}")
         artifact = workplace.shrink(
-            work, chosen, guide, training,
+            work, chosen, guides, training,
             start=workplace.Start(start, start_weights, start_pretrained), schedule=schedule,
             force=force,
         )  # fmt: skip
@@ -233,7 +232,7 @@ def search(
 def distill(
     profile: ProfileOption = None,
     data_folder: DataOption = None,
-    teacher: TeacherOption = None,
+    teacher: TeachersOption = None,
     teacher_weights: TeacherWeightsOption = None,
     pretrained: PretrainedOption = False,
     no_teacher: NoTeacherOption = False,
@@ -280,19 +279,18 @@ def distill(
         workplace.check(chosen, student, folder)
         work = workplace.Workplace.open(runs_folder, data_folder, pixels, resize, seed, track)
         show.say(f"run {folder}: {work.folder}, {pixels} pixels")
-        guide = None
-        if not no_teacher:
-            guide = workplace.find_teacher(
-                work, teacher, training_of(None, epochs=teacher_epochs),
-                weights=teacher_weights, pretrained=pretrained,
-            )  # fmt: skip
-            show.say(f"teacher {guide.model}, {guide.folder}")
+        guides = [] if no_teacher else workplace.find_teachers(
+            work, teacher, training_of(None, epochs=teacher_epochs),
+            weights=teacher_weights, pretrained=pretrained,
+        )  # fmt: skip
+        for one in guides:
+            show.say(f"teacher {one.model}, {one.folder}")
         begin = workplace.Start(start, start_weights, start_pretrained)
         if student or chosen.student:
             pupil = workplace.pupil(work, student or chosen.student, begin)
         else:
             base = workplace.find_supernet(work, chosen, supernet) or workplace.shrink(
-                work, [chosen], guide, training_of(None, epochs=shrink_epochs),
+                work, [chosen], guides, training_of(None, epochs=shrink_epochs),
                 start=begin, schedule="sandwich",
             )  # fmt: skip
             show.say(f"supernet {base.model}, {base.folder}")
@@ -304,8 +302,8 @@ def distill(
             show.say(f"student {sought.chosen}")
             arch = seek.chosen_of(front, sought).arch
             pupil = workplace.Pupil(sought.chosen, arch, base)
-        artifact = workplace.distill(work, chosen, folder, guide, training, pupil, force=force)
-    result(as_json, artifact, show.artifact(artifact, guide))
+        artifact = workplace.distill(work, chosen, folder, guides, training, pupil, force=force)
+    result(as_json, artifact, show.artifact(artifact, *guides[:1]))
 
 
 @app.command()

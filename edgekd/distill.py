@@ -1,23 +1,18 @@
-"""teach() and distill(): a classifier learns from labels, and from a teacher's soft targets.
-
-loss = alpha_hard * CE(y, z_s) + (1 - alpha_hard) * T^2 * KL(softmax(z_t / T) || softmax(z_s / T))
-(hybrid supervision of arXiv 2508.15251 and 2502.15959, alpha on the hard term; T^2 after Hinton et
-al. 2015).
-"""
+"""teach() and distill(): a classifier learns from labels, and from what teachers say."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from edgekd import data, imaging, metrics, models
-from edgekd.augment import View, view
+from edgekd.augment import View, mix, view
+from edgekd.losses import Wanted, hybrid, wanted
 from edgekd.records import (
     Arch,
     Artifact,
@@ -32,7 +27,8 @@ from edgekd.records import (
     versions,
 )
 from edgekd.supernet import SubNet, recalibrate
-from edgekd.training import CHECKPOINT, Loss, as_session, classifier_judge, soft_loss, train
+from edgekd.targets import Targets
+from edgekd.training import CHECKPOINT, Loss, as_session, classifier_judge, train
 
 
 def teach(
@@ -48,18 +44,18 @@ def teach(
     track: Track = untracked,
 ) -> Artifact:
     """Train the timm network `model` on the labels alone; returns the teacher in folder `out`."""
-    training = training.model_copy(update={"alpha_hard": 1.0})
+    training = without_teacher(training)
     torch.manual_seed(seed)
     net = models.teacher(model, len(spec.classes), weights=weights, pretrained=pretrained)
     start = {"kind": "teacher", "model": model, "role": "teacher", "spec": spec}
     asked = settings(dataset, model, spec, training, seed=seed, weights=weights,
                      pretrained=pretrained)  # fmt: skip
-    return _run(net, None, dataset, out, start, asked, training, seed, track)
+    return _run(net, (), dataset, out, start, asked, training, seed, track)
 
 
 def distill(
     dataset: data.Dataset,
-    teacher: Artifact | None,
+    teachers: Sequence[Artifact],
     name: str,
     arch: Arch,
     spec: Spec,
@@ -68,21 +64,21 @@ def distill(
     training: Training,
     net: SubNet | None = None,
     origin: dict[str, str] | None = None,
+    replay: Path | None = None,
     seed: int = 0,
     track: Track = untracked,
 ) -> Artifact:
-    """Train the sub-net `arch` on labels and `teacher`'s soft targets (None: on labels alone).
+    """Train the sub-net `arch` on labels and `teachers`' soft targets (none: on labels alone).
+
+    What teachers say of a view of the images is kept under the folder `replay`, if it is given.
 
     It starts as `net`, cut out of a supernet (`origin` says which), with its batch norm
     recalibrated, and is judged so too ("cut_test_balanced_accuracy", ...); else from scratch.
     """
-    if teacher is None:
-        training = training.model_copy(update={"alpha_hard": 1.0})
-    else:
-        check_teacher(teacher, spec)
+    training = without_teacher(training) if not teachers else training
     torch.manual_seed(seed)
     found: dict[str, Metric] = {}
-    parents = {} if teacher is None else {"teacher": teacher.sha256}
+    parents = parents_of(teachers)
     make_folder(out)
     origin = origin or {}
     if net is None:
@@ -98,8 +94,19 @@ def distill(
             found |= {f"cut_{k}": v for k, v in scores.items()}
     start = {"kind": "student", "model": name, "role": "student", "spec": spec,
              "arch": arch, "parents": parents}  # fmt: skip
-    asked = settings(dataset, name, spec, training, seed=seed, teacher=teacher, origin=origin)
-    return _run(net, teacher, dataset, out, start, asked, training, seed, track, found)
+    asked = settings(dataset, name, spec, training, seed=seed, teachers=teachers, origin=origin)
+    return _run(net, teachers, dataset, out, start, asked, training, seed, track, found, replay)
+
+
+def without_teacher(training: Training) -> Training:
+    """The same settings with nothing that a teacher would have to say."""
+    alone = {"alpha_hard": 1.0, "attention": 0.0, "features": 0.0}
+    return training.model_copy(update=alone)
+
+
+def parents_of(teachers: Sequence[Artifact]) -> dict[str, str]:
+    """The first is "teacher", the second "teacher2", ...: sha256, for what learnt from them."""
+    return {f"teacher{i if i > 1 else ''}": t.sha256 for i, t in enumerate(teachers, 1)}
 
 
 def check_teacher(teacher: Artifact, spec: Spec) -> None:
@@ -115,7 +122,7 @@ def check_teacher(teacher: Artifact, spec: Spec) -> None:
 
 
 class Hybrid:
-    """Labels, and the soft targets of a teacher where there is one."""
+    """Labels, and what teachers say where there are any."""
 
     def __init__(
         self,
@@ -123,51 +130,67 @@ class Hybrid:
         labels: np.ndarray,
         spec: Spec,
         training: Training,
-        teacher: Artifact | None,
+        teachers: Sequence[Targets] = (),
+        seed: int = 0,
     ):
-        self.images, self.labels, self.spec, self.training = images, labels, spec, training
-        self.teacher = None
-        if teacher is not None and training.alpha_hard < 1:
-            self.teacher, self.teacher_size = models.load(teacher).net, teacher.spec.size
+        self.images, self.spec, self.training, self.seed = images, spec, training, seed
+        self.labels = torch.from_numpy(labels)
+        self.teachers = teachers
+        self.weights = None
+        if training.class_weights:
+            count = self.labels.bincount(minlength=len(spec.classes)).clamp_min(1)
+            self.weights = len(labels) / (len(count) * count.float())
+        self._waist: models.Waist | None = None
 
     def begin(self, net: nn.Module, epoch: int) -> bool:  # noqa: ARG002
-        """Nothing changes between epochs."""
+        """Nothing in the network changes between epochs; teachers are asked for what is new."""
+        for teacher in self.teachers:
+            teacher.begin(self.training.view(epoch))
         return False
 
-    def losses(
-        self,
-        net: nn.Module,
-        epoch: int,
-        step: int,  # noqa: ARG002
-        chosen: np.ndarray,
-    ) -> Iterator[Loss]:
+    def losses(self, net: nn.Module, epoch: int, step: int, chosen: np.ndarray) -> Iterator[Loss]:
         """The one loss of a step."""
-        images = self.images(self.spec.size, epoch, chosen)
-        soft_targets = self.soft_targets(images, epoch, chosen)
-        yield self.loss(net(images), chosen, [] if soft_targets is None else [soft_targets])
+        images, target = self.batch(self.spec.size, epoch, step, chosen)
+        if not (target.attention or target.embedding):
+            yield hybrid(net(images), target, self.training, self.weights)
+            return
+        if self._waist is None or self._waist.net is not net:
+            self._waist = models.Waist(net, self.spec.size)
+        logits, features, last = self._waist.answers(images)
+        yield hybrid(logits, target, self.training, self.weights, features, last)
 
-    def soft_targets(
-        self, images: torch.Tensor, epoch: int, chosen: np.ndarray
-    ) -> torch.Tensor | None:
-        """The teacher's logits of the same images, at its own size; None without a teacher."""
-        if self.teacher is None:
-            return None
-        if tuple(images.shape[2:]) != self.teacher_size:
-            images = self.images(self.teacher_size, epoch, chosen)
-        with torch.inference_mode():
-            logits = self.teacher(images)
-        return logits.clone()
+    def batch(
+        self, size: tuple[int, int], epoch: int, step: int, chosen: np.ndarray
+    ) -> tuple[torch.Tensor, Wanted]:
+        """The images of a step at a size, and what is wanted of them."""
+        view = self.training.view(epoch)
+        images = self.images(size, view, chosen)
+        said = [teacher.of(view, chosen, images) for teacher in self.teachers]
+        mixed = mix(images, self.training, self.seed, step)
+        labels, classes = self.labels[chosen], len(self.spec.classes)
+        target = wanted(labels, classes, said, self.training, mixed)
+        return (images if mixed is None else mixed.images), target
 
-    def loss(
-        self, logits: torch.Tensor, chosen: np.ndarray, soft_targets: list[torch.Tensor]
-    ) -> Loss:
-        """Hybrid supervision; several soft targets count equally, none leaves the labels alone."""
-        hard = F.cross_entropy(logits, torch.from_numpy(self.labels[chosen]))
-        if not soft_targets:
-            return Loss(hard, hard.item(), 0.0)
-        soft = torch.stack([soft_loss(logits, t, self.training) for t in soft_targets]).mean()
-        alpha = self.training.alpha_hard
-        return Loss(alpha * hard + (1 - alpha) * soft, hard.item(), soft.item())
+
+def asked_of(
+    teachers: Sequence[Artifact],
+    images: View,
+    dataset: data.Dataset,
+    spec: Spec,
+    training: Training,
+    seed: int,
+    root: Path | None,
+    track: Track = untracked,
+) -> list[Targets]:
+    """What each teacher says of the training split; kept under folder `root` where there is one."""
+    if training.alpha_hard == 1 and not (training.attention or training.features):
+        return []
+    for teacher in teachers:
+        check_teacher(teacher, spec)
+    seen = spec.model_dump(mode="json", exclude={"size", "classes"})
+    key = {"data": dataset.fingerprint, "spec": seen, "seed": seed}
+    count = len(dataset.splits["train"])
+    return [Targets(t, images, count, training, key, root, track) for t in teachers]
 
 
 def settings(
@@ -179,14 +202,14 @@ def settings(
     seed: int,
     weights: Path | None = None,
     pretrained: bool = False,
-    teacher: Artifact | None = None,
+    teachers: Sequence[Artifact] = (),
     origin: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """All that a training depends on, as plain data: equal settings, equal result."""
     asked = {
         "model": model,
         "weights": sha256(weights) if weights else ("hub" if pretrained else "none"),
-        "teacher": teacher.sha256 if teacher else "none",
+        "teacher": ",".join(t.sha256 for t in teachers) or "none",
         "data": dataset.fingerprint,
         "spec": spec.model_dump(mode="json"),
         "training": training.model_dump(mode="json"),
@@ -197,7 +220,7 @@ def settings(
 
 def _run(
     net: nn.Module,
-    teacher: Artifact | None,
+    teachers: Sequence[Artifact],
     dataset: data.Dataset,
     out: Path,
     start: dict[str, Any],
@@ -206,6 +229,7 @@ def _run(
     seed: int,
     track: Track,
     found: dict[str, Metric] | None = None,
+    replay: Path | None = None,
 ) -> Artifact:
     """Train (or go on training), keep the best network, judge it once on the test split."""
     make_folder(out)
@@ -216,7 +240,8 @@ def _run(
     judge = classifier_judge(
         data.load_pixels(val, spec, track), np.array([s.label for s in val]), spec
     )
-    objective = Hybrid(images, labels, spec, training, teacher)
+    said = asked_of(teachers, images, dataset, spec, training, seed, replay, track)
+    objective = Hybrid(images, labels, spec, training, said, seed)
     state = train(
         net, objective, judge, labels, out, training=training, asked=asked, seed=seed, track=track
     )

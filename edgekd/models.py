@@ -44,12 +44,18 @@ class Waist(nn.Module):
         self.layer = f"{name} {shape[1]}x{shape[2]}x{shape[3]}"
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: D102
+        logits, features, _ = self.answers(image)
+        return logits, features
+
+    def answers(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits, the explained map, and the last map, which the head sees (N, C', h', w')."""
         if isinstance(self.net, SubNet):
             maps = self.net.maps(image)
-            return self.net.head(maps[-1]), maps[self.index]
+            return self.net.head(maps[-1]), maps[self.index], maps[-1]
         final = self.net.forward_features(image)
         logits = self.net.forward_head(final)
-        return logits, _maps(self.net, image, final)[self.index]
+        maps = _maps(self.net, image, final)
+        return logits, maps[self.index], maps[-1]
 
 
 def _maps(net: Any, image: torch.Tensor, final: torch.Tensor | None = None) -> list:

@@ -91,9 +91,9 @@ StudentOption = Annotated[
     str | None,
     typer.Option("--student", help="A named OFA sub-net, or a folder with one; trained alone."),
 ]
-TeacherOption = Annotated[
-    str | None,
-    typer.Option("--teacher", help="timm name, or a folder that edgekd teach wrote."),
+TeachersOption = Annotated[
+    list[str] | None,
+    typer.Option("--teacher", help="timm name, or a folder that edgekd teach wrote; repeatable."),
 ]
 TeacherWeightsOption = Annotated[
     Path | None, typer.Option("--teacher-weights", help="Local checkpoint to start it from.")

@@ -81,6 +81,8 @@ def _first_mistake(error: ValidationError, cls: type[BaseModel]) -> str:
             inner = getattr(inner, "annotation", None)
             known = getattr(inner, "model_fields", {})
         return where + unknown("key", str(key), [k for k in known if k != "schema_version"])
+    if not mistake["loc"]:  # of the record as a whole
+        return mistake["msg"].removeprefix("Value error, ")
     given = "" if mistake["type"] == "missing" else f", got {mistake['input']!r}"
     return f"{where}{key}: {mistake['msg']}{given}"
 
@@ -210,6 +212,11 @@ class Metric(Record):
     high: float | None = None
 
 
+TEACHERS = r"^(equal|confidence|\d*\.?\d+(,\d*\.?\d+)*)$"
+AUGMENTATION = ("hflip", "vflip", "warp", "rotate_deg", "translate", "zoom", "brightness",
+                "contrast", "noise")  # fmt: skip
+
+
 class Training(Record):
     """How a network is trained: every setting of the one training loop."""
 
@@ -224,6 +231,16 @@ class Training(Record):
     )  # weight of the labels; 1 - alpha_hard: the teacher
     temperature: float = Field(default=4.0, gt=0)
     t_squared: bool = True  # soft loss times T^2 (Hinton et al. 2015); the papers do not say
+    views: int = Field(
+        default=8, ge=0
+    )  # augmentations of an image, taken in turn; a teacher sees each once. 0: new every epoch
+    teachers: str = Field(default="equal", pattern=TEACHERS)  # how several count
+    attention: float = Field(default=0.0, ge=0)  # weight of the teacher's spatial attention
+    features: float = Field(default=0.0, ge=0)  # weight of the likeness of images to each other
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    class_weights: bool = False  # the labels' loss as if all classes were equally frequent
+    mixup: float = Field(default=0.0, ge=0)  # of Beta(mixup, mixup); 0: off
+    cutmix: float = Field(default=0.0, ge=0)  # the same, for rectangles
     ema: float = Field(default=0.99, ge=0, lt=1)  # decay a step of the averaged weights; 0: off
     patience: int = Field(
         default=0, ge=0
@@ -238,6 +255,18 @@ class Training(Record):
     brightness: float = Field(default=0.1, ge=0, le=1)
     contrast: float = Field(default=0.1, ge=0, le=1)
     noise: float = Field(default=0.0, ge=0, le=1)  # standard deviation, pixels in [0, 1]
+
+    def view(self, epoch: int) -> int:
+        """Number of the augmentation that images have in an epoch."""
+        return epoch % self.views if self.views else epoch
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Training:
+        if self.cutmix and self.attention:
+            raise ValueError("attention cannot be cut and pasted: set cutmix or attention to 0")
+        if self.cutmix and self.mixup:
+            raise ValueError("mixup and cutmix exclude each other: set one to 0")
+        return self
 
 
 class Artifact(Stored):

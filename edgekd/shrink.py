@@ -20,7 +20,8 @@ from torch import nn
 
 from edgekd import data, models, spaces
 from edgekd.augment import view
-from edgekd.distill import Hybrid, check_teacher, settings
+from edgekd.distill import Hybrid, asked_of, parents_of, settings
+from edgekd.losses import hybrid
 from edgekd.records import (
     Arch,
     Artifact,
@@ -123,6 +124,7 @@ class Shrinking(Hybrid):
 
     def begin(self, net: nn.Module, epoch: int) -> bool:
         """Order the channels before a phase that narrows the blocks."""
+        super().begin(net, epoch)
         phase, first = self.plan.phase(epoch)
         if not (phase.sort and first):
             return False
@@ -134,19 +136,16 @@ class Shrinking(Hybrid):
         """One loss a sub-net; divided by their number, so that the rate means the same."""
         archs = self.plan.archs(epoch, step)
         largest = spaces.uniform(self.plan.space, "max", archs[0].resolution)
-        images = self.images((largest.resolution,) * 2, epoch, chosen)
-        teacher = self.soft_targets(images, epoch, chosen)
-        guides = [] if teacher is None else [teacher]
+        images, alone = self.batch((largest.resolution,) * 2, epoch, step, chosen)
+        target, t = alone, self.training.temperature
         if largest not in archs:
             with torch.no_grad():
-                guides.append(net(images))
+                target = alone.joined(net(images), t)
         for arch in archs:
             logits = net(images, arch)
-            loss = self.loss(logits, chosen, guides)
+            loss = hybrid(logits, target, self.training, self.weights)
             if arch == largest and len(archs) > 1:
-                guides = (
-                    [*guides[:1], logits.detach()] if teacher is not None else [logits.detach()]
-                )
+                target = alone.joined(logits.detach(), t)
             yield loss._replace(total=loss.total / len(archs))
 
 
@@ -186,7 +185,8 @@ def shrink(
     training: Training,
     start: dict[str, str],
     schedule: str = "sandwich",
-    teacher: Artifact | None = None,
+    teachers: Sequence[Artifact] = (),
+    replay: Path | None = None,
     seed: int = 0,
     track: Track = untracked,
 ) -> Artifact:
@@ -195,13 +195,11 @@ def shrink(
     `spec` is that of the largest resolution; `start` says what `net` was filled with. Every epoch
     the smallest and the largest sub-net are judged on the validation split.
     """
-    if teacher is not None:
-        check_teacher(teacher, spec)
     make_folder(out)
     plan = Plan(net.space, tuple(sorted(resolutions)), schedule, training.epochs, seed)
     asked = shrink_settings(
         dataset, net.space, spec, training,
-        resolutions=resolutions, start=start, schedule=schedule, teacher=teacher, seed=seed,
+        resolutions=resolutions, start=start, schedule=schedule, teachers=teachers, seed=seed,
     )  # fmt: skip
     samples = dataset.splits["train"]
     labels = np.array([s.label for s in samples])
@@ -215,7 +213,8 @@ def shrink(
         found = {f"{k}_{e}": v for e, figures in ends.items() for k, v in figures.items()}
         return {"loss": (found["loss_min"] + found["loss_max"]) / 2} | found
 
-    objective = Shrinking(plan, images, labels, spec, training, teacher)
+    said = asked_of(teachers, images, dataset, spec, training, seed, replay, track)
+    objective = Shrinking(plan, images, labels, spec, training, said, seed)
     torch.manual_seed(seed)
     state = train(
         net, objective, judge, labels, out, training=training, asked=asked, seed=seed, track=track
@@ -229,7 +228,7 @@ def shrink(
         role="student",
         files={models.WEIGHTS: sha256(out / models.WEIGHTS)},
         spec=spec,
-        parents={} if teacher is None else {"teacher": teacher.sha256},
+        parents=parents_of(teachers),
         params=params,
         macs=macs,
         metrics={f"val_{k}": Metric(value=v) for k, v in found.items()},
@@ -252,9 +251,9 @@ def shrink_settings(
     resolutions: Sequence[int],
     start: dict[str, str],
     schedule: str,
-    teacher: Artifact | None,
+    teachers: Sequence[Artifact],
     seed: int,
 ) -> dict[str, Any]:
     """All that a supernet depends on, as plain data."""
-    asked = settings(dataset, space, spec, training, seed=seed, teacher=teacher)
+    asked = settings(dataset, space, spec, training, seed=seed, teachers=teachers)
     return asked | start | {"resolutions": sorted(resolutions), "schedule": schedule}

@@ -197,16 +197,6 @@ def _step(
     return float(total), float(hard), float(soft)
 
 
-def soft_loss(student: torch.Tensor, teacher: torch.Tensor, training: Training) -> torch.Tensor:
-    """KL(softmax(z_t / T) || softmax(z_s / T)), mean over images, times T^2 where asked."""
-    t = training.temperature
-    kl = F.kl_div(
-        F.log_softmax(student / t, 1), F.log_softmax(teacher / t, 1),
-        reduction="batchmean", log_target=True,
-    )  # fmt: skip
-    return kl * t * t if training.t_squared else kl
-
-
 def as_session(net: nn.Module):
     """A torch classifier as a Session without a feature map, for metrics."""
 

@@ -67,7 +67,7 @@ def teach(
         raise EdgeKDError(f"no weights file {weights}: give a .safetensors or .pth file")
     if weights is not None or pretrained:
         training = _gentler(training)
-    training = training.model_copy(update={"alpha_hard": 1.0})
+    training = loop.without_teacher(training)
     asked = loop.settings(
         work.dataset, model, work.spec, training,
         seed=work.seed, weights=weights, pretrained=pretrained,
@@ -112,6 +112,28 @@ def find_teacher(
     return teach(work, name, training, weights=weights, pretrained=pretrained)
 
 
+def find_teachers(
+    work: Workplace,
+    named: Sequence[str] | None,
+    training: Training,
+    *,
+    weights: Path | None,
+    pretrained: bool,
+) -> list[Artifact]:
+    """Every teacher that was named, as `find_teacher` finds one; one where none was."""
+    if named and len(named) > 1 and weights:
+        raise EdgeKDError(
+            "--teacher-weights is the file of one teacher, several are named: "
+            "edgekd teach each, and give their folders"
+        )
+    names: Sequence[str | None] = named or [None]
+    found = [find_teacher(work, name, training, weights=weights, pretrained=pretrained)
+             for name in names]  # fmt: skip
+    if len({t.sha256 for t in found}) < len(found):
+        raise EdgeKDError(f"the same teacher twice: {', '.join(t.model for t in found)}")
+    return found
+
+
 class Start(NamedTuple):
     """What weights a supernet, or a sub-net alone, has before it is trained."""
 
@@ -154,7 +176,7 @@ class Pupil(NamedTuple):
 def shrink(
     work: Workplace,
     profiles: Sequence[Profile],
-    teacher: Artifact | None,
+    teachers: Sequence[Artifact],
     training: Training,
     *,
     start: Start,
@@ -171,11 +193,11 @@ def shrink(
     start = start.found()
     if start.model != "scratch":
         training = _gentler(training, lr=1e-3, epochs=12)
-    if teacher is None:
-        training = training.model_copy(update={"alpha_hard": 1.0})
+    if training.attention or training.features:
+        raise EdgeKDError("attention and features guide one student: leave them out of shrinking")
     asked = loop.shrink_settings(
         work.dataset, space, work.spec, training, resolutions=resolutions,
-        start=start.settings(), schedule=schedule, teacher=teacher, seed=work.seed,
+        start=start.settings(), schedule=schedule, teachers=teachers, seed=work.seed,
     )  # fmt: skip
     folder = runs.own_folder(work.root, work.dataset, "supernet", space, work.spec, asked)
     made = runs.finished(folder, asked, force=force)
@@ -188,7 +210,8 @@ def shrink(
     return loop.shrink(
         work.dataset, net, work.spec, folder,
         resolutions=resolutions, training=training, start=start.settings(), schedule=schedule,
-        teacher=teacher, seed=work.seed, track=work.track,
+        teachers=teachers, replay=runs.shared(work.root, work.dataset), seed=work.seed,
+        track=work.track,
     )  # fmt: skip
 
 
@@ -256,7 +279,7 @@ def distill(
     work: Workplace,
     profile: Profile,
     folder: Path,
-    teacher: Artifact | None,
+    teachers: Sequence[Artifact],
     training: Training,
     pupil: Pupil,
     *,
@@ -273,24 +296,23 @@ def distill(
         origin = pupil.start.settings()
     if origin:
         training = _gentler(training)
-    if teacher is None:
-        training = training.model_copy(update={"alpha_hard": 1.0})
+    training = training if teachers else loop.without_teacher(training)
     asked = loop.settings(
-        work.dataset, pupil.name, spec, training, seed=work.seed, teacher=teacher, origin=origin
+        work.dataset, pupil.name, spec, training, seed=work.seed, teachers=teachers, origin=origin
     )
     made = runs.finished(folder / "student", asked, force=force)
     run = runs.Run(
         profile=profile,
         data=str(work.folder.resolve()),
         spec=spec,
-        teacher=str(teacher.folder.resolve()) if teacher else "",
+        teacher=str(teachers[0].folder.resolve()) if teachers else "",
         seed=work.seed,
     )
     runs.begin(work.root, folder, run)
     return made or loop.distill(
-        work.dataset, teacher, pupil.name, pupil.arch, spec, folder / "student",
+        work.dataset, teachers, pupil.name, pupil.arch, spec, folder / "student",
         training=training, net=_cut(work, pupil) if origin else None, origin=origin,
-        seed=work.seed, track=work.track,
+        replay=runs.shared(work.root, work.dataset), seed=work.seed, track=work.track,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from edgekd import data, distill, supernet, training
 from edgekd.records import Artifact, EdgeKDError, Spec, Training
+from edgekd.targets import Said
 
 SIZE = (32, 32)
 TINY = "test_resnet"  # timm's smallest
@@ -29,18 +30,6 @@ def weights(artifact):
     return (artifact.folder / "model.safetensors").read_bytes()
 
 
-def test_the_soft_loss_by_hand():
-    """Teacher (3/4, 1/4), student (1/4, 3/4): KL = 1/2 ln 3 at T = 1."""
-    ln3 = math.log(3)
-    student, teacher = torch.tensor([[0.0, ln3]]), torch.tensor([[ln3, 0.0]])
-    one = distill.soft_loss(student, teacher, Training(temperature=1))
-    assert one.item() == pytest.approx(0.5 * ln3)
-    warm = distill.soft_loss(student * 2, teacher * 2, Training(temperature=2))
-    assert warm.item() == pytest.approx(4 * 0.5 * ln3)
-    plain = distill.soft_loss(student * 2, teacher * 2, Training(temperature=2, t_squared=False))
-    assert plain.item() == pytest.approx(0.5 * ln3)
-
-
 class Constant(nn.Module):
     """Says the same of every image; its logits are its only weights."""
 
@@ -50,6 +39,19 @@ class Constant(nn.Module):
 
     def forward(self, image):
         return self.logits.expand(len(image), -1)
+
+
+class Saying:
+    """A teacher who always says the same."""
+
+    def __init__(self, said):
+        self.said = said
+
+    def begin(self, view):
+        pass
+
+    def of(self, view, chosen, images):
+        return self.said
 
 
 @pytest.mark.parametrize(("alpha", "winner"), [(0.0, 1), (1.0, 0)])
@@ -63,8 +65,8 @@ def test_alpha_hard_weighs_the_labels(alpha, winner):
     def images(size, epoch, chosen):
         return torch.zeros(len(chosen), 3, *size)
 
-    objective = distill.Hybrid(images, np.zeros(4, int), spec, asked, None)
-    objective.teacher, objective.teacher_size = Constant(-3.0, 3.0), (8, 8)
+    teacher = Saying(Said(torch.tensor([[-3.0, 3.0]]).repeat(4, 1)))
+    objective = distill.Hybrid(images, np.zeros(4, int), spec, asked, [teacher])
     for _ in range(20):
         loss, hard, soft = training._step(state, objective, 0, np.arange(4), 0.2)
         assert loss == pytest.approx(alpha * hard + (1 - alpha) * soft)
@@ -120,7 +122,7 @@ def test_a_student_learns_from_a_teacher(dataset, spec, tmp_path):
     teacher = teach(dataset, spec, tmp_path / "teacher", epochs=1)
     name, arch = supernet.named("cpu_lat@10ms")
     student = distill.distill(
-        dataset, teacher, name, arch, spec, tmp_path / "student",
+        dataset, [teacher], name, arch, spec, tmp_path / "student",
         training=Training(epochs=1, batch=24),
     )  # fmt: skip
     assert student.parents == {"teacher": teacher.sha256}
@@ -132,7 +134,7 @@ def test_a_student_learns_from_a_teacher(dataset, spec, tmp_path):
     assert line["soft"] > 0
     with pytest.raises(EdgeKDError, match="sees resize stretch, not pad"):
         distill.distill(
-            dataset, teacher, name, arch, spec.model_copy(update={"resize": "pad"}),
+            dataset, [teacher], name, arch, spec.model_copy(update={"resize": "pad"}),
             tmp_path / "other", training=Training(epochs=1),
         )  # fmt: skip
 
@@ -146,7 +148,9 @@ def test_a_student_may_see_smaller_pictures_than_its_teacher(dataset, spec, tmp_
         seen.append(size)
         return torch.zeros(len(chosen), 3, *size)
 
-    objective = distill.Hybrid(images, np.zeros(9, int), small, Training(), teacher)
+    training = Training()
+    said = distill.asked_of([teacher], images, dataset, small, training, 0, None)
+    objective = distill.Hybrid(images, np.zeros(9, int), small, training, said)
     net = supernet.build(supernet.named("cpu_lat@10ms")[1], 3)
     (loss,) = objective.losses(net, 0, 0, np.arange(2))
     assert seen == [(24, 24), (32, 32)]

@@ -26,7 +26,7 @@ def work(phantoms, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def supernet(work):
-    return workplace.shrink(work, [BOX], None, Training(epochs=1, batch=16), start=Start(),
+    return workplace.shrink(work, [BOX], [], Training(epochs=1, batch=16), start=Start(),
                             schedule="sandwich")  # fmt: skip
 
 

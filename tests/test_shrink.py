@@ -66,14 +66,14 @@ def test_progressive_shrinking_opens_one_dimension_after_the_other():
     assert {a.depth[-1] for archs in drawn.values() for a in archs} == {1}
 
 
-def objective(spec, schedule="sandwich", teacher=None, training=None, epochs=8):
+def objective(spec, schedule="sandwich", training=None, epochs=8):
     def images(size, epoch, chosen):
         torch.manual_seed(0)
         return torch.randn(len(chosen), 3, *size)
 
     labels = np.arange(12) % 3
     training = training or Training()
-    return shrink.Shrinking(plan(schedule, epochs), images, labels, spec, training, teacher)
+    return shrink.Shrinking(plan(schedule, epochs), images, labels, spec, training)
 
 
 def test_small_sub_nets_learn_from_labels_and_the_largest(spec):

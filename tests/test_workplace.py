@@ -26,7 +26,7 @@ def place(phantoms, runs, pixels=40):
 
 def shrunk(work, *profiles, training=ONCE, start=Start(), schedule="sandwich"):  # noqa: B008
     return workplace.shrink(
-        work, profiles or [profile()], None, training, start=start, schedule=schedule
+        work, profiles or [profile()], [], training, start=start, schedule=schedule
     )
 
 
@@ -159,7 +159,7 @@ def test_a_published_sub_net_starts_from_its_file(phantoms, tmp_path, official):
     work = place(phantoms, tmp_path / "runs")
     pupil = workplace.pupil(work, name, Start("ofa", tmp_path / "net"))
     made = workplace.distill(
-        work, profile(), tmp_path / "runs" / "box", None,
+        work, profile(), tmp_path / "runs" / "box", [],
         Training(epochs=1, batch=32, lr=1e-12, weight_decay=0), pupil, force=False,
     )  # fmt: skip
     assert made.settings["start"] == "ofa"

@@ -1,0 +1,169 @@
+"""Teachers are asked once for a view of the images, and what they said is replayed."""
+
+import numpy as np
+import pytest
+import torch
+
+from edgekd import data, distill, losses, models, supernet, targets, training
+from edgekd.augment import view
+from edgekd.records import EdgeKDError, Spec, Training
+from edgekd.targets import Targets, attention
+
+TINY = "test_resnet"
+HINTS = {"attention": 1.0, "features": 1.0}
+
+
+@pytest.fixture(scope="module")
+def dataset(phantoms):
+    return data.open_dataset(phantoms)
+
+
+@pytest.fixture(scope="module")
+def spec(dataset):
+    return Spec(classes=dataset.classes, size=(32, 32), channels="grey")
+
+
+@pytest.fixture(scope="module")
+def teacher(dataset, spec, tmp_path_factory):
+    out = tmp_path_factory.mktemp("teacher")
+    return distill.teach(dataset, TINY, spec, out, training=Training(epochs=1))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """How many images teachers were asked for."""
+    count, say = [], Targets._say
+
+    def counted(self, images):
+        count.append(len(images))
+        return say(self, images)
+
+    monkeypatch.setattr(Targets, "_say", counted)
+    return count
+
+
+def said(dataset, spec, teacher, root, **change):
+    settings = Training(**{"views": 2} | change)
+    images = view(dataset.splits["train"], spec, settings, 0)
+    (found,) = distill.asked_of([teacher], images, dataset, spec, settings, 0, root)
+    return found, images
+
+
+def test_what_is_replayed_is_what_the_teacher_says(dataset, spec, teacher, tmp_path):
+    found, images = said(dataset, spec, teacher, tmp_path, **HINTS)
+    net = models.load(teacher)
+    chosen = np.array([5, 0, 33])
+    for number in (0, 1):
+        found.begin(number)
+        answer = found.of(number, chosen, images(spec.size, number, chosen))
+        with torch.inference_mode():
+            logits, features, last = net.answers(images(teacher.spec.size, number, chosen))
+        torch.testing.assert_close(answer.logits, logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(answer.attention, attention(features), atol=1e-3, rtol=0)
+        torch.testing.assert_close(answer.embedding, last.mean((2, 3)), atol=1e-2, rtol=1e-2)
+    assert not torch.equal(found.of(0, chosen, None).logits, answer.logits)
+
+
+def test_each_view_is_asked_for_once_whoever_asks(dataset, spec, teacher, tmp_path, asked):
+    count = len(dataset.splits["train"])
+    for student in range(2):  # two trainings on the same data, with other batches
+        found, _ = said(dataset, spec, teacher, tmp_path, batch=8 + student)
+        for epoch in range(6):
+            found.begin(Training(views=2).view(epoch))
+    assert sum(asked) == 2 * count + 1  # one more to see the shapes
+    said(dataset, spec, teacher, tmp_path, noise=0.1)[0].begin(0)  # other pictures
+    assert sum(asked) == 3 * count + 2
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_stopped_in_the_middle_it_asks_for_the_rest(dataset, spec, teacher, tmp_path, asked,
+                                                    monkeypatch):  # fmt: skip
+    monkeypatch.setattr(targets, "CHUNK", 16)
+    whole, _ = said(dataset, spec, teacher, tmp_path / "whole")
+    whole.begin(0)
+    found, _ = said(dataset, spec, teacher, tmp_path / "cut")
+
+    def stopped(items, what, total=None):
+        yield items[0]
+        raise KeyboardInterrupt
+
+    found.track = stopped
+    with pytest.raises(KeyboardInterrupt):
+        found.begin(0)
+    asked.clear()
+    again, _ = said(dataset, spec, teacher, tmp_path / "cut")
+    again.begin(0)
+    assert sum(asked) == len(dataset.splits["train"]) - 16
+    everyone = np.arange(len(dataset.splits["train"]))
+    assert torch.equal(again.of(0, everyone, None).logits, whole.of(0, everyone, None).logits)
+
+
+def test_a_damaged_array_is_told(dataset, spec, teacher, tmp_path):
+    found, _ = said(dataset, spec, teacher, tmp_path)
+    found.begin(0)
+    path = next(tmp_path.glob("*/logits.npy"))
+    path.write_bytes(path.read_bytes()[:64])
+    again, _ = said(dataset, spec, teacher, tmp_path)
+    with pytest.raises(EdgeKDError, match="delete"):
+        again.begin(0)
+
+
+def student(dataset, spec, guides, out, **change):
+    name, arch = supernet.named("cpu_lat@10ms")
+    settings = {"epochs": 4, "batch": 14, "views": 2} | change
+    return distill.distill(
+        dataset, guides, name, arch, spec, out / "student",
+        training=Training(**settings), replay=out / "replay",
+    )  # fmt: skip
+
+
+def weights(made):
+    return (made.folder / "model.safetensors").read_bytes()
+
+
+def test_killed_three_times_gives_the_same_weights(dataset, spec, teacher, tmp_path, monkeypatch):
+    whole = student(dataset, spec, [teacher], tmp_path / "whole", **HINTS)
+    step, left = training._step, [4, 5, 2]
+
+    def dying(*args):
+        if left and not left[0]:
+            del left[0]
+            raise KeyboardInterrupt
+        if left:
+            left[0] -= 1
+        return step(*args)
+
+    monkeypatch.setattr(training, "_step", dying)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            student(dataset, spec, [teacher], tmp_path / "cut", **HINTS)
+    cut = student(dataset, spec, [teacher], tmp_path / "cut", **HINTS)
+    assert weights(cut) == weights(whole)
+    # What another training left behind changes nothing either.
+    (tmp_path / "cut" / "replay").rename(tmp_path / "next")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "next").rename(tmp_path / "other" / "replay")
+    assert weights(student(dataset, spec, [teacher], tmp_path / "other", **HINTS)) == weights(whole)
+
+
+def test_hints_are_learnt(dataset, spec, teacher, tmp_path):
+    """Attention nearer to the teacher's with the hint than without."""
+
+    def apart(made):
+        images = view(dataset.splits["train"], spec, Training(), 0)(spec.size, 0, np.arange(42))
+        with torch.inference_mode():
+            own, its = (models.load(m).answers(images)[1] for m in (made, teacher))
+        return losses.attention_loss(own, [attention(its)]).item()
+
+    common = {"epochs": 6, "ema": 0.0, "lr": 5e-3}
+    plain = student(dataset, spec, [teacher], tmp_path / "plain", **common)
+    hinted = student(dataset, spec, [teacher], tmp_path / "hinted", attention=10.0, **common)
+    assert apart(hinted) < 0.8 * apart(plain)
+
+
+def test_two_teachers_are_both_asked_and_named(dataset, spec, teacher, tmp_path):
+    other = distill.teach(dataset, TINY, spec, tmp_path / "t", training=Training(epochs=1), seed=1)
+    made = student(dataset, spec, [teacher, other], tmp_path, epochs=1, teachers="confidence",
+                   mixup=0.2)  # fmt: skip
+    assert made.parents == {"teacher": teacher.sha256, "teacher2": other.sha256}
+    assert len(list((tmp_path / "replay").iterdir())) == 2
