@@ -46,7 +46,7 @@ def teach(
     """Train the timm network `model` on the labels alone; returns the teacher in folder `out`."""
     training = without_teacher(training)
     torch.manual_seed(seed)
-    net = models.teacher(model, len(spec.classes), weights=weights, pretrained=pretrained)
+    net = models.classifier(model, len(spec.classes), weights=weights, pretrained=pretrained)
     start = {"kind": "teacher", "model": model, "role": "teacher", "spec": spec}
     asked = settings(dataset, model, spec, training, seed=seed, weights=weights,
                      pretrained=pretrained)  # fmt: skip
@@ -57,7 +57,7 @@ def distill(
     dataset: data.Dataset,
     teachers: Sequence[Artifact],
     name: str,
-    arch: Arch,
+    arch: Arch | None,
     spec: Spec,
     out: Path,
     *,
@@ -68,7 +68,9 @@ def distill(
     seed: int = 0,
     track: Track = untracked,
 ) -> Artifact:
-    """Train the sub-net `arch` on labels and `teachers`' soft targets (none: on labels alone).
+    """Train a student on labels and `teachers`' soft targets (none: on labels alone).
+
+    It is the sub-net `arch`, or the network `name` where that is None.
 
     What teachers say of a view of the images is kept under the folder `replay`, if it is given.
 
@@ -82,8 +84,10 @@ def distill(
     make_folder(out)
     origin = origin or {}
     if net is None:
-        net = models.student(arch, len(spec.classes))
+        student = models.student(arch, len(spec.classes)) if arch else None
+        trained = student or models.classifier(name, len(spec.classes))
     else:
+        trained = net
         parents |= {k: v for k, v in origin.items() if k == "supernet"}
         samples = dataset.splits["train"]
         images = view(samples, spec, training, seed)
@@ -95,7 +99,7 @@ def distill(
     start = {"kind": "student", "model": name, "role": "student", "spec": spec,
              "arch": arch, "parents": parents}  # fmt: skip
     asked = settings(dataset, name, spec, training, seed=seed, teachers=teachers, origin=origin)
-    return _run(net, teachers, dataset, out, start, asked, training, seed, track, found, replay)
+    return _run(trained, teachers, dataset, out, start, asked, training, seed, track, found, replay)
 
 
 def without_teacher(training: Training) -> Training:

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from edgekd import checkpoints, spaces, warmstart
+from edgekd import checkpoints, plain, spaces, warmstart
 from edgekd.augment import View
 from edgekd.records import Arch, Artifact, EdgeKDError, unknown
 from edgekd.supernet import SubNet, Supernet, build
@@ -81,6 +81,38 @@ def _as_nchw(net: Any, x: torch.Tensor) -> torch.Tensor:
     return x.permute(0, 3, 1, 2) if getattr(net, "output_fmt", "NCHW") == "NHWC" else x
 
 
+ALIASES = {  # names of the papers -> timm's
+    "autoformerv2-t": "swin_s3_tiny_224",
+    "visformer-s": "visformer_small",
+}
+FIVE = "five-convolutions"
+
+
+def known(name: str) -> bool:
+    """Whether `classifier` makes a network of that name."""
+    import timm
+
+    fewer = plain.FEWER.fullmatch(name)
+    base = fewer[1] if fewer else name
+    return name == FIVE or timm.is_model(ALIASES.get(base, base))
+
+
+def classifier(
+    name: str, classes: int, *, weights: Path | None = None, pretrained: bool = False
+) -> nn.Module:
+    """A network by name: timm's, a paper's alias, `five-convolutions`, or `NAME:K`, its first K
+    stages; the last two from scratch.
+    """
+    fewer = plain.FEWER.fullmatch(name)
+    if not (fewer or name == FIVE):
+        return teacher(ALIASES.get(name, name), classes, weights=weights, pretrained=pretrained)
+    if weights or pretrained:
+        raise EdgeKDError(f"{name} begins from scratch: there are no weights of it")
+    if fewer:
+        return plain.fewer_layers(ALIASES.get(fewer[1], fewer[1]), int(fewer[2]), classes)
+    return plain.five_convolutions(classes)
+
+
 def teacher(
     name: str, classes: int, *, weights: Path | None = None, pretrained: bool = False
 ) -> nn.Module:
@@ -137,6 +169,11 @@ def _fill(net: Any, state: dict[str, torch.Tensor], source: Path) -> None:
     """Load `state` into `net`; only a classifier of another size may stay as it is initialised."""
     if "_conv_stem.weight" in state:
         state = _rename_efficientnet(state, net)
+    if "head.weight" in state and type(net).__name__ == "SwinTransformer":
+        # The authors' names, of Swin and AutoFormerV2 (S3): a stage ends with what timm's begins.
+        from timm.models.swin_transformer import checkpoint_filter_fn
+
+        state = checkpoint_filter_fn(state, net)
     own = net.state_dict()
     head = net.get_classifier()
     heads = {k for k in own if any(own[k] is p for p in head.state_dict().values())}
@@ -243,7 +280,7 @@ def load(artifact: Artifact) -> Waist:
     if artifact.arch:
         net = build(artifact.arch, classes, mix_bias="feature_mix_layer.conv.bias" in state)
     else:
-        net = teacher(artifact.model, classes)
+        net = classifier(artifact.model, classes)
     net.load_state_dict(state)
     return Waist(net, artifact.spec.size).eval()
 

@@ -89,7 +89,11 @@ BatchOption = Annotated[
 ]
 StudentOption = Annotated[
     str | None,
-    typer.Option("--student", help="A named OFA sub-net, or a folder with one; trained alone."),
+    typer.Option(
+        "--student",
+        help="Trained alone: a named OFA sub-net, a folder with one, five-convolutions, a timm "
+        "name, or NAME:K, its first K stages.",
+    ),
 ]
 TeachersOption = Annotated[
     list[str] | None,

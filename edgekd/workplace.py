@@ -165,10 +165,10 @@ class Start(NamedTuple):
 
 
 class Pupil(NamedTuple):
-    """The sub-net to be distilled, and where its weights come from."""
+    """The student to be distilled, and where its weights come from."""
 
     name: str
-    arch: Arch
+    arch: Arch | None  # None: a network of that name, which is no sub-net
     supernet: Artifact | None = None
     start: Start = Start()
 
@@ -251,9 +251,13 @@ def _fitting(supernet: Artifact, profile: Profile, work: Workplace) -> Artifact:
 
 
 def pupil(work: Workplace, student: str, start: Start) -> Pupil:
-    """The sub-net that `student` names, or whose record is in that folder, at this size."""
+    """What `student` names or the sub-net in that folder, at this size."""
     folder = Path(student)
     if not (folder / Artifact.FILE).exists():
+        if not _is_subnet(student):
+            if start.model != "scratch":
+                raise EdgeKDError(f"{student} begins from scratch: --start is for sub-nets")
+            return Pupil(student, None)
         name, arch = spaces.named(student)
         start = start.official(name) if start.model == "ofa" else start.found()
         return Pupil(name, arch.model_copy(update={"resolution": work.spec.size[0]}), None, start)
@@ -263,6 +267,19 @@ def pupil(work: Workplace, student: str, start: Start) -> Pupil:
     return Pupil(made.model, made.arch, None, start.found())
 
 
+def _is_subnet(student: str) -> bool:
+    """Whether it names one; False for another network, EdgeKDError for neither."""
+    try:
+        spaces.named(student)
+    except EdgeKDError:
+        from edgekd import models
+
+        if models.known(student):
+            return False
+        raise
+    return True
+
+
 def check(profile: Profile, student: str | None, folder: Path) -> None:
     """EdgeKDError at once for what would only be found after a teacher was taught."""
     from edgekd import runtimes
@@ -270,7 +287,7 @@ def check(profile: Profile, student: str | None, folder: Path) -> None:
     runtimes.check(profile.runtime)
     named = student or profile.student
     if named and not Path(named).is_dir():
-        spaces.named(named)
+        _is_subnet(named)
     spaces.space_of(profile.space)
     make_folder(folder)
 
@@ -288,7 +305,9 @@ def distill(
     """The run's student, trained now (or further) unless it is there already."""
     from edgekd import distill as loop
 
-    spec = work.spec.model_copy(update={"size": (pupil.arch.resolution,) * 2})
+    spec = work.spec
+    if pupil.arch is not None:
+        spec = spec.model_copy(update={"size": (pupil.arch.resolution,) * 2})
     origin: dict[str, str] = {}
     if pupil.supernet is not None:
         origin = {"supernet": pupil.supernet.sha256}
@@ -311,21 +330,22 @@ def distill(
     runs.begin(work.root, folder, run)
     return made or loop.distill(
         work.dataset, teachers, pupil.name, pupil.arch, spec, folder / "student",
-        training=training, net=_cut(work, pupil) if origin else None, origin=origin,
+        training=training, net=_cut(work, pupil, pupil.arch) if origin and pupil.arch else None,
+        origin=origin,
         replay=runs.shared(work.root, work.dataset), seed=work.seed, track=work.track,
     )  # fmt: skip
 
 
-def _cut(work: Workplace, pupil: Pupil) -> SubNet:
+def _cut(work: Workplace, pupil: Pupil, arch: Arch) -> SubNet:
     """The pupil with its weights of a supernet, trained or just begun."""
     from edgekd import models
 
     if pupil.supernet is not None:
-        return models.load_supernet(pupil.supernet).extract(pupil.arch)
+        return models.load_supernet(pupil.supernet).extract(arch)
     start = pupil.start
     if start.model == "ofa" and start.weights is not None:
-        return models.published(pupil.arch, len(work.spec.classes), start.weights, work.seed)
+        return models.published(arch, len(work.spec.classes), start.weights, work.seed)
     return models.supernet(
-        pupil.arch.space, len(work.spec.classes), start=start.model, weights=start.weights,
+        arch.space, len(work.spec.classes), start=start.model, weights=start.weights,
         pretrained=start.pretrained, seed=work.seed,
-    ).extract(pupil.arch)  # fmt: skip
+    ).extract(arch)  # fmt: skip

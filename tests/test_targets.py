@@ -147,7 +147,7 @@ def test_killed_three_times_gives_the_same_weights(dataset, spec, teacher, tmp_p
 
 
 def test_hints_are_learnt(dataset, spec, teacher):
-    """Steps on the same images: both hints come nearer where they count, and not where they do not."""
+    """Steps on the same images: each hint comes nearer where it counts."""
 
     def after(**hints):
         torch.manual_seed(0)
