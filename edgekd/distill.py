@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgekd import data, imaging, metrics, models
+from edgekd import compute, data, imaging, metrics, models
 from edgekd.augment import View, mix, view
 from edgekd.losses import Wanted, hybrid, wanted
 from edgekd.records import (
@@ -138,42 +138,51 @@ class Hybrid:
         seed: int = 0,
     ):
         self.images, self.spec, self.training, self.seed = images, spec, training, seed
-        self.labels = torch.from_numpy(labels)
-        self.teachers = teachers
+        self.labels, self.teachers, self.precision = torch.from_numpy(labels), teachers, "fp32"
+        self.place = compute.here()
+        if training.features and self.place.world > 1:
+            raise EdgeKDError("features compare a whole batch: train with them in one process")
         self.weights = None
         if training.class_weights:
             count = self.labels.bincount(minlength=len(spec.classes)).clamp_min(1)
-            self.weights = len(labels) / (len(count) * count.float())
+            self.weights = (len(labels) / (len(count) * count.float())).to(self.place.device)
         self._waist: models.Waist | None = None
 
     def begin(self, net: nn.Module, epoch: int) -> bool:  # noqa: ARG002
         """Nothing in the network changes between epochs; teachers are asked for what is new."""
-        for teacher in self.teachers:
-            teacher.begin(self.training.view(epoch))
+        with self.place.first():
+            for teacher in self.teachers:
+                teacher.begin(self.training.view(epoch))
         return False
 
     def losses(self, net: nn.Module, epoch: int, step: int, chosen: np.ndarray) -> Iterator[Loss]:
         """The one loss of a step."""
         images, target = self.batch(self.spec.size, epoch, step, chosen)
         if not (target.attention or target.embedding):
-            yield hybrid(net(images), target, self.training, self.weights)
+            with self.place.autocast(self.precision):
+                logits = net(images)
+            yield hybrid(logits.float(), target, self.training, self.weights)
             return
         if self._waist is None or self._waist.net is not net:
             self._waist = models.Waist(net, self.spec.size)
-        logits, features, last = self._waist.answers(images)
-        yield hybrid(logits, target, self.training, self.weights, features, last)
+        with self.place.autocast(self.precision):
+            logits, features, last = self._waist.answers(images)
+        yield hybrid(logits.float(), target, self.training, self.weights, features, last)
 
     def batch(
         self, size: tuple[int, int], epoch: int, step: int, chosen: np.ndarray
     ) -> tuple[torch.Tensor, Wanted]:
-        """The images of a step at a size, and what is wanted of them."""
+        """The images of a step at a size, and what is wanted of them: this process's part."""
         view = self.training.view(epoch)
         images = self.images(size, view, chosen)
         said = [teacher.of(view, chosen, images) for teacher in self.teachers]
         mixed = mix(images, self.training, self.seed, step)
         labels, classes = self.labels[chosen], len(self.spec.classes)
         target = wanted(labels, classes, said, self.training, mixed)
-        return (images if mixed is None else mixed.images), target
+        part, device = self.place.part(len(chosen)), self.place.device
+        return (images if mixed is None else mixed.images)[part].to(device), target.part(
+            part, device
+        )
 
 
 def asked_of(
@@ -249,6 +258,10 @@ def _run(
     state = train(
         net, objective, judge, labels, out, training=training, asked=asked, seed=seed, track=track
     )
+    place = compute.here()
+    if not place.main:
+        place.wait()
+        return Artifact.load(out)
     found = found or {}
     per_class: dict[str, dict[str, float]] = {}
     for split in ("val", "test"):
@@ -267,10 +280,12 @@ def _run(
         data_fingerprint=dataset.fingerprint,
         split_rule=dataset.split_rule,
         seed=seed,
-        settings=asked | {"best_epoch": state.best_epoch, "epochs_run": state.epoch},
+        settings=asked | {"best_epoch": state.best_epoch, "epochs_run": state.epoch,
+                          "device": place.name, "computed_in": state.precision},
         versions=versions("torch", "timm", "numpy", "pillow"),
-    ).save(out)
+    ).save(out)  # fmt: skip
     (out / CHECKPOINT).unlink(missing_ok=True)
+    place.wait()
     return artifact
 
 

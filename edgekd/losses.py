@@ -28,10 +28,21 @@ class Wanted(NamedTuple):
     attention: tuple[torch.Tensor, ...] = ()  # (n, h, w) of length 1
     embedding: tuple[torch.Tensor, ...] = ()  # (n, C)
 
+    def part(self, part: slice, device: torch.device) -> Wanted:
+        """Of some of the images, on a device."""
+
+        def some(x: torch.Tensor) -> torch.Tensor:
+            return x[part].to(device)
+
+        share = None if self.shares is None else some(self.shares)
+        soft, maps, rest = (tuple(map(some, x))
+                            for x in (self.soft, self.attention, self.embedding))  # fmt: skip
+        return Wanted(some(self.labels), soft, share, maps, rest)
+
     def joined(self, logits: torch.Tensor, temperature: float) -> Wanted:
         """With one more teacher, who counts as much as the others together."""
         soft = (*self.soft, F.log_softmax(logits / temperature, 1))
-        one = torch.ones(len(logits), 1)
+        one = torch.ones(len(logits), 1, device=logits.device)
         if self.shares is None:
             return self._replace(soft=soft, shares=one)
         return self._replace(soft=soft, shares=torch.cat([self.shares / 2, one / 2], 1))

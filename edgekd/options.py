@@ -148,7 +148,12 @@ def training_of(settings: list[str] | None, **flags: Any) -> Training:
 
 
 def result(as_json: bool, data: Record | dict | list, shown: Any) -> None:
-    """The result on stdout: one JSON document, or what a reader wants to see."""
+    """The result on stdout: one JSON document, or what a reader wants to see.
+
+    Of several processes the first alone speaks.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
     if as_json:
         content = data.model_dump(mode="json") if isinstance(data, Record) else data
         sys.stdout.write(json.dumps(content, indent=1) + "\n")

@@ -226,6 +226,8 @@ class Training(Record):
     lr: float = Field(default=2e-3, gt=0)  # peak
     weight_decay: float = Field(default=0.02, ge=0)
     warmup_epochs: float = Field(default=1.0, ge=0)
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: what a short measurement prefers
+    compile: bool = False  # torch.compile
     alpha_hard: float = Field(
         default=0.3, ge=0, le=1
     )  # weight of the labels; 1 - alpha_hard: the teacher

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, ClassVar
@@ -87,6 +88,12 @@ def phantoms(root: Path, seed: int, track: Track = untracked) -> Path:
     from edgekd import phantom
 
     return phantom.make(root / f"phantoms-s{seed}", per_class=PHANTOMS, seed=seed, track=track)
+
+
+def alone(what: str) -> None:
+    """EdgeKDError where a launcher has started several processes, for what one must do."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise EdgeKDError(f"{what} runs in one process: do that first, and launch what trains then")
 
 
 def shared(root: Path, dataset: data.Dataset) -> Path:

@@ -101,6 +101,7 @@ def search(
         same = all(getattr(old, name) == value for name, value in asked.items())
         if same and (old.estimated or not estimate):
             return Front.load(out), old
+    runs.alone("searching")
     make_folder(out)
     (out / Sought.FILE).unlink(missing_ok=True)
     resolutions = allowed(profile, supernet)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -43,9 +44,10 @@ class Rate(ProgressColumn):
 def tracker() -> Iterator[Track]:
     """A Track that draws bars with rate and time left on stderr, on a terminal only."""
     console = Console(stderr=True)
+    silent = os.environ.get("RANK", "0") != "0"  # of several processes the first alone speaks
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(),
                TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+    with Progress(*columns, console=console, disable=not console.is_terminal or silent) as bars:
 
         def track(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
             if total is None and hasattr(items, "__len__"):

@@ -139,10 +139,11 @@ class Shrinking(Hybrid):
         images, alone = self.batch((largest.resolution,) * 2, epoch, step, chosen)
         target, t = alone, self.training.temperature
         if largest not in archs:
-            with torch.no_grad():
-                target = alone.joined(net(images), t)
+            with torch.no_grad(), self.place.autocast(self.precision):
+                target = alone.joined(net(images).float(), t)
         for arch in archs:
-            logits = net(images, arch)
+            with self.place.autocast(self.precision):
+                logits = net(images, arch).float()
             loss = hybrid(logits, target, self.training, self.weights)
             if arch == largest and len(archs) > 1:
                 target = alone.joined(logits.detach(), t)
@@ -235,7 +236,12 @@ def shrink(
         data_fingerprint=dataset.fingerprint,
         split_rule=dataset.split_rule,
         seed=seed,
-        settings=asked | {"best_epoch": state.best_epoch, "epochs_run": state.epoch},
+        settings=asked
+        | {
+            "best_epoch": state.best_epoch,
+            "epochs_run": state.epoch,
+            "computed_in": state.precision,
+        },
         versions=versions("torch", "timm", "numpy", "pillow"),
     ).save(out)
     (out / CHECKPOINT).unlink(missing_ok=True)

@@ -289,7 +289,7 @@ def recalibrate(net: nn.Module, batches: Iterable[torch.Tensor]) -> None:
         for m in norms:
             m.train()
         for batch in batches:
-            net(batch)
+            net(batch.to(next(net.parameters()).device))
             images += len(batch)
     finally:
         for hook in hooks:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 
-from edgekd import models
+from edgekd import compute, models
 from edgekd.augment import View
 from edgekd.records import (
     AUGMENTATION,
@@ -121,17 +121,19 @@ class Targets:
         return self._say(self.images(self.size, view, chosen))
 
     def _say(self, images: torch.Tensor) -> Said:
-        net = self._net = self._net or models.load(self.teacher)
+        if self._net is None:
+            self._net = models.load(self.teacher).to(compute.here().device)
+        net, images = self._net, images.to(compute.here().device)
         with torch.inference_mode():
             if self.kinds == ["logits"]:
-                return Said(net.net(images).clone())
+                return Said(net.net(images).cpu().clone())
             logits, features, last = net.answers(images)
             found = {"logits": logits.clone()}
             if "attention" in self.kinds:
                 found["attention"] = attention(features)
             if "embedding" in self.kinds:
                 found["embedding"] = last.float().mean((2, 3))
-        return Said(**{k: v.clone() for k, v in found.items()})
+        return Said(**{k: v.cpu().clone() for k, v in found.items()})
 
     def _open(self) -> dict[str, np.ndarray]:
         """The memory-mapped arrays, made empty if they are not there."""

@@ -7,12 +7,14 @@ and started again goes on as if nothing had happened.
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from edgekd import imaging, metrics
+from edgekd import compute, imaging, metrics
 from edgekd.records import EdgeKDError, Spec, Track, Training, untracked, write_atomic
 from edgekd.runtimes import Outputs
 
@@ -39,6 +41,8 @@ class Loss(NamedTuple):
 
 class Objective(Protocol):
     """What a network is to learn."""
+
+    precision: str  # of forward passes, a name in compute.PRECISIONS
 
     def begin(self, net: nn.Module, epoch: int) -> bool:
         """Before an epoch; True if it reordered the network, so that no momentum fits it."""
@@ -64,6 +68,8 @@ class State:
     best_loss: float = math.inf  # on the validation split
     best_epoch: int = 0
     best: dict[str, torch.Tensor] | None = None
+    precision: str = ""  # once it is chosen
+    runner: Any = None  # the network as it is called, where it is compiled
 
     @property
     def judged(self) -> nn.Module:
@@ -89,14 +95,37 @@ def train(
     track: Track = untracked,
 ) -> State:
     """Train `net` (or go on training it) on images with `labels`; `state.best` is what to keep."""
+    place = compute.here()
+    compute.synced(net.to(place.device), place)
+    if place.world > training.batch // 2:
+        raise EdgeKDError(f"{place.world} processes share a batch of {training.batch}: too many")
     state = _resume(out, net, training, asked)
+    if not state.precision:
+        state.precision = _precision(net, objective, labels, training)
+    objective.precision = state.precision
     if state.epoch < training.epochs and not _stale(state, training):
         _fit(state, objective, judge, labels, out, training, asked, seed, track)
     if state.best is None:
         raise EdgeKDError(f"no epoch of {out} had a finite validation loss: use a lower --lr")
     net.load_state_dict(state.best)
-    net.eval()
+    net.cpu().eval()
     return state
+
+
+def _precision(net: nn.Module, objective: Objective, labels: np.ndarray, training: Training) -> str:
+    """That of the settings; for "auto", the one whose steps take the least time here."""
+    if training.precision != "auto":
+        return training.precision
+    objective.begin(net, 0)
+    trial, chosen = copy.deepcopy(net).train(), np.arange(min(training.batch, len(labels)))
+
+    def step(precision: str) -> None:
+        objective.precision = precision
+        for loss in objective.losses(trial, 0, 0, chosen):
+            loss.total.backward()
+        trial.zero_grad(set_to_none=True)
+
+    return compute.fastest({name: partial(step, name) for name in compute.PRECISIONS})
 
 
 def _fit(
@@ -180,21 +209,24 @@ def _step(
         group["lr"] = rate
     state.optimizer.zero_grad(set_to_none=True)
     parts = []
-    for loss in objective.losses(state.net, epoch, state.step, chosen):
+    place = compute.here()
+    weight = place.weight(len(chosen))
+    for loss in objective.losses(state.runner or state.net, epoch, state.step, chosen):
         if not torch.isfinite(loss.total):
             raise EdgeKDError(
                 f"the loss is {loss.total.item()} at step {state.step}: "
                 f"use a lower --lr ({rate:.2g} now)"
             )
-        loss.total.backward()
-        parts.append((loss.total.item(), loss.hard, loss.soft))
+        (loss.total * weight if weight != 1 else loss.total).backward()
+        parts.append((loss.total.item() * weight, loss.hard * weight, loss.soft * weight))
+    place.average(state.net)
     nn.utils.clip_grad_norm_(state.net.parameters(), 5.0)
     state.optimizer.step()
     state.step += 1
     if state.average is not None:
         state.average.update(state.net, step=state.step)
-    total, hard, soft = np.mean(parts, axis=0)
-    return float(total), float(hard), float(soft)
+    total, hard, soft = place.mean(np.mean(parts, axis=0).tolist())
+    return total, hard, soft
 
 
 def as_session(net: nn.Module):
@@ -202,7 +234,8 @@ def as_session(net: nn.Module):
 
     def run(images: np.ndarray) -> Outputs:
         with torch.inference_mode():
-            return Outputs(net(torch.from_numpy(images)).numpy(), np.empty(0, np.float32))
+            logits = net(torch.from_numpy(images).to(compute.of(net)))
+            return Outputs(logits.float().cpu().numpy(), np.empty(0, np.float32))
 
     return run
 
@@ -249,11 +282,14 @@ def _fresh(net: nn.Module, training: Training) -> State:
     else:
         optimizer = torch.optim.SGD(groups, lr=training.lr, momentum=0.9, nesterov=True)
     average = ModelEmaV3(net, decay=training.ema, use_warmup=True) if training.ema else None
-    return State(net, average, optimizer)
+    runner = torch.compile(net) if training.compile else None
+    return State(net, average, optimizer, runner=runner)
 
 
 def _checkpoint(out: Path, state: State, asked: dict[str, Any], line: dict[str, Any]) -> None:
     """Write the state and the log so far, each whole or not at all."""
+    if not compute.here().main:
+        return
     log = out / LOG
     lines = log.read_text("utf-8").splitlines()[: state.epoch - 1] if log.exists() else []
     write_atomic(log, "\n".join([*lines, json.dumps(line)]) + "\n")
@@ -263,7 +299,9 @@ def _checkpoint(out: Path, state: State, asked: dict[str, Any], line: dict[str, 
         "average": None if state.average is None else state.average.module.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "best": state.best,
-        "numbers": {k: getattr(state, k) for k in ("epoch", "step", "best_loss", "best_epoch")},
+        "numbers": {
+            k: getattr(state, k) for k in ("epoch", "step", "best_loss", "best_epoch", "precision")
+        },
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -278,7 +316,7 @@ def _resume(out: Path, net: nn.Module, training: Training, asked: dict[str, Any]
         (out / LOG).unlink(missing_ok=True)
         return state
     try:
-        saved = torch.load(path, weights_only=True)
+        saved = torch.load(path, map_location=compute.of(net), weights_only=True)
     except Exception as e:
         raise EdgeKDError(
             f"cannot read {path} ({type(e).__name__}): delete it, run again"

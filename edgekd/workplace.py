@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -43,12 +44,23 @@ class Workplace:
         cls, root: Path, folder: Path | None, pixels: int, resize: str, seed: int, track: Track
     ) -> Workplace:
         """The data in `folder` (None: the phantoms), `pixels` a side."""
-        folder = runs.phantoms(root, seed, track) if folder is None else folder
+        if folder is None:
+            folder = _once(lambda: runs.phantoms(root, seed, track))
         dataset = data.open_dataset(folder, seed=seed, track=track)
         channels = "grey" if dataset.grey else "rgb"
         table = {"classes": dataset.classes, "size": (pixels, pixels), "resize": resize}
         spec = Spec.parse(table | {"channels": channels}, "--resize")
         return cls(root, folder, dataset, spec, seed, track)
+
+
+def _once(make: Callable[[], Path]) -> Path:
+    """`make()`, by one of several processes before the others."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return make()
+    from edgekd import compute
+
+    with compute.here().first():
+        return make()
 
 
 def teach(
@@ -187,6 +199,7 @@ def shrink(
     from edgekd import models
     from edgekd import shrink as loop
 
+    runs.alone("shrinking")
     if schedule not in loop.SCHEDULES:
         raise EdgeKDError(unknown("schedule", schedule, loop.SCHEDULES))
     space, resolutions = shared_space(profiles, work.spec)
