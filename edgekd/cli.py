@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -415,6 +419,48 @@ def report(
         here = _place(runs_folder, run, profile, track)
         page = stages.report(here, cases=cases)
     result(as_json, {"report": str(page)}, str(page))
+
+
+@app.command("run")
+def run_recipe(
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a .toml file.")],
+    data_folder: DataOption = None,
+    runs_folder: Annotated[
+        Path | None, typer.Option("--runs", help="[default: runs/RECIPE]")
+    ] = None,
+    show_only: Annotated[
+        bool, typer.Option("--show", help="Print the recipe, run nothing.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a study from beginning to end; stopped, the same command goes on.
+
+    Example: edgekd run paper1-brain --data scans · edgekd run paper2-covid --show
+    """
+    from edgekd import show
+    from edgekd.recipes import Recipe
+
+    made = Recipe.read(recipe)
+    if show_only:
+        result(as_json, made, show.recipe(made))
+        return
+    if data_folder is None:
+        raise EdgeKDError(f"{made.name} needs --data: {made.data}")
+    root, over, told = runs_folder or RUNS / made.name, [], []
+    command = typer.main.get_command(app)
+    for number, words in enumerate(made.commands(data_folder, root), 1):
+        show.say(f"step {number} of {len(made.steps)}: edgekd {' '.join(words)}")
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said if as_json else sys.stdout):
+            more = ["--json"] if as_json else []
+            code = command.main([*words, *more], standalone_mode=False) or 0
+        if code not in (0, 3):
+            raise typer.Exit(code)
+        over += [made.steps[number - 1]] * (code == 3)
+        told.append({"step": made.steps[number - 1], "result": json.loads(said.getvalue() or "0")})
+    result(as_json, told, "\n".join(f"over a limit: edgekd {step}" for step in over))
+    if over:
+        raise typer.Exit(3)
 
 
 def _place(root: Path, run: Path | None, profile: str | None, track: Track) -> Place:

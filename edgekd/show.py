@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edgekd.data import Dataset
     from edgekd.front import Front, Member
     from edgekd.latency import Table as LatencyTable
+    from edgekd.recipes import Recipe
     from edgekd.seek import Sought
 
 WIDTH = 110  # columns where stdout is not a terminal
@@ -251,6 +252,16 @@ def latency(table: LatencyTable, where: object) -> Group:
             head.add_row(f"error {name} ({e.nets})", said)
     head.add_row("p95 / p50", f"{table.p95_ratio:.3f}")
     return Group(head, _text(where))
+
+
+def recipe(made: Recipe) -> Group:
+    """What a study does, and what its paper leaves open."""
+    head = _table(made.name, made.title)
+    head.add_row("source", _text(made.source))
+    head.add_row("data", _text(made.data))
+    for place, gap in enumerate(made.unknown):
+        head.add_row("not in the paper" if place == 0 else "", _text(gap))
+    return Group(head, *(_text(f"edgekd {step}") for step in made.steps))
 
 
 def _some(members: tuple[Member, ...], chosen: Member, count: int = 8) -> list[Member]:

@@ -18,6 +18,7 @@ ALLOWED = {
     "imaging": {"records"},
     "data": {"records", "imaging"},
     "phantom": {"records"},
+    "recipes": {"records"},
     "spaces": {"records"},
     "supernet": {"records", "spaces"},
     "warmstart": {"records", "spaces", "supernet"},

@@ -1,0 +1,61 @@
+"""Recipes: a study as the commands that make it, with what its paper does not say."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from edgekd.records import EdgeKDError, Record, unknown
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SHIPPED = Path(__file__).with_name("recipes")
+TAKE_DATA = ("teach", "shrink", "search", "distill")
+
+
+class Recipe(Record):
+    """A study that anyone can repeat."""
+
+    name: str
+    title: str
+    source: str
+    data: str  # what the folder must hold, and where it comes from
+    unknown: tuple[str, ...] = Field(min_length=1)  # what the paper leaves open, and what we took
+    steps: tuple[str, ...] = Field(min_length=1)  # edgekd's commands; {runs} is the folder of runs
+
+    @classmethod
+    def read(cls, name: str) -> Recipe:
+        """A shipped recipe by name, or a .toml file."""
+        path = Path(name)
+        if path.suffix != ".toml":
+            if name not in shipped():
+                raise EdgeKDError(unknown("recipe", name, shipped()))
+            path = SHIPPED / f"{name}.toml"
+        try:
+            table = tomllib.loads(path.read_text("utf-8"))
+        except OSError as e:
+            raise EdgeKDError(f"cannot read {path}: {e.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+            raise EdgeKDError(f"{path} is no TOML file: {e}") from None
+        return cls.parse({"name": path.stem} | table, str(path))
+
+    def commands(self, data: Path, runs: Path) -> list[list[str]]:
+        """The arguments of each step's command."""
+        found = []
+        for step in self.steps:
+            words = [w.replace("{runs}", str(runs)) for w in shlex.split(step)]
+            words += ["--runs", str(runs)]
+            found.append([*words, *(["--data", str(data)] if words[0] in TAKE_DATA else [])])
+        return found
+
+
+def shipped() -> Sequence[str]:
+    """Names of the recipes that come with edgekd."""
+    return sorted(p.stem for p in SHIPPED.glob("*.toml"))
