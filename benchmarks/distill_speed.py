@@ -1,0 +1,217 @@
+"""How fast is a student's step, and what does its teacher cost?
+
+    python benchmarks/distill_speed.py [--quick] [--data DIR] [--rounds N]
+
+Images a second of (a) a plain PyTorch loop: files decoded and augmented by torchvision, the teacher
+asked every step; (b) torchdistill's loss in that loop, where it is installed; (c) EdgeKD's first
+epoch, which asks the teacher and keeps the answers; (d) EdgeKD's epochs that replay them; (e) the
+student alone. All take turns in one process. The student is the middle sub-net of the cpu profile's
+space at 128 pixels; VGG19 sees 128 pixels, Visformer-S its own 224. About 10 minutes on 2 cores;
+--quick (a tiny teacher, one round) shows that it works and writes no result file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from edgekd import data, distill, models, phantom, spaces, supernet, training
+from edgekd.augment import view
+from edgekd.bench import machine
+from edgekd.records import Artifact, Spec, Training, make_folder, sha256, versions, write_atomic
+
+HERE = Path(__file__).parent
+BATCH = 32
+TEACHERS = {"vgg19": 128, "visformer_small": 224}
+
+
+def untrained(name: str, spec: Spec, out: Path) -> Artifact:
+    """A teacher with random weights: what it says does not matter to the clock."""
+    torch.manual_seed(0)
+    net = models.classifier(name, len(spec.classes))
+    make_folder(out)
+    models.save_weights(net, out / models.WEIGHTS)
+    params, macs = models.count(net, spec.size)
+    return Artifact(kind="teacher", role="teacher", model=name, spec=spec, params=params, macs=macs,
+                    files={models.WEIGHTS: sha256(out / models.WEIGHTS)}).save(out)  # fmt: skip
+
+
+def plain_loop(
+    folder: Path, teacher: Artifact, student: torch.nn.Module, spec: Spec, loss: Callable
+) -> Callable[[], int]:
+    """A step as tutorials write it; returns how many images it saw."""
+    from torchvision import datasets, transforms
+
+    side = max(teacher.spec.size[0], spec.size[0])
+    change = transforms.Compose([
+        transforms.Grayscale(3), transforms.Resize((side, side)), transforms.RandomHorizontalFlip(),
+        transforms.RandomAffine(10, translate=(0.06, 0.06), scale=(0.9, 1.1)),
+        transforms.ColorJitter(0.1, 0.1), transforms.ToTensor(),
+        transforms.Normalize(spec.mean, spec.std),
+    ])  # fmt: skip
+    images = datasets.ImageFolder(str(folder / "train"), change)
+    loader = torch.utils.data.DataLoader(images, BATCH, shuffle=True, drop_last=True)
+    net = models.load(teacher).net.eval()
+    optimizer = torch.optim.AdamW(student.parameters(), 1e-3)
+    batches = iter(loader)
+
+    def step() -> int:
+        nonlocal batches
+        try:
+            x, y = next(batches)
+        except StopIteration:
+            batches = iter(loader)
+            x, y = next(batches)
+        student.train()
+        with torch.no_grad():
+            soft = net(F.interpolate(x, teacher.spec.size) if side != teacher.spec.size[0] else x)
+        logits = student(F.interpolate(x, spec.size) if side != spec.size[0] else x)
+        optimizer.zero_grad()
+        loss(logits, soft, y).backward()
+        optimizer.step()
+        return len(x)
+
+    return step
+
+
+def kd_loss(logits: torch.Tensor, soft: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    t = 4.0
+    kl = F.kl_div(F.log_softmax(logits / t, 1), F.softmax(soft / t, 1), reduction="batchmean")
+    return 0.3 * F.cross_entropy(logits, y) + 0.7 * t * t * kl
+
+
+def torchdistill_loss() -> Callable | None:
+    """Torchdistill's KDLoss, the same sum; None where it is not installed."""
+    try:
+        from torchdistill.losses.mid_level import KDLoss
+    except ImportError:
+        return None
+    criterion = KDLoss("student", "output", "teacher", "output", temperature=4.0, alpha=0.3)
+
+    def loss(logits: torch.Tensor, soft: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return criterion({"student": {"output": logits}}, {"teacher": {"output": soft}}, y)
+
+    return loss
+
+
+def edgekd_steps(
+    dataset: data.Dataset, teacher: Artifact, spec: Spec, student: Callable, root: Path
+) -> dict[str, Callable[[], int]]:
+    """EdgeKD's own steps: first epoch, replayed, and alone."""
+    samples = dataset.splits["train"]
+    labels = np.array([s.label for s in samples])
+    settings = Training(batch=BATCH, hflip=True, views=1)
+    images = view(samples, spec, settings, 0)
+    said = distill.asked_of([teacher], images, dataset, spec, settings, 0, root)
+    said[0].begin(0)
+    steps: dict[str, Callable[[], int]] = {}
+    for name, teachers in (("first", said), ("replay", said), ("alone", [])):
+        net = student()
+        objective = distill.Hybrid(images, labels, spec, settings, teachers)
+        state = training._fresh(net, settings)
+        place = np.random.default_rng(0)
+
+        def step(name=name, objective=objective, state=state, place=place) -> int:
+            chosen = place.choice(len(labels), BATCH, replace=False)
+            if name == "first":
+                objective.teachers[0]._ask(0, chosen)
+            training._step(state, objective, 0, chosen, 1e-3)
+            return BATCH
+
+        steps[name] = step
+    return steps
+
+
+def measured(steps: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
+    """Images a second of each step in each round; they take turns, in another order each round."""
+    rates: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        step()
+    order = list(steps)
+    for turn in range(rounds):
+        np.random.default_rng(turn).shuffle(order)
+        for name in order:
+            began = time.perf_counter()
+            count = steps[name]()
+            rates[name].append(count / (time.perf_counter() - began))
+    return rates
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--rounds", type=int, default=15)
+    given = parser.parse_args()
+    shared = Path(os.environ.get("EDGEKD_DATA", HERE.parents[1] / "shared" / "data"))
+    figures: dict[str, float] = {}
+    rows: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        if given.quick:
+            folder = phantom.make(work / "phantoms", per_class=24, size=64)
+        else:
+            folder = given.data or shared / "brain_tumor_mri"
+            if not folder.is_dir():
+                print(f"skipped: no {folder}; set EDGEKD_DATA or give --data")
+                return
+        dataset = data.open_dataset(folder)
+        side = 32 if given.quick else 128
+        spec = Spec(classes=dataset.classes, size=(side, side), channels="grey")
+        arch = spaces.uniform("ofa-lite-w1.0", "mid", side)
+
+        def student() -> torch.nn.Module:
+            torch.manual_seed(0)
+            return supernet.build(arch, len(dataset.classes))
+
+        for model, pixels in ({"test_resnet": 64} if given.quick else TEACHERS).items():
+            seen = spec.model_copy(update={"size": (pixels, pixels)})
+            teacher = untrained(model, seen, work / model)
+            steps = {"plain": plain_loop(folder, teacher, student(), spec, kd_loss)}
+            if loss := torchdistill_loss():
+                steps["torchdistill"] = plain_loop(folder, teacher, student(), spec, loss)
+            steps |= edgekd_steps(dataset, teacher, spec, student, work)
+            rates = measured(steps, 1 if given.quick else given.rounds)
+            median = {n: float(np.median(r)) for n, r in rates.items()}
+            short = model.partition("_")[0]
+            figures |= {
+                f"{short}_replay_over_alone": median["replay"] / median["alone"],
+                f"{short}_replay_over_plain": median["replay"] / median["plain"],
+                f"{short}_first_over_plain": median["first"] / median["plain"],
+            }
+            rows.append({"teacher": model, "pixels": pixels, "macs": teacher.macs,
+                         "images_per_s": {n: round(m, 2) for n, m in median.items()},
+                         "rounds": {n: np.round(r, 2).tolist() for n, r in rates.items()}})  # fmt: skip
+    figures["first_epoch_over_plain"] = min(v for k, v in figures.items() if "first" in k)
+    here = machine()
+    result = {
+        "question": "distill_speed",
+        "machine": here.model_dump(),
+        "versions": versions("torch", "timm", "torchvision"),
+        "date": datetime.date.today().isoformat(),
+        "student": f"{spaces.title(arch)} at {side} px, batch {BATCH}",
+        "torchdistill": "measured" if torchdistill_loss() else "not installed",
+        "figures": {k: round(v, 4) for k, v in figures.items()},
+        "table": rows,
+    }
+    print(json.dumps(result, indent=1))
+    if not given.quick:
+        path = make_folder(HERE / "results") / f"distill_speed-{here.name}.json"
+        write_atomic(path, json.dumps(result, indent=1) + "\n")
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
