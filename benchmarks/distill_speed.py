@@ -191,9 +191,9 @@ def main() -> None:
                 f"{short}_replay_over_plain": median["replay"] / median["plain"],
                 f"{short}_first_over_plain": median["first"] / median["plain"],
             }
-            rows.append({"teacher": model, "pixels": pixels, "macs": teacher.macs,
-                         "images_per_s": {n: round(m, 2) for n, m in median.items()},
-                         "rounds": {n: np.round(r, 2).tolist() for n, r in rates.items()}})  # fmt: skip
+            row: dict[str, object] = {"teacher": model, "pixels": pixels, "macs": teacher.macs}
+            row["images_per_s"] = {n: round(m, 2) for n, m in median.items()}
+            rows.append(row | {"rounds": {n: np.round(r, 2).tolist() for n, r in rates.items()}})
     figures["first_epoch_over_plain"] = min(v for k, v in figures.items() if "first" in k)
     here = machine()
     result = {
