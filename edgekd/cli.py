@@ -205,6 +205,7 @@ def search(
 
     Example: edgekd search -p cpu -p jetson --data scans
     """
+    trains()
     from edgekd import seek, show, workplace
 
     chosen = [Profile.read(name) for name in profile or ["cpu"]]
