@@ -19,6 +19,7 @@ from edgekd.options import (
     ForceOption,
     Group,
     JsonOption,
+    LeakageOption,
     LrOption,
     NoTeacherOption,
     PretrainedOption,
@@ -31,6 +32,7 @@ from edgekd.options import (
     SeedOption,
     SetOption,
     SizeOption,
+    SplitOption,
     StartOption,
     StartPretrainedOption,
     StartWeightsOption,
@@ -84,6 +86,8 @@ def _top(
 def teach(
     model: Annotated[str, typer.Argument(help="timm name, e.g. resnet18")] = "resnet18",
     data_folder: DataOption = None,
+    split: SplitOption = None,
+    allow_leakage: LeakageOption = False,
     size: SizeOption = 128,
     weights: Annotated[
         Path | None, typer.Option("--weights", help="Local checkpoint (.safetensors, .pth).")
@@ -110,7 +114,10 @@ def teach(
 
     training = training_of(settings, epochs=epochs, lr=lr, batch=batch)
     with show.tracker() as track:
-        work = workplace.Workplace.open(runs_folder, data_folder, size or 128, resize, seed, track)
+        work = workplace.Workplace.open(
+            runs_folder, data_folder, size or 128, resize, seed, track,
+            split=split, allow_leakage=allow_leakage,
+        )  # fmt: skip
         artifact = workplace.teach(
             work, model, training, weights=weights, pretrained=pretrained, force=force
         )
@@ -121,6 +128,8 @@ def teach(
 def shrink(
     profile: ProfilesOption = None,
     data_folder: DataOption = None,
+    split: SplitOption = None,
+    allow_leakage: LeakageOption = False,
     teacher: TeacherOption = None,
     teacher_weights: TeacherWeightsOption = None,
     pretrained: PretrainedOption = False,
@@ -157,7 +166,10 @@ def shrink(
     training = training_of(settings, **given, **soft)
     with show.tracker() as track:
         pixels = size or max(p.pixels for p in chosen)
-        work = workplace.Workplace.open(runs_folder, data_folder, pixels, resize, seed, track)
+        work = workplace.Workplace.open(
+            runs_folder, data_folder, pixels, resize, seed, track,
+            split=split, allow_leakage=allow_leakage,
+        )  # fmt: skip
         guide = None
         if not no_teacher:
             guide = workplace.find_teacher(
@@ -177,6 +189,8 @@ def shrink(
 def search(
     profile: ProfilesOption = None,
     data_folder: DataOption = None,
+    split: SplitOption = None,
+    allow_leakage: LeakageOption = False,
     supernet: SupernetOption = None,
     subnets: SubnetsOption = 60,
     generations: Annotated[
@@ -210,7 +224,10 @@ def search(
     found = []
     with show.tracker() as track:
         pixels = size or max(p.pixels for p in chosen)
-        work = workplace.Workplace.open(runs_folder, data_folder, pixels, resize, seed, track)
+        work = workplace.Workplace.open(
+            runs_folder, data_folder, pixels, resize, seed, track,
+            split=split, allow_leakage=allow_leakage,
+        )  # fmt: skip
         for one in chosen:
             base = workplace.find_supernet(work, one, supernet)
             if base is None:
@@ -233,6 +250,8 @@ def search(
 def distill(
     profile: ProfileOption = None,
     data_folder: DataOption = None,
+    split: SplitOption = None,
+    allow_leakage: LeakageOption = False,
     teacher: TeacherOption = None,
     teacher_weights: TeacherWeightsOption = None,
     pretrained: PretrainedOption = False,
@@ -278,7 +297,10 @@ def distill(
     with show.tracker() as track:
         folder, pixels = run or runs_folder / chosen.name, size or chosen.pixels
         workplace.check(chosen, student, folder)
-        work = workplace.Workplace.open(runs_folder, data_folder, pixels, resize, seed, track)
+        work = workplace.Workplace.open(
+            runs_folder, data_folder, pixels, resize, seed, track,
+            split=split, allow_leakage=allow_leakage,
+        )  # fmt: skip
         show.say(f"run {folder}: {work.folder}, {pixels} pixels")
         guide = None
         if not no_teacher:
