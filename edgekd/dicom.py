@@ -147,6 +147,8 @@ def _check(ds: Dataset, most_pixels: int) -> None:
     """EdgeKDError for what is no single image of a kind that is read here."""
     if "FloatPixelData" in ds or "DoubleFloatPixelData" in ds:
         raise EdgeKDError("DICOM with floating-point pixels: export it as integers with a rescale")
+    if "PixelData" not in ds and ds.get("Rows"):  # pydicom drops a stream that never ends
+        raise EdgeKDError("corrupt or truncated DICOM file (its pixel data does not end)")
     if "PixelData" not in ds:
         raise EdgeKDError("DICOM without pixel data (a report, plan or directory): leave it out")
     if missing := [k for k in _NEEDED if ds.get(k) is None]:
@@ -260,7 +262,8 @@ def _lookup(ds: Dataset, item: Dataset, values: np.ndarray) -> tuple[np.ndarray,
     table: Any = item.LUTData
     if isinstance(table, bytes):
         order = "<" if ds.original_encoding[1] else ">"
-        table = np.frombuffer(table, f"{order}u2" if len(table) >= 2 * count else "u1")
+        packed = bits == 8 and len(table) in (count, count + 1)  # a byte an entry, padded to even
+        table = np.frombuffer(table, "u1" if packed else f"{order}u2")
     entries = np.atleast_1d(np.asarray(table))[:count].astype(np.int64) & (2**bits - 1)
     if len(entries) < count:
         raise EdgeKDError(f"corrupt DICOM file: a table of {len(entries)} entries states {count}")

@@ -82,19 +82,26 @@ def normalise(pixels: np.ndarray, spec: Spec) -> np.ndarray:
 
 def decoded(source: Path | bytes | BinaryIO | Image.Image) -> Image.Image:
     """The decoded image, mode L or RGB; EdgeKDError naming the file (a DICOM one by its hash)."""
-    name = str(source) if isinstance(source, Path) else "image"
     try:
         if isinstance(source, Image.Image):
             return _plain(source)
         if isinstance(source, Path):
-            is_dicom = dicom.looks_like(source)
-            name = "DICOM file" if is_dicom else name
-            data = read(source)
-            name = nickname(data) if is_dicom else name
-            return decode(data)
+            return decode(read(source))
         return decode(source if isinstance(source, bytes) else source.read())
     except EdgeKDError as e:
-        raise EdgeKDError(f"{name}: {e}") from None
+        raise EdgeKDError(f"{_named(source)}: {e}") from None
+
+
+def _named(source: Path | bytes | BinaryIO | Image.Image) -> str:
+    """What an error calls a source; a DICOM file's own name may hold a patient's."""
+    if not isinstance(source, Path):
+        return "image"
+    if not dicom.looks_like(source):
+        return str(source)
+    try:
+        return nickname(source.read_bytes())
+    except OSError:
+        return "DICOM file"
 
 
 def _fit(image: Image.Image, spec: Spec, how: Image.Resampling) -> Image.Image:
@@ -116,10 +123,7 @@ def _fit(image: Image.Image, spec: Spec, how: Image.Resampling) -> Image.Image:
 
 
 def nickname(data: bytes) -> str:
-    """'DICOM file 3fa29c1b04de': by the sha256 of its bytes, for its own name may hold a patient's.
-
-    `sha256sum * | grep 3fa29c1b04de` finds it.
-    """
+    """'DICOM file 3fa29c1b04de': the sha256 of its bytes; `sha256sum * | grep 3fa29c1b04de`."""
     return f"DICOM file {hashlib.sha256(data).hexdigest()[:12]}"
 
 

@@ -8,6 +8,8 @@ films of different patients apart (tests/test_leakage.py has the figures).
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -20,7 +22,7 @@ NEAR = 24  # bits of 255
 ALIKE = 0.975  # correlation of what is finer
 _SIDE = 64  # pixels of the reduced image
 _WAVES, _KEPT, _COARSE = 32, 16, 8  # frequencies a side: looked at, in the hash, common to all
-_BLOCK = 2048  # images compared at a time
+_BLOCK = 1024  # images compared at a time
 _PHASE = np.pi * (np.arange(_SIDE) + 0.5) / _SIDE
 _COSINES = np.cos(np.arange(_WAVES)[:, None] * _PHASE).astype(np.float32)  # (32, 64) DCT-II
 
@@ -78,17 +80,17 @@ def near_duplicates(entries: Sequence[Entry]) -> np.ndarray:
     waves = np.array([e.waves for e in entries])  # (N, 32, 32) float16
     hashes = np.where(waves[:, :_KEPT, :_KEPT] < 0, -1, 1).astype(np.float32)
     hashes[:, 0, 0] = 0
-    flat = hashes.reshape(len(hashes), _KEPT**2)
+    turned = [t.reshape(len(waves), -1) for t in _turned(hashes)]  # 8 of (N, 256)
     least = 255 - 2 * NEAR  # the product of two hashes d apart is 255 - 2 d
     found = [np.empty((0, 2), np.int64)]
-    for start in range(0, len(flat), _BLOCK):
-        block = hashes[start : start + _BLOCK]
-        best = np.full((len(block), len(flat) - start), -np.inf, np.float32)
-        for turned in _turned(block):
-            np.maximum(best, turned.reshape(len(block), -1) @ flat[start:].T, out=best)
-        pairs = np.argwhere(best >= least) + start
-        found += [_alike(waves, p) for p in _pieces(pairs[pairs[:, 0] < pairs[:, 1]])]
-    return np.concatenate(found)
+    for i, j in itertools.combinations_with_replacement(range(0, len(waves), _BLOCK), 2):
+        products = (t[i : i + _BLOCK] @ turned[0][j : j + _BLOCK].T for t in turned)
+        best = functools.reduce(lambda a, b: np.maximum(a, b, out=a), products)
+        if best.max() >= least:
+            pairs = np.add(np.argwhere(best >= least), (i, j))
+            found += [_alike(waves, p) for p in _pieces(pairs[pairs[:, 0] < pairs[:, 1]])]
+    every = np.concatenate(found)
+    return every[np.lexsort(every.T[::-1])]
 
 
 def _pieces(pairs: np.ndarray) -> Iterator[np.ndarray]:
