@@ -32,13 +32,15 @@ _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _NEEDED = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated",
            "BitsStored", "PixelRepresentation")  # fmt: skip
+_DIRECTORY = "1.2.840.10008.1.3.10"  # media storage directory, a DICOMDIR
 _FRAMES = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _TABLES = [
     f"{colour}PaletteColorLookupTable{part}"
     for colour in ("Red", "Green", "Blue", "Alpha")
     for part in ("Descriptor", "Data")
 ]
-_TAGS = (*_NEEDED, *_FRAMES, *_TABLES, *(f"Segmented{t}" for t in _TABLES if t.endswith("Data")),
+_TAGS = ("SOPClassUID", *_NEEDED, *_FRAMES, *_TABLES,
+         *(f"Segmented{t}" for t in _TABLES if t.endswith("Data")),
          "HighBit", "PlanarConfiguration", "NumberOfFrames", "PixelData", "FloatPixelData",
          "DoubleFloatPixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
          "ModalityLUTSequence", "RescaleSlope", "RescaleIntercept", "VOILUTSequence",
@@ -147,9 +149,10 @@ def _check(ds: Dataset, most_pixels: int) -> None:
     """EdgeKDError for what is no single image of a kind that is read here."""
     if "FloatPixelData" in ds or "DoubleFloatPixelData" in ds:
         raise EdgeKDError("DICOM with floating-point pixels: export it as integers with a rescale")
-    if "PixelData" not in ds and ds.get("Rows"):  # pydicom drops a stream that never ends
-        raise EdgeKDError("corrupt or truncated DICOM file (its pixel data does not end)")
     if "PixelData" not in ds:
+        kind = ds.get("SOPClassUID") or ds.file_meta.get("MediaStorageSOPClassUID") == _DIRECTORY
+        if not kind:  # pydicom drops every element of a file whose pixels do not end
+            raise EdgeKDError("corrupt or truncated DICOM file (no SOPClassUID)")
         raise EdgeKDError("DICOM without pixel data (a report, plan or directory): leave it out")
     if missing := [k for k in _NEEDED if ds.get(k) is None]:
         raise EdgeKDError(f"DICOM without {', '.join(missing)}: export it again")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import shutil
 import time
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from edgekd import data, leakage, phantom
+from edgekd.cli import app
 from edgekd.manifests import Entry
 from edgekd.records import EdgeKDError
 
@@ -135,6 +138,32 @@ def test_a_near_duplicate_fails_the_run_unless_allowed(leaky):
     assert "\n" not in str(e.value)
     allowed = data.open_dataset(leaky, allow_leakage=True)
     assert "LEAKAGE between splits, allowed as asked for: 1 near-duplicate." in allowed.split_rule
+
+
+def test_data_check_shows_leaks_and_exits_1(leaky):
+    done = CliRunner().invoke(app, ["data", "check", str(leaky)])
+    assert done.exit_code == 1
+    assert "leakage between splits: 1 near-duplicate" in done.stdout
+    assert "problem: train/nodule/zz.png: near-duplicate of test/nodule/" in done.stdout
+    done = CliRunner().invoke(app, ["data", "check", str(leaky), "--allow-leakage", "--json"])
+    assert done.exit_code == 0
+    found = json.loads(done.stdout)
+    assert found["leaks"] == {"near-duplicate": 1}
+    assert "LEAKAGE" in found["split_rule"]
+    done = CliRunner().invoke(app, ["data", "check", str(leaky), "--split", "grouped"])
+    assert done.exit_code == 0
+    assert "leakage between splits: none" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["teach", "shrink", "search", "distill"])
+def test_commands_that_open_data_refuse_a_leak(leaky, tmp_path, command):
+    done = CliRunner().invoke(app, [command, "-d", str(leaky), "--runs", str(tmp_path / "runs")])
+    assert done.exit_code == 1
+    assert "near-duplicate of test/nodule/" in done.stderr
+    assert "--allow-leakage goes on" in done.stderr
+    help_text = CliRunner().invoke(app, [command, "--help"]).stdout
+    assert "--split" in help_text
+    assert "--allow-leakage" in help_text
 
 
 def test_grouped_keeps_near_duplicates_together(leaky):
