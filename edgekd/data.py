@@ -109,7 +109,7 @@ def inspect(
     if layouts.one_patient_a_class(entries):
         return Findings(None, (f"each class folder of {root} holds one patient's images: are they "
                                f"patients' folders? {layouts.EXPECTED}",), {})  # fmt: skip
-    pairs = leakage.near_duplicates(entries)
+    pairs = leakage.near_duplicates(entries, track)
     given = {e.split for e in found.entries}
     if found.leaky and split != "random":
         log.problems.append(f"{found.leaky}; or ask for --split random")

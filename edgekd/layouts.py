@@ -192,7 +192,7 @@ def _covid_qu_ex(base: Path, log: Log) -> Found | None:
     """
     lung, infection = (_nested(base / f"{k} Segmentation Data") for k in ("Lung", "Infection"))
     main = lung or infection or base
-    if next(main.glob("*/*/images"), None) is None:
+    if next(main.glob("*/*/lung masks"), None) is None:
         return None
     lesions = {}
     for part in filter(None, (infection, main)):
@@ -259,7 +259,8 @@ def _lc25000(base: Path, log: Log) -> Found | None:
 def _tiles(base: Path, log: Log) -> dict[tuple[str, str], str]:
     """Tile of each (class, file stem), from either form in which LC25000-clean publishes them."""
     tiles: dict[tuple[str, str], str] = {}
-    for place in (base, base / "LC25000-clean", base.parent, base.parent / "LC25000-clean"):
+    around = (base, base.parent, base.parent.parent)
+    for place in (p for a in around for p in (a, a / "LC25000-clean")):
         lists = sorted(place.glob("annotations/*/UNI/resize_only/final_clusters.csv"))
         for name in ("lc25000_image_groups.csv", "kaggle/lc25000_image_groups.csv"):
             lists += [place / name] if (place / name).is_file() else []
@@ -279,7 +280,7 @@ def _alzheimer(base: Path, log: Log) -> Found | None:
 
     Augmented copies do not say what they are copies of, so they are never mixed with the others.
     """
-    if base.name == _AUGMENTED:
+    if base.resolve().name == _AUGMENTED:
         return Found(_walk(base, log), leaky=(
             f"{_AUGMENTED} holds copies of unknown sources: give {_ORIGINAL}"
         ))  # fmt: skip

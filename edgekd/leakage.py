@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from edgekd.manifests import Entry
+from edgekd.records import Track, untracked
 
 NEAR = 24  # bits of 255
 ALIKE = 0.975  # correlation of what is finer
@@ -73,18 +74,20 @@ def _turned(waves: np.ndarray) -> Iterator[np.ndarray]:
                 yield one * rows * columns
 
 
-def near_duplicates(entries: Sequence[Entry]) -> np.ndarray:
+def near_duplicates(entries: Sequence[Entry], track: Track = untracked) -> np.ndarray:
     """(P, 2) int: every pair i < j of entries that are near-duplicates, sorted."""
     if not entries:
         return np.empty((0, 2), np.int64)
     waves = np.array([e.waves for e in entries])  # (N, 32, 32) float16
     hashes = np.where(waves[:, :_KEPT, :_KEPT] < 0, -1, 1).astype(np.float32)
     hashes[:, 0, 0] = 0
-    turned = [t.reshape(len(waves), -1) for t in _turned(hashes)]  # 8 of (N, 256)
+    flat = hashes.reshape(len(waves), -1)  # (N, 256)
     least = 255 - 2 * NEAR  # the product of two hashes d apart is 255 - 2 d
     found = [np.empty((0, 2), np.int64)]
-    for i, j in itertools.combinations_with_replacement(range(0, len(waves), _BLOCK), 2):
-        products = (t[i : i + _BLOCK] @ turned[0][j : j + _BLOCK].T for t in turned)
+    blocks = list(itertools.combinations_with_replacement(range(0, len(waves), _BLOCK), 2))
+    for i, j in track(blocks, "comparing images"):
+        turned = (t.reshape(len(t), -1) for t in _turned(hashes[i : i + _BLOCK]))
+        products = (t @ flat[j : j + _BLOCK].T for t in turned)
         best = functools.reduce(lambda a, b: np.maximum(a, b, out=a), products)
         if best.max() >= least:
             pairs = np.add(np.argwhere(best >= least), (i, j))

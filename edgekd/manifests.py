@@ -105,18 +105,20 @@ def annotated(root: Path, entries: list[Entry], log: Log) -> tuple[list[Entry], 
     elif "file" not in columns:
         log.problems.append("manifest.csv: no column file (path relative to this folder)")
         return entries, ""
-    labels = {e.name: e.label for e in entries}
+    by_name = {e.name: e for e in entries}
     owners: dict[str, str] = {}
     subgroups: dict[str, str] = {}
     for row in rows:
         name = PurePosixPath(row.get("file", "").replace("\\", "/")).as_posix()
-        if name not in labels:
+        if name not in by_name:
             continue
-        owner = _owner(row, column, labels[name])
+        e = by_name[name]
+        owner = _owner(row, column, e.label)
         if owner and owners.setdefault(name, owner) != owner:
-            log.problems.append(f"{name}: in manifest.csv twice, with different {column}")
+            shown = f"{e.home} DICOM file" if e.is_dicom else name
+            log.problems.append(f"{shown}: in manifest.csv twice, with different {column}")
         subgroups[name] = row.get("subgroup", "")
-    if column and (alone := len(labels) - len(owners)):
+    if column and (alone := len(by_name) - len(owners)):
         log.notes.append(f"manifest.csv: no {column} for {alone} images, each stands alone")
     filled = [e._replace(owner=owners.get(e.name, ""), subgroup=subgroups.get(e.name, ""))
               for e in entries]  # fmt: skip
@@ -152,6 +154,9 @@ def find(path: Path, log: Log) -> tuple[list[Entry], str]:
             home=f"row {number}", owner=_owner(row, group, label),
             subgroup=row.get("subgroup", ""), mask=mask, is_dicom=is_dicom,
         )  # fmt: skip
+    given = {e.split for e in entries.values()} - {""}
+    if given and (lacking := {"train", "test"} - given):
+        log.problems.append(f"{path.name}: no row has split {' or '.join(sorted(lacking))}")
     dealt = sum(not e.split for e in entries.values())
     if 0 < dealt < len(entries):
         log.problems.append(f"{path.name}: {dealt} rows have no split: give one to all or to none")

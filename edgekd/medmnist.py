@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -63,11 +64,13 @@ def _check(images: np.ndarray, labels: np.ndarray) -> None:
 @functools.lru_cache(maxsize=6)
 def _array(path: Path, key: str) -> np.ndarray:
     try:
+        if not zipfile.is_zipfile(path):
+            raise EdgeKDError("not a MedMNIST archive (no zip file)")
         with np.load(path, allow_pickle=False) as archive:
             return archive[key]
     except KeyError:
         raise EdgeKDError(f"no array {key}; expected MedMNIST's six") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         raise EdgeKDError(f"not a MedMNIST archive ({type(e).__name__})") from None
 
 

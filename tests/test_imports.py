@@ -20,7 +20,7 @@ ALLOWED = {
     "manifests": {"dicom"},
     "medmnist": {"records", "manifests"},
     "layouts": {"dicom", "manifests", "medmnist"},
-    "leakage": {"manifests"},
+    "leakage": {"records", "manifests"},
     "splits": {"records", "manifests"},
     "data": {"records", "dicom", "imaging", "layouts", "leakage", "manifests", "medmnist",
              "splits"},

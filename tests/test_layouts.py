@@ -133,8 +133,10 @@ def test_lc25000_without_tiles_is_refused_unless_random(lc25000):
         data.open_dataset(lc25000)
     d = data.open_dataset(lc25000, split="random")
     assert d.split_rule.startswith("RANDOM")
-    three = data.open_dataset(lc25000 / "lung_colon_image_set/lung_image_sets", split="random")
+    tiles(lc25000, "annotations")
+    three = data.open_dataset(lc25000 / "lung_colon_image_set/lung_image_sets")
     assert three.classes == ("lung_aca", "lung_n", "lung_scc")
+    assert "source tiles" in three.split_rule
 
 
 def test_lc25000_lists_that_lack_images(lc25000):
@@ -260,6 +262,12 @@ def test_bad_rows(tmp_path, rows, change, reason):
         data.open_dataset(table(tmp_path, rows))
 
 
+def test_a_manifest_with_splits_has_train_and_test(tmp_path, rows):
+    kept = [r for r in rows if r[2] != "test"]
+    with pytest.raises(EdgeKDError, match=r"list\.csv: no row has split test"):
+        data.open_dataset(table(tmp_path, kept))
+
+
 def test_bad_manifests(tmp_path, rows, monkeypatch):
     with pytest.raises(EdgeKDError, match="has columns a, b; path and label are expected"):
         data.open_dataset(table(tmp_path, [("1", "2")], ("a", "b")))
@@ -322,9 +330,17 @@ def test_bad_archives(tmp_path, changes, reason):
 
 
 def test_what_is_no_archive(tmp_path):
-    (tmp_path / "x.npz").write_bytes(b"no")
+    whole = archive(tmp_path / "x.npz").read_bytes()
+    np.save(tmp_path / "array.npy", np.zeros(4))
+    for content in (b"no", whole[: len(whole) // 2], (tmp_path / "array.npy").read_bytes()):
+        (tmp_path / "y.npz").write_bytes(content)
+        with pytest.raises(EdgeKDError, match="not a MedMNIST archive"):
+            data.open_dataset(tmp_path / "y.npz")
+    whole = bytearray(whole)
+    whole[200:400] = bytes(200)  # within an array
+    (tmp_path / "y.npz").write_bytes(whole)
     with pytest.raises(EdgeKDError, match="not a MedMNIST archive"):
-        data.open_dataset(tmp_path / "x.npz")
+        data.open_dataset(tmp_path / "y.npz")
 
 
 def test_pneumonia_mnist_as_found(real_data):
