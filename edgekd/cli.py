@@ -23,6 +23,7 @@ from edgekd.options import (
     ForceOption,
     Group,
     JsonOption,
+    LeakageOption,
     LrOption,
     NoTeacherOption,
     PretrainedOption,
@@ -35,6 +36,7 @@ from edgekd.options import (
     SeedOption,
     SetOption,
     SizeOption,
+    SplitOption,
     StartOption,
     StartPretrainedOption,
     StartWeightsOption,
@@ -88,6 +90,8 @@ def _top(
 def teach(
     model: Annotated[str, typer.Argument(help="timm name, e.g. resnet18")] = "resnet18",
     data_folder: DataOption = None,
+    split: SplitOption = None,
+    allow_leakage: LeakageOption = False,
     size: SizeOption = 128,
     weights: Annotated[
         Path | None, typer.Option("--weights", help="Local checkpoint (.safetensors, .pth).")
@@ -114,7 +118,10 @@ def teach(
 
     training = training_of(settings, epochs=epochs, lr=lr, batch=batch)
     with show.tracker() as track:
-        work = workplace.Workplace.open(runs_folder, data_folder, size or 128, resize, seed, track)
+        work = workplace.Workplace.open(
+            runs_folder, data_folder, size or 128, resize, seed, track,
+            split=split, allow_leakage=allow_leakage,
+        )  # fmt: skip
         artifact = workplace.teach(
             work, model, training, weights=weights, pretrained=pretrained, force=force
         )
@@ -125,6 +132,8 @@ def teach(
 def shrink(
     profile: ProfilesOption = None,
     data_folder: DataOption = None,
+    split: SplitOption = None,
+    allow_leakage: LeakageOption = False,
     teacher: TeachersOption = None,
     teacher_weights: TeacherWeightsOption = None,
     pretrained: PretrainedOption = False,
@@ -161,7 +170,10 @@ def shrink(
     training = training_of(settings, **given, **soft)
     with show.tracker() as track:
         pixels = size or max(p.pixels for p in chosen)
-        work = workplace.Workplace.open(runs_folder, data_folder, pixels, resize, seed, track)
+        work = workplace.Workplace.open(
+            runs_folder, data_folder, pixels, resize, seed, track,
+            split=split, allow_leakage=allow_leakage,
+        )  # fmt: skip
         guides = [] if no_teacher else workplace.find_teachers(
             work, teacher, training_of(None, epochs=teacher_epochs),
             weights=teacher_weights, pretrained=pretrained,
@@ -180,6 +192,8 @@ def shrink(
 def search(
     profile: ProfilesOption = None,
     data_folder: DataOption = None,
+    split: SplitOption = None,
+    allow_leakage: LeakageOption = False,
     supernet: SupernetOption = None,
     subnets: SubnetsOption = 60,
     generations: Annotated[
@@ -214,7 +228,10 @@ def search(
     found = []
     with show.tracker() as track:
         pixels = size or max(p.pixels for p in chosen)
-        work = workplace.Workplace.open(runs_folder, data_folder, pixels, resize, seed, track)
+        work = workplace.Workplace.open(
+            runs_folder, data_folder, pixels, resize, seed, track,
+            split=split, allow_leakage=allow_leakage,
+        )  # fmt: skip
         for one in chosen:
             base = workplace.find_supernet(work, one, supernet)
             if base is None:
@@ -237,6 +254,8 @@ def search(
 def distill(
     profile: ProfileOption = None,
     data_folder: DataOption = None,
+    split: SplitOption = None,
+    allow_leakage: LeakageOption = False,
     teacher: TeachersOption = None,
     teacher_weights: TeacherWeightsOption = None,
     pretrained: PretrainedOption = False,
@@ -282,7 +301,10 @@ def distill(
     with show.tracker() as track:
         folder, pixels = run or runs_folder / chosen.name, size or chosen.pixels
         workplace.check(chosen, student, folder)
-        work = workplace.Workplace.open(runs_folder, data_folder, pixels, resize, seed, track)
+        work = workplace.Workplace.open(
+            runs_folder, data_folder, pixels, resize, seed, track,
+            split=split, allow_leakage=allow_leakage,
+        )  # fmt: skip
         show.say(f"run {folder}: {work.folder}, {pixels} pixels")
         guides = [] if no_teacher else workplace.find_teachers(
             work, teacher, training_of(None, epochs=teacher_epochs),

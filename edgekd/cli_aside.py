@@ -7,11 +7,23 @@ from typing import Annotated
 
 import typer
 
-from edgekd.options import ForceOption, Group, JsonOption, SeedOption, SizeOption, result
+from edgekd.options import (
+    ForceOption,
+    Group,
+    JsonOption,
+    LeakageOption,
+    SeedOption,
+    SizeOption,
+    SplitOption,
+    result,
+)
 from edgekd.records import Profile, shipped_profiles, write_atomic
 
 profiles_app = typer.Typer(cls=Group, help="Device profiles: what a device runs and allows.")
-data_app = typer.Typer(cls=Group, no_args_is_help=True, help="Image folders: check and describe.")
+SourceArgument = Annotated[
+    Path, typer.Argument(help="image or DICOM folder, .csv or .parquet manifest, MedMNIST .npz")
+]
+data_app = typer.Typer(cls=Group, no_args_is_help=True, help="Images: check, describe and prepare.")
 
 
 @profiles_app.callback(invoke_without_command=True)
@@ -84,19 +96,50 @@ def profiles_calibrate(
 
 @data_app.command("check")
 def data_check(
-    folder: Annotated[Path, typer.Argument(help="<split>/<class>/* or <class>/*")],
+    source: SourceArgument,
+    split: SplitOption = None,
+    allow_leakage: LeakageOption = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Read every image; report splits, classes and every bad file. Exit code 1 if there is one."""
+    """Read every image; report splits, classes, leaks and every bad file. Exit code 1 if any.
+
+    Example: edgekd data check scans
+    """
     from edgekd import data, show
 
     with show.tracker() as track:
-        dataset, problems = data.inspect(folder, seed=seed, track=track)
-    table = show.dataset_json(dataset, problems)
+        found = data.inspect(
+            source, seed=seed, split=split, allow_leakage=allow_leakage, track=track
+        )
+    table = show.dataset_json(found)
     result(as_json, table, show.dataset(table))
-    if problems:
+    if found.problems:
         raise typer.Exit(1)
+
+
+@data_app.command("prepare")
+def data_prepare(
+    source: SourceArgument,
+    folder: Annotated[Path, typer.Argument(help="a new folder")],
+    split: SplitOption = None,
+    allow_leakage: LeakageOption = False,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a data set as plain PNG files without names, metadata or patient ids.
+
+    Files are <split>/<class>/<hash of the pixels>.png; groups stay known, as opaque hashes.
+    Example: edgekd data prepare archive.csv scans
+    """
+    from edgekd import data, prepare, show
+
+    with show.tracker() as track:
+        dataset = data.open_dataset(
+            source, seed=seed, split=split, allow_leakage=allow_leakage, track=track
+        )
+        made = prepare.prepare(dataset, folder, track=track)
+    result(as_json, made, str(folder))
 
 
 @data_app.command("phantoms")

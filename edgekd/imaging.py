@@ -1,11 +1,12 @@
 """Bytes -> pixels -> what a model sees: the only preprocessing, on the workstation and the device.
 
-numpy and Pillow, no torch.
+numpy and Pillow, pydicom where a file is DICOM; no torch.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import struct
 import threading
@@ -18,6 +19,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 
+from edgekd import dicom
 from edgekd.records import EdgeKDError, Spec
 
 MIN_SIDE = 16  # pixels
@@ -45,11 +47,11 @@ def prepare(image: Path | bytes | BinaryIO | Image.Image, spec: Spec) -> np.ndar
 def pixels(image: Path | bytes | BinaryIO | Image.Image, spec: Spec) -> np.ndarray:
     """(H, W, 3) uint8: decoded, upright, in the colours and the size of `spec`.
 
-    EdgeKDError if it is not an 8-bit JPEG or PNG image (or Pillow image) that can be read whole.
+    EdgeKDError if it is not an 8-bit JPEG or PNG image, a DICOM image, or a Pillow image, that can
+    be read whole.
     """
-    decoded = _open(image)
-    decoded = decoded.convert("L" if spec.channels == "grey" else "RGB")
-    return np.asarray(_fit(decoded, spec, Image.Resampling.BILINEAR).convert("RGB"))
+    seen = decoded(image).convert("L" if spec.channels == "grey" else "RGB")
+    return np.asarray(_fit(seen, spec, Image.Resampling.BILINEAR).convert("RGB"))
 
 
 def mask(path: Path, spec: Spec) -> np.ndarray:
@@ -57,11 +59,16 @@ def mask(path: Path, spec: Spec) -> np.ndarray:
 
     In a PNG file all that is not black is inside; in a JPEG, which blurs edges, 128 and above.
     """
-    decoded = np.asarray(_open(path).convert("L"))
+    whole = Image.fromarray(inside(path).astype(np.uint8) * 255)
+    return np.asarray(_fit(whole, spec, Image.Resampling.BOX)) >= 128
+
+
+def inside(path: Path) -> np.ndarray:
+    """(H, W) bool: a mask file at its own size."""
+    image = np.asarray(decoded(path).convert("L"))
     with path.open("rb") as f:
         least = 128 if f.read(2) == b"\xff\xd8" else 1
-    inside = Image.fromarray(np.where(decoded >= least, 255, 0).astype(np.uint8))
-    return np.asarray(_fit(inside, spec, Image.Resampling.BOX)) >= 128
+    return image >= least
 
 
 def normalise(pixels: np.ndarray, spec: Spec) -> np.ndarray:
@@ -73,9 +80,8 @@ def normalise(pixels: np.ndarray, spec: Spec) -> np.ndarray:
     return images
 
 
-def _open(source: Path | bytes | BinaryIO | Image.Image) -> Image.Image:
-    """The decoded image, mode L or RGB; EdgeKDError naming the file."""
-    name = str(source) if isinstance(source, Path) else "image"
+def decoded(source: Path | bytes | BinaryIO | Image.Image) -> Image.Image:
+    """The decoded image, mode L or RGB; EdgeKDError naming the file (a DICOM one by its hash)."""
     try:
         if isinstance(source, Image.Image):
             return _plain(source)
@@ -83,7 +89,19 @@ def _open(source: Path | bytes | BinaryIO | Image.Image) -> Image.Image:
             return decode(read(source))
         return decode(source if isinstance(source, bytes) else source.read())
     except EdgeKDError as e:
-        raise EdgeKDError(f"{name}: {e}") from None
+        raise EdgeKDError(f"{_named(source)}: {e}") from None
+
+
+def _named(source: Path | bytes | BinaryIO | Image.Image) -> str:
+    """What an error calls a source; a DICOM file's own name may hold a patient's."""
+    if not isinstance(source, Path):
+        return "image"
+    if not dicom.looks_like(source):
+        return str(source)
+    try:
+        return nickname(source.read_bytes())
+    except OSError:
+        return "DICOM file"
 
 
 def _fit(image: Image.Image, spec: Spec, how: Image.Resampling) -> Image.Image:
@@ -102,6 +120,11 @@ def _fit(image: Image.Image, spec: Spec, how: Image.Resampling) -> Image.Image:
     canvas = Image.new(image.mode, (width, height))
     canvas.paste(image.resize((w, h), how), ((width - w) // 2, (height - h) // 2))
     return canvas
+
+
+def nickname(data: bytes) -> str:
+    """'DICOM file 3fa29c1b04de': the sha256 of its bytes; `sha256sum * | grep 3fa29c1b04de`."""
+    return f"DICOM file {hashlib.sha256(data).hexdigest()[:12]}"
 
 
 def describe(image: Image.Image) -> str:
@@ -124,19 +147,23 @@ def read(path: Path) -> bytes:
 def decode(data: bytes) -> Image.Image:
     """The upright image in mode L or RGB; EdgeKDError with the reason alone.
 
-    Pillow's JPEG and PNG readers are called directly: no other format is tried, and the header's
-    size is judged here, before decoding, instead of by Pillow's warnings.
+    DICOM goes to pydicom (`dicom.decode`). Pillow's JPEG and PNG readers are called directly: no
+    other format is tried, and the header's size is judged here, before decoding, instead of by
+    Pillow's warnings.
     """
     if not data:
         raise EdgeKDError("empty file")
+    if dicom.is_dicom(data):
+        with quiet():
+            return dicom.decode(data, MAX_PIXELS)
     is_png = data.startswith(b"\x89PNG\r\n\x1a\n")
     if not is_png and not data.startswith(b"\xff\xd8"):
-        raise EdgeKDError("not a JPEG or PNG image, whatever its name; convert it")
+        raise EdgeKDError("not a JPEG, PNG or DICOM image, whatever its name; convert it")
     if is_png and data[24:25] == b"\x10":  # Pillow halves 16-bit colour without a word
         raise EdgeKDError(f"16-bit image: {_WINDOW}")
     open_file = PngImagePlugin.PngImageFile if is_png else JpegImagePlugin.JpegImageFile
     try:
-        with _quiet():
+        with quiet():
             image = open_file(io.BytesIO(data))
         if image.width * image.height > MAX_PIXELS:
             limit = MAX_PIXELS // 1_000_000
@@ -149,8 +176,8 @@ def decode(data: bytes) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No warnings about EXIF entries, which matter little and may be broken in a good image."""
+def quiet() -> Iterator[None]:
+    """No warnings: EXIF entries may be broken in a good image, and pydicom's quote values."""
     with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -161,7 +188,7 @@ def _plain(image: Image.Image) -> Image.Image:
     if image.mode.startswith(_DEEP):
         raise EdgeKDError(f"image of mode {image.mode}, more than 8 bits a channel: {_WINDOW}")
     image.load()
-    with _quiet():
+    with quiet():
         turn = _UPRIGHT.get(image.getexif().get(0x0112, 1))
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         over = image.convert("RGBA")

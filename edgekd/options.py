@@ -65,6 +65,16 @@ DataOption = Annotated[
     Path | None,
     typer.Option("--data", "-d", help="Image folder. [default: synthetic chest phantoms]"),
 ]
+SplitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--split", help="given, grouped or random. [default: the data's own, the rest grouped]"
+    ),
+]
+LeakageOption = Annotated[
+    bool,
+    typer.Option("--allow-leakage", help="Go on although splits share images; results say so."),
+]
 SizeOption = Annotated[
     int | None, typer.Option("--size", min=32, max=1024, help="Pixels a side. [default: profile's]")
 ]

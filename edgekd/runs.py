@@ -46,6 +46,8 @@ class Run(Stored):
     spec: Spec
     teacher: str = ""  # folder; empty: distilled without one
     seed: int = 0
+    split: str | None = None  # how the data was asked to be split
+    allow_leakage: bool = False
 
 
 def find(root: Path, run: Path | None, profile: str | None) -> tuple[Path, Run, str]:
@@ -67,7 +69,7 @@ def begin(root: Path, folder: Path, run: Run) -> None:
     make_folder(folder)
     if (folder / Run.FILE).exists():
         old = Run.load(folder)
-        for field in ("profile", "data", "spec", "teacher", "seed"):
+        for field in ("profile", "data", "spec", "teacher", "seed", "split", "allow_leakage"):
             if getattr(old, field) != getattr(run, field) and (folder / "student").exists():
                 raise EdgeKDError(
                     f"{folder} is a run with another {field} ({_brief(getattr(old, field))}): "

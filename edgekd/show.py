@@ -25,7 +25,7 @@ from edgekd.records import Artifact, Fidelity, Metric, Profile, T, Timing, Track
 from edgekd.spaces import title as title_of
 
 if TYPE_CHECKING:
-    from edgekd.data import Dataset
+    from edgekd.data import Findings
     from edgekd.front import Front, Member
     from edgekd.latency import Table as LatencyTable
     from edgekd.recipes import Recipe
@@ -129,9 +129,10 @@ def students(found: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def dataset_json(dataset: Dataset | None, problems: tuple[str, ...]) -> dict[str, Any]:
+def dataset_json(findings: Findings) -> dict[str, Any]:
     """What `edgekd data check` found, as plain data."""
-    found: dict[str, Any] = {"ok": not problems, "problems": list(problems)}
+    dataset, problems, leaks = findings
+    found: dict[str, Any] = {"ok": not problems, "problems": list(problems), "leaks": leaks}
     if dataset is not None:
         found |= {
             "classes": list(dataset.classes),
@@ -166,6 +167,11 @@ def dataset(found: dict[str, Any]) -> Group:
         parts += [_text(f"note: {n}") for n in found["notes"]]
     for problem in found["problems"]:
         parts.append(Text(f"problem: {problem}", style="bold red"))
+    if found["leaks"]:
+        told = ", ".join(f"{n} {kind}" for kind, n in found["leaks"].items())
+        parts.append(_text(f"leakage between splits: {told}"))
+    elif "classes" in found:
+        parts.append(_text("leakage between splits: none (bytes, near-duplicates, groups)"))
     parts.append(
         _text(f"{len(found['problems'])} problems" if found["problems"] else "no problems")
     )

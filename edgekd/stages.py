@@ -53,7 +53,10 @@ class Place:
 
     def dataset(self) -> data.Dataset:
         """The run's data, checked again; EdgeKDError if it is no longer what it was."""
-        dataset = data.open_dataset(Path(self.run.data), seed=self.run.seed, track=self.track)
+        dataset = data.open_dataset(
+            Path(self.run.data), seed=self.run.seed, split=self.run.split,
+            allow_leakage=self.run.allow_leakage, track=self.track,
+        )  # fmt: skip
         if dataset.fingerprint != self.student().data_fingerprint:
             raise EdgeKDError(
                 f"{self.run.data} has changed since {self.folder}/student was trained on it: "
@@ -327,7 +330,7 @@ def _panels(
             page.Panel(
                 image=case.image,
                 label=case.label,
-                pixels=imaging.pixels(sample.path, spec),
+                pixels=data.pixels(sample, spec),
                 mask=imaging.mask(sample.mask, spec) if sample.mask else None,
                 maps=heats,
                 answers={n: (case.answer, case.probability) for n, case in own.items()},

@@ -38,19 +38,32 @@ class Workplace:
     spec: Spec
     seed: int
     track: Track
+    split: str | None = None  # how it was asked to be split, see data.inspect
+    allow_leakage: bool = False
 
     @classmethod
     def open(
-        cls, root: Path, folder: Path | None, pixels: int, resize: str, seed: int, track: Track
+        cls,
+        root: Path,
+        folder: Path | None,
+        pixels: int,
+        resize: str,
+        seed: int,
+        track: Track,
+        *,
+        split: str | None = None,
+        allow_leakage: bool = False,
     ) -> Workplace:
         """The data in `folder` (None: the phantoms), `pixels` a side."""
         if folder is None:
             folder = _once(lambda: runs.phantoms(root, seed, track))
-        dataset = data.open_dataset(folder, seed=seed, track=track)
+        dataset = data.open_dataset(
+            folder, seed=seed, split=split, allow_leakage=allow_leakage, track=track
+        )
         channels = "grey" if dataset.grey else "rgb"
         table = {"classes": dataset.classes, "size": (pixels, pixels), "resize": resize}
         spec = Spec.parse(table | {"channels": channels}, "--resize")
-        return cls(root, folder, dataset, spec, seed, track)
+        return cls(root, folder, dataset, spec, seed, track, split, allow_leakage)
 
 
 def _once(make: Callable[[], Path]) -> Path:
@@ -339,6 +352,8 @@ def distill(
         spec=spec,
         teacher=str(teachers[0].folder.resolve()) if teachers else "",
         seed=work.seed,
+        split=work.split,
+        allow_leakage=work.allow_leakage,
     )
     runs.begin(work.root, folder, run)
     return made or loop.distill(

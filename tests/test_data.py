@@ -58,10 +58,10 @@ def manifest(root: Path, group_of, column="patient_id") -> None:
 
 def problem(root: Path) -> str:
     """The only problem."""
-    dataset, problems = data.inspect(root)
-    assert dataset is None
-    assert len(problems) == 1, problems
-    return problems[0]
+    found = data.inspect(root)
+    assert found.dataset is None
+    assert len(found.problems) == 1, found.problems
+    return found.problems[0]
 
 
 def refused(root: Path, match: str) -> None:
@@ -80,7 +80,7 @@ def test_good_folder(root):
     assert list(d.splits) == ["train", "val", "test"]
     first = d.splits["train"][0]
     digest = hashlib.sha256((root / "train/a/0.png").read_bytes()).hexdigest()
-    assert first == (root / "train/a/0.png", 0, digest, None, digest)
+    assert first == data.Sample(root / "train/a/0.png", 0, digest, None, digest)
     assert [s.label for s in d.splits["val"]] == [0, 0, 0, 1, 1, 1]
     assert d.grey
     assert d.notes == ()
@@ -122,10 +122,10 @@ def test_what_is_no_image_is_noted_and_hidden_files_are_not(root):
     (root / "train/a/deep").mkdir()
     shutil.copy(root / "train/a/0.png", root / "train/a/again.png")
     assert data.open_dataset(root).notes == (
-        "ignored, not .jpg or .png: README.md",
+        "1 file ignored: no JPEG, PNG or DICOM",
         "extra: not a split folder, ignored",
-        "train/a: ignored, not .jpg or .png: list.txt",
-        "train/a/deep: a folder in a class folder, ignored",
+        "train/a: 1 file ignored: no JPEG, PNG or DICOM",
+        "train/a: 1 folder in a class folder, ignored",
         "1 files are copies of another of the same class and split",
     )
 
@@ -164,7 +164,7 @@ def test_masks_are_found_beside(root):
 def test_all_problems_at_once_in_one_line(root):
     for n in range(5):
         (root / f"train/a/bad{n}.png").write_bytes(b"")
-    _, problems = data.inspect(root)
+    problems = data.inspect(root).problems
     assert problems == tuple(f"train/a/bad{n}.png: empty file" for n in range(5))
     refused(root, r"5 problems: train/a/bad0.png: empty file; .*edgekd data check .* lists all")
 
@@ -192,9 +192,9 @@ def encoded(image: Image.Image, kind: str) -> bytes:
 NOISE = Image.fromarray(np.random.default_rng(3).integers(0, 256, (90, 90), np.uint8))
 BAD = {
     "empty": (b"", "empty file"),
-    "text": (b"hello", "not a JPEG or PNG"),
-    "gif": (encoded(NOISE, "GIF"), "not a JPEG or PNG"),
-    "tiff": (encoded(NOISE, "TIFF"), "not a JPEG or PNG"),
+    "text": (b"hello", "not a JPEG, PNG or DICOM"),
+    "gif": (encoded(NOISE, "GIF"), "not a JPEG, PNG or DICOM"),
+    "tiff": (encoded(NOISE, "TIFF"), "not a JPEG, PNG or DICOM"),
     "cut png": (encoded(NOISE, "PNG")[:3000], "corrupt or truncated"),
     "cut jpeg": (encoded(NOISE, "JPEG")[:2000], "corrupt or truncated"),
     "header only": (encoded(NOISE, "PNG")[:20], "corrupt or truncated"),
@@ -259,16 +259,16 @@ def test_same_bytes_in_two_splits_and_in_two_classes(root):
 def test_images_outside_class_folders(root):
     save(root / "lost.png", seed=500)
     save(root / "train/stray.jpg", seed=501)
-    _, problems = data.inspect(root)
+    problems = data.inspect(root).problems
     assert len(problems) == 2
     refused(root, "lost.png: lies in no class folder; .*train/stray.jpg: lies in no class folder")
 
 
 def test_class_folders(root):
     (root / "train/c").mkdir()
-    assert problem(root).startswith("train/c: class folder without JPEG or PNG images")
+    assert problem(root).startswith("train/c: class folder without JPEG, PNG or DICOM images")
     save(root / "train/c/0.png", seed=502)
-    _, problems = data.inspect(root)
+    problems = data.inspect(root).problems
     assert problems == (
         "test/c: no image of class c in split test",
         "val/c: no image of class c in split val",
@@ -286,7 +286,7 @@ def test_split_folders(root):
 
 
 def test_one_class_or_none(tmp_path):
-    nothing = r"holds no JPEG or PNG images; expected <split>/<class>/\* or <class>/\*"
+    nothing = r"holds no JPEG, PNG or DICOM images; expected <split>/<class>/\* or <class>/\*"
     refused(tmp_path, nothing)
     (tmp_path / "a").mkdir()
     (tmp_path / "a/x.txt").write_text("x")
@@ -306,7 +306,7 @@ def test_masks_that_do_not_fit(root):
     reason = "mask of 21 x 20 pixels for an image of 20 x 20"
     assert problem(root) == f"masks/train/a/0.png: {reason}"
     path.write_bytes(b"nonsense")
-    refused(root, "1 problem: masks/train/a/0.png: not a JPEG or PNG")
+    refused(root, "1 problem: masks/train/a/0.png: not a JPEG, PNG or DICOM")
     path.unlink()
     path.symlink_to("nowhere")
     refused(root, "1 problem: masks/train/a/0.png: broken link")
@@ -346,7 +346,8 @@ def test_shares_and_order_without_manifest(tmp_path):
     assert {s.path for s in d.splits["val"] if s.label == 0} == set(rank[10:15])
     assert d.split_rule == (
         "No split folders: 70/10/20 % of each class's groups are train/val/test, in the order of "
-        "sha256('3:<group>'), rarest class first; groups: files of equal bytes."
+        "sha256('3:<group>'), rarest class first; groups: files of equal bytes "
+        "and near-duplicates."
     )
 
 

@@ -15,8 +15,16 @@ GLUE = {  # may know every stage
 ALLOWED = {
     "records": set(),
     "runtimes": {"records"},
-    "imaging": {"records"},
-    "data": {"records", "imaging"},
+    "dicom": {"records"},
+    "imaging": {"records", "dicom"},
+    "manifests": {"dicom"},
+    "medmnist": {"records", "manifests"},
+    "layouts": {"dicom", "manifests", "medmnist"},
+    "leakage": {"records", "manifests"},
+    "splits": {"records", "manifests"},
+    "data": {"records", "dicom", "imaging", "layouts", "leakage", "manifests", "medmnist",
+             "splits"},
+    "prepare": {"records", "data", "imaging"},
     "phantom": {"records"},
     "recipes": {"records"},
     "spaces": {"records"},
@@ -50,7 +58,7 @@ ALLOWED = {
     "report": {"records", "bench", "explain"},
 }  # fmt: skip
 HEAVY = ("torch", "numpy", "timm", "PIL", "onnx", "onnxruntime", "openvino", "nncf", "matplotlib",
-         "pymoo")  # fmt: skip
+         "pymoo", "pydicom", "pyarrow")  # fmt: skip
 
 
 def imported(path):
@@ -93,6 +101,7 @@ def test_the_command_line_starts_without_heavy_packages(arguments):
     "name",
     [
         "data",
+        "prepare",
         "imaging",
         "phantom",
         "metrics",
@@ -106,7 +115,15 @@ def test_the_command_line_starts_without_heavy_packages(arguments):
 def test_what_the_device_needs_loads_no_torch(name):
     code = f"import sys, edgekd.{name}; print(*{{m.split('.')[0] for m in sys.modules}})"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not set(shown.stdout.split()) & {"torch", "timm", "openvino", "onnxruntime", "nncf"}
+    assert not set(shown.stdout.split()) & {
+        "torch",
+        "timm",
+        "openvino",
+        "onnxruntime",
+        "nncf",
+        "pydicom",
+        "pyarrow",
+    }
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
