@@ -98,12 +98,12 @@ def subnets() -> dict[str, Arch]:
 def named(name: str) -> tuple[str, Arch]:
     """Full name and Arch of a sub-net: a published name or the start of just one, or `ofa-595`.
 
-    `SPACE:min`, `SPACE:max` are the smallest and largest of a space, at 224 pixels.
+    `SPACE:min`, `SPACE:mid`, `SPACE:max` are the smallest, middle and largest, at 224 pixels.
     """
     table = subnets()
     wanted = "flops@595M" if name.lower() == "ofa-595" else name
     space, _, end = wanted.partition(":")
-    if end in ("min", "max"):
+    if end in ("min", "mid", "max"):
         return wanted, uniform(space, end)
     found = [n for n in table if n == wanted] or [n for n in table if n.startswith(wanted)]
     if len(found) == 1:
