@@ -29,6 +29,7 @@ from edgekd.options import (
     RunsOption,
     ScheduleOption,
     SeedOption,
+    SensitivityOption,
     SetOption,
     SizeOption,
     StartOption,
@@ -95,6 +96,7 @@ def teach(
     lr: LrOption = None,
     batch: BatchOption = None,
     settings: SetOption = None,
+    sensitivity: SensitivityOption = None,
     resize: ResizeOption = "stretch",
     seed: SeedOption = 0,
     runs_folder: RunsOption = RUNS,
@@ -112,8 +114,9 @@ def teach(
     with show.tracker() as track:
         work = workplace.Workplace.open(runs_folder, data_folder, size or 128, resize, seed, track)
         artifact = workplace.teach(
-            work, model, training, weights=weights, pretrained=pretrained, force=force
-        )
+            work, model, training, weights=weights, pretrained=pretrained,
+            sensitivity=sensitivity, force=force,
+        )  # fmt: skip
     result(as_json, artifact, show.artifact(artifact))
 
 
@@ -255,6 +258,7 @@ def distill(
     alpha_hard: AlphaOption = None,
     temperature: TemperatureOption = None,
     settings: SetOption = None,
+    sensitivity: SensitivityOption = None,
     resize: ResizeOption = "stretch",
     seed: SeedOption = 0,
     runs_folder: RunsOption = RUNS,
@@ -304,7 +308,9 @@ def distill(
             show.say(f"student {sought.chosen}")
             arch = seek.chosen_of(front, sought).arch
             pupil = workplace.Pupil(sought.chosen, arch, base)
-        artifact = workplace.distill(work, chosen, folder, guide, training, pupil, force=force)
+        artifact = workplace.distill(
+            work, chosen, folder, guide, training, pupil, sensitivity=sensitivity, force=force
+        )
     result(as_json, artifact, show.artifact(artifact, guide))
 
 

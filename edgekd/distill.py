@@ -7,7 +7,7 @@ al. 2015).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from edgekd import data, imaging, metrics, models
+from edgekd import data, evaluation, imaging, metrics, models, operating
 from edgekd.augment import View, view
 from edgekd.records import (
     Arch,
@@ -44,17 +44,23 @@ def teach(
     training: Training,
     weights: Path | None = None,
     pretrained: bool = False,
+    sensitivity: float | None = None,
     seed: int = 0,
     track: Track = untracked,
 ) -> Artifact:
-    """Train the timm network `model` on the labels alone; returns the teacher in folder `out`."""
+    """Train the timm network `model` on the labels alone; returns the teacher in folder `out`.
+
+    sensitivity: what each class's threshold is to reach on val; None: Youden's J.
+    """
+    operating.check(sensitivity)
     training = training.model_copy(update={"alpha_hard": 1.0})
     torch.manual_seed(seed)
     net = models.teacher(model, len(spec.classes), weights=weights, pretrained=pretrained)
     start = {"kind": "teacher", "model": model, "role": "teacher", "spec": spec}
     asked = settings(dataset, model, spec, training, seed=seed, weights=weights,
                      pretrained=pretrained)  # fmt: skip
-    return _run(net, None, dataset, out, start, asked, training, seed, track)
+    return _run(net, None, dataset, out, start, asked, training, seed, track,
+                sensitivity=sensitivity)  # fmt: skip
 
 
 def distill(
@@ -68,14 +74,17 @@ def distill(
     training: Training,
     net: SubNet | None = None,
     origin: dict[str, str] | None = None,
+    sensitivity: float | None = None,
     seed: int = 0,
     track: Track = untracked,
 ) -> Artifact:
     """Train the sub-net `arch` on labels and `teacher`'s soft targets (None: on labels alone).
 
+    sensitivity: what each class's threshold is to reach on val; None: Youden's J.
     It starts as `net`, cut out of a supernet (`origin` says which), with its batch norm
     recalibrated, and is judged so too ("cut_test_balanced_accuracy", ...); else from scratch.
     """
+    operating.check(sensitivity)
     if teacher is None:
         training = training.model_copy(update={"alpha_hard": 1.0})
     else:
@@ -99,7 +108,8 @@ def distill(
     start = {"kind": "student", "model": name, "role": "student", "spec": spec,
              "arch": arch, "parents": parents}  # fmt: skip
     asked = settings(dataset, name, spec, training, seed=seed, teacher=teacher, origin=origin)
-    return _run(net, teacher, dataset, out, start, asked, training, seed, track, found)
+    return _run(net, teacher, dataset, out, start, asked, training, seed, track, found,
+                sensitivity=sensitivity)  # fmt: skip
 
 
 def check_teacher(teacher: Artifact, spec: Spec) -> None:
@@ -206,6 +216,8 @@ def _run(
     seed: int,
     track: Track,
     found: dict[str, Metric] | None = None,
+    *,
+    sensitivity: float | None = None,
 ) -> Artifact:
     """Train (or go on training), keep the best network, judge it once on the test split."""
     make_folder(out)
@@ -220,11 +232,17 @@ def _run(
     state = train(
         net, objective, judge, labels, out, training=training, asked=asked, seed=seed, track=track
     )
-    found = found or {}
-    per_class: dict[str, dict[str, float]] = {}
-    for split in ("val", "test"):
-        scores, per_class = _scores(net, dataset, split, spec, seed)
-        found = found | scores
+    splits = {split: dataset.splits[split] for split in evaluation.SPLITS}
+    judged = evaluation.judge(
+        out,
+        {split: _logits(net, samples, spec) for split, samples in splits.items()},
+        {split: evaluation.truth(samples) for split, samples in splits.items()},
+        spec.classes,
+        sensitivity=sensitivity,
+        rivals=[] if teacher is None else [teacher],
+        seed=seed,
+    )
+    judged["metrics"] = (found or {}) | judged["metrics"]
     models.save_weights(net, out / models.WEIGHTS)
     params, macs = models.count(net, spec.size)
     artifact = Artifact(
@@ -233,13 +251,12 @@ def _run(
         layer=models.Waist(net, spec.size).layer,
         params=params,
         macs=macs,
-        metrics=found,
-        per_class=per_class,
         data_fingerprint=dataset.fingerprint,
         split_rule=dataset.split_rule,
         seed=seed,
         settings=asked | {"best_epoch": state.best_epoch, "epochs_run": state.epoch},
-        versions=versions("torch", "timm", "numpy", "pillow"),
+        versions=versions("torch", "timm", "numpy", "scipy", "scikit-learn", "pillow"),
+        **judged,
     ).save(out)
     (out / CHECKPOINT).unlink(missing_ok=True)
     return artifact
@@ -250,7 +267,12 @@ def _scores(
 ) -> tuple[dict[str, Metric], dict[str, dict[str, float]]]:
     """Metrics of a classifier on a split, and each class's own figures."""
     samples = dataset.splits[split]
-    images = imaging.normalise(data.load_pixels(samples, spec), spec)
-    logits = metrics.answers(as_session(net.eval()), images)
+    logits = _logits(net, samples, spec)
     labels, groups = np.array([s.label for s in samples]), [s.group for s in samples]
     return metrics.classification(logits, labels, groups, spec.classes, prefix=split, seed=seed)
+
+
+def _logits(net: nn.Module, samples: Sequence[data.Sample], spec: Spec) -> np.ndarray:
+    """(N, classes) float32 of a classifier."""
+    images = imaging.normalise(data.load_pixels(samples, spec), spec)
+    return metrics.answers(as_session(net.eval()), images)

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgekd.explain import Variant, interpolation, score_cam, softmax
+from edgekd.confidence import softmax
+from edgekd.explain import Variant, interpolation, score_cam
 from edgekd.records import Aggregate, Agreement, Artifact, Comparison, EdgeKDError, Track, untracked
 from edgekd.runtimes import Session
 
@@ -25,7 +26,7 @@ class Maps(NamedTuple):
 
     maps: np.ndarray  # (N, g, g) float32 >= 0, not normalised; a row of NaN where undefined
     answers: np.ndarray  # (N,) int, the artifact's own top class
-    probabilities: np.ndarray  # (N,) of that class, softmax
+    probabilities: np.ndarray  # (N,) of that class, calibrated
     seconds: float  # wall clock for a map, mean
 
 
@@ -45,11 +46,15 @@ def explain_set(
     labels: np.ndarray,
     *,
     variant: Variant = "evidence",
+    temperature: float = 1.0,
     batch: int = 16,
     grid: int = GRID,
     track: Track = untracked,
 ) -> Maps:
-    """Score-CAM maps of class `labels` (N,) of prepared `images` (N, 3, H, W), on a common grid."""
+    """Score-CAM maps of class `labels` (N,) of prepared `images` (N, 3, H, W), on a common grid.
+
+    temperature: the artifact's, for the probabilities of its answers; maps are of plain logits.
+    """
     if len(images) == 0:
         raise EdgeKDError("no images to explain: give at least one")
     maps = np.full((len(images), grid, grid), np.nan, np.float32)
@@ -59,7 +64,7 @@ def explain_set(
     for i in track(range(len(images)), "explaining", len(images)):
         heat = score_cam(session, images[i], int(labels[i]), variant=variant, batch=batch)
         answers[i] = heat.logits.argmax()
-        probabilities[i] = softmax(heat.logits)[answers[i]]
+        probabilities[i] = softmax(heat.logits, temperature)[answers[i]]
         seconds += heat.seconds
         if heat.map is not None:
             maps[i] = to_grid(heat.map, grid)

@@ -64,8 +64,14 @@ class Place:
     def student_onnx(self, dataset: data.Dataset, tolerance: float = 1e-3) -> Artifact:
         """The student's ONNX waist."""
         return runs.onnx_of(
-            self.student(), self.folder / "onnx", dataset, self.track, tolerance=tolerance
-        )
+            self.student(), self.folder / "onnx", dataset, self.track,
+            tolerance=tolerance, rivals=self.rivals(),
+        )  # fmt: skip
+
+    def rivals(self, source: Artifact | None = None) -> list[Artifact]:
+        """What a file is compared with image by image: the teacher, and an FP32 source."""
+        teacher = [Artifact.load(Path(self.run.teacher))] if self.run.teacher else []
+        return teacher + ([source] if source is not None else [])
 
     def teacher_onnx(self, dataset: data.Dataset) -> Artifact | None:
         """The teacher's ONNX waist, kept beside the teacher; None in a run without one."""
@@ -95,7 +101,8 @@ def quantize(place: Place, *, images: int, force: bool) -> tuple[Artifact, Artif
         same = made.settings.get("calibration_images") == min(images, len(dataset.splits["train"]))
         if same and made.parents.get("onnx") == source.sha256:
             profile, _ = runs.host(place.run.profile, made)
-            return runs.judged(made, profile, dataset, place.track), source
+            rivals = place.rivals(source)
+            return runs.judged(made, profile, dataset, source, place.track, rivals=rivals), source
         if same or made.parents.get("onnx") == source.sha256:
             raise EdgeKDError(f"{folder} was made otherwise: --force replaces it")
     chosen = engine.pick_calibration(dataset.splits["train"], images, place.run.seed)
@@ -103,7 +110,8 @@ def quantize(place: Place, *, images: int, force: bool) -> tuple[Artifact, Artif
     calibration = imaging.normalise(pixels, source.spec)
     made = engine.quantize(source, calibration, folder, seed=place.run.seed)
     profile, _ = runs.host(place.run.profile, made)
-    return runs.judged(made, profile, dataset, place.track), source
+    rivals = place.rivals(source)
+    return runs.judged(made, profile, dataset, source, place.track, rivals=rivals), source
 
 
 def check_drop(after: Artifact, before: Artifact, max_drop: float) -> None:
@@ -135,17 +143,20 @@ def export(place: Place, format_name: str, precision: str | None, *, tolerance: 
     if format_name == "onnx":
         if precision == "int8":
             raise EdgeKDError("int8 is an OpenVINO file here: edgekd export --format openvino")
-        return runs.onnx_of(place.student(), out, dataset, place.track, tolerance=tolerance)
+        return runs.onnx_of(
+            place.student(), out, dataset, place.track, tolerance=tolerance, rivals=place.rivals()
+        )
+    rivals = place.rivals()
     if precision == "int8":
         if not quantised:
             raise EdgeKDError(f"{place.folder} has no int8 yet: run edgekd quantize first")
         small = Artifact.load(place.folder / "int8")
         if small.parents.get("onnx") != source.sha256:
             raise EdgeKDError(f"{small.folder} is of an earlier student: edgekd quantize --force")
-        source = small
+        rivals, source = place.rivals(source), small
     made = exporter.to_runtime(source, images, out, format_name, tolerance=tolerance)
     profile, _ = runs.host(place.run.profile, made)
-    return runs.judged(made, profile, dataset, place.track)
+    return runs.judged(made, profile, dataset, source, place.track, rivals=rivals)
 
 
 def bench(place: Place, *, runtime: str | None, seconds: float) -> list[Timing]:
@@ -204,8 +215,9 @@ def explain(place: Place, *, images: int, variant: str) -> Fidelity:
             labels = session(prepared).logits.argmax(1)
         name = f"{candidate.role} {candidate.precision}"
         found[name] = fidelity.explain_set(
-            session, prepared, labels, variant=variant, track=place.track
-        )
+            session, prepared, labels, variant=variant, temperature=candidate.temperature,
+            track=place.track,
+        )  # fmt: skip
     assert labels is not None
     reference = next(iter(found.values()))
     cases = fidelity.Cases(

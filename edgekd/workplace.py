@@ -58,6 +58,7 @@ def teach(
     *,
     weights: Path | None = None,
     pretrained: bool = False,
+    sensitivity: float | None = None,
     force: bool = False,
 ) -> Artifact:
     """The teacher of these settings, trained now unless it is there already."""
@@ -73,10 +74,11 @@ def teach(
         seed=work.seed, weights=weights, pretrained=pretrained,
     )  # fmt: skip
     folder = runs.own_folder(work.root, work.dataset, "teacher", model, work.spec, asked)
-    made = runs.finished(folder, asked, force=force)
-    return made or loop.teach(
-        work.dataset, model, work.spec, folder, training=training,
-        weights=weights, pretrained=pretrained, seed=work.seed, track=work.track,
+    if made := runs.finished(folder, asked, force=force):
+        return runs.rejudged(made, work.dataset, sensitivity)
+    return loop.teach(
+        work.dataset, model, work.spec, folder, training=training, weights=weights,
+        pretrained=pretrained, sensitivity=sensitivity, seed=work.seed, track=work.track,
     )  # fmt: skip
 
 
@@ -260,6 +262,7 @@ def distill(
     training: Training,
     pupil: Pupil,
     *,
+    sensitivity: float | None = None,
     force: bool,
 ) -> Artifact:
     """The run's student, trained now (or further) unless it is there already."""
@@ -287,10 +290,13 @@ def distill(
         seed=work.seed,
     )
     runs.begin(work.root, folder, run)
-    return made or loop.distill(
+    if made:
+        rivals = [] if teacher is None else [teacher]
+        return runs.rejudged(made, work.dataset, sensitivity, rivals=rivals)
+    return loop.distill(
         work.dataset, teacher, pupil.name, pupil.arch, spec, folder / "student",
         training=training, net=_cut(work, pupil) if origin else None, origin=origin,
-        seed=work.seed, track=work.track,
+        sensitivity=sensitivity, seed=work.seed, track=work.track,
     )  # fmt: skip
 
 

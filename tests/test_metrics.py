@@ -44,7 +44,7 @@ def test_auroc_with_ties_and_weights_is_scikit_learns():
     score, positive = rng.integers(5, size=60) / 5.0, rng.random(60) < 0.4
     weight = rng.integers(0, 3, size=60).astype(float)
     expected = sk.roc_auc_score(positive, score, sample_weight=weight)
-    assert metrics._auroc(score, positive, weight) == pytest.approx(expected)
+    assert metrics._auroc(score, positive, weight[None]) == pytest.approx(expected)
 
 
 def test_intervals_draw_whole_patients(answered):
