@@ -20,7 +20,7 @@ def thresholds(
         if positive.all() or not positive.any():
             raise EdgeKDError(
                 f"{int(positive.sum())} of {len(labels)} validation images are of class {name}: "
-                "a threshold needs images of it and of others; add some to the validation split"
+                "add some to the validation split, a threshold needs images of it and of others"
             )
         found[name] = threshold(p[:, c], positive, sensitivity)
     return found
