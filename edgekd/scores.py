@@ -39,6 +39,11 @@ class Calibration(Record):
     sensitivity: float | None = None  # wanted of each class; None: Youden's J
     thresholds: dict[str, Threshold]  # of each class
 
+    @property
+    def aim(self) -> str:
+        """What the thresholds were chosen for, in words."""
+        return "Youden's J" if self.sensitivity is None else f"sensitivity {self.sensitivity:g}"
+
 
 class Bin(Record):
     """A bar of a reliability diagram: images of confidence in (low, high]."""

@@ -47,7 +47,9 @@ ALLOWED = {
     "bench": {"records", "runtimes"},
     "explain": {"records", "runtimes", "confidence"},
     "fidelity": {"records", "runtimes", "confidence", "explain"},
-    "report": {"records", "bench", "explain"},
+    "drawings": set(),
+    "scorecard": {"records", "scores", "drawings"},
+    "report": {"records", "bench", "drawings", "explain", "scorecard"},
 }  # fmt: skip
 HEAVY = ("torch", "numpy", "timm", "PIL", "onnx", "onnxruntime", "openvino", "nncf", "matplotlib",
          "pymoo")  # fmt: skip
