@@ -158,3 +158,18 @@ def test_one_patient_has_no_interval_and_one_class_no_auroc(answered):
 def test_bad_logits_are_said_to_be(logits, message):
     with pytest.raises(EdgeKDError, match=message):
         metrics.classification(logits, np.array([0, 1]), ["a", "b"], CLASSES)
+
+
+def test_what_resampling_biases_upwards_is_centred():
+    """|mean| of numbers whose mean is 0: every resample's is above, its interval is not."""
+    x, groups = np.array([-1.0, 1, -1, 1, -1, 1]), list("abcdef")
+
+    def measure(weight):
+        return {"ece": np.abs(weight @ x) / weight.sum(1), "plain": np.abs(weight @ x) / 6}
+
+    found = metrics.bootstrap(measure, groups, 0, centred=["ece"])
+    draws = np.random.default_rng(0).integers(6, size=(metrics.RESAMPLES, 6))
+    drawn = np.abs(x[draws].mean(1))
+    assert (found["ece"].value, found["ece"].low) == (0, 0)
+    assert found["ece"].high == pytest.approx(np.percentile(drawn, 97.5) - drawn.mean())
+    assert found["plain"].high == pytest.approx(np.percentile(drawn, 97.5))
