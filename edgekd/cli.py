@@ -34,6 +34,7 @@ from edgekd.options import (
     RunsOption,
     ScheduleOption,
     SeedOption,
+    SensitivityOption,
     SetOption,
     SizeOption,
     SplitOption,
@@ -103,6 +104,7 @@ def teach(
     lr: LrOption = None,
     batch: BatchOption = None,
     settings: SetOption = None,
+    sensitivity: SensitivityOption = None,
     resize: ResizeOption = "stretch",
     seed: SeedOption = 0,
     runs_folder: RunsOption = RUNS,
@@ -123,8 +125,9 @@ def teach(
             split=split, allow_leakage=allow_leakage,
         )  # fmt: skip
         artifact = workplace.teach(
-            work, model, training, weights=weights, pretrained=pretrained, force=force
-        )
+            work, model, training, weights=weights, pretrained=pretrained,
+            sensitivity=sensitivity, force=force,
+        )  # fmt: skip
     result(as_json, artifact, show.artifact(artifact))
 
 
@@ -278,6 +281,7 @@ def distill(
     alpha_hard: AlphaOption = None,
     temperature: TemperatureOption = None,
     settings: SetOption = None,
+    sensitivity: SensitivityOption = None,
     resize: ResizeOption = "stretch",
     seed: SeedOption = 0,
     runs_folder: RunsOption = RUNS,
@@ -329,7 +333,9 @@ def distill(
             show.say(f"student {sought.chosen}")
             arch = seek.chosen_of(front, sought).arch
             pupil = workplace.Pupil(sought.chosen, arch, base)
-        artifact = workplace.distill(work, chosen, folder, guides, training, pupil, force=force)
+        artifact = workplace.distill(
+            work, chosen, folder, guides, training, pupil, sensitivity=sensitivity, force=force
+        )
     result(as_json, artifact, show.artifact(artifact, *guides[:1]))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgekd import compute, data, imaging, metrics, models
+from edgekd import compute, data, evaluation, imaging, metrics, models, operating
 from edgekd.augment import View, mix, view
 from edgekd.losses import Wanted, hybrid, wanted
 from edgekd.records import (
@@ -40,17 +40,23 @@ def teach(
     training: Training,
     weights: Path | None = None,
     pretrained: bool = False,
+    sensitivity: float | None = None,
     seed: int = 0,
     track: Track = untracked,
 ) -> Artifact:
-    """Train the timm network `model` on the labels alone; returns the teacher in folder `out`."""
+    """Train the timm network `model` on the labels alone; returns the teacher in folder `out`.
+
+    sensitivity: what each class's threshold is to reach on val; None: Youden's J.
+    """
+    operating.check(sensitivity)
     training = without_teacher(training)
     torch.manual_seed(seed)
     net = models.classifier(model, len(spec.classes), weights=weights, pretrained=pretrained)
     start = {"kind": "teacher", "model": model, "role": "teacher", "spec": spec}
     asked = settings(dataset, model, spec, training, seed=seed, weights=weights,
                      pretrained=pretrained)  # fmt: skip
-    return _run(net, (), dataset, out, start, asked, training, seed, track)
+    return _run(net, (), dataset, out, start, asked, training, seed, track,
+                sensitivity=sensitivity)  # fmt: skip
 
 
 def distill(
@@ -65,6 +71,7 @@ def distill(
     net: SubNet | None = None,
     origin: dict[str, str] | None = None,
     replay: Path | None = None,
+    sensitivity: float | None = None,
     seed: int = 0,
     track: Track = untracked,
 ) -> Artifact:
@@ -74,9 +81,11 @@ def distill(
 
     What teachers say of a view of the images is kept under the folder `replay`, if it is given.
 
+    sensitivity: what each class's threshold is to reach on val; None: Youden's J.
     It starts as `net`, cut out of a supernet (`origin` says which), with its batch norm
     recalibrated, and is judged so too ("cut_test_balanced_accuracy", ...); else from scratch.
     """
+    operating.check(sensitivity)
     training = without_teacher(training) if not teachers else training
     torch.manual_seed(seed)
     found: dict[str, Metric] = {}
@@ -99,7 +108,8 @@ def distill(
     start = {"kind": "student", "model": name, "role": "student", "spec": spec,
              "arch": arch, "parents": parents}  # fmt: skip
     asked = settings(dataset, name, spec, training, seed=seed, teachers=teachers, origin=origin)
-    return _run(trained, teachers, dataset, out, start, asked, training, seed, track, found, replay)
+    return _run(trained, teachers, dataset, out, start, asked, training, seed, track, found,
+                replay=replay, sensitivity=sensitivity)  # fmt: skip
 
 
 def without_teacher(training: Training) -> Training:
@@ -242,7 +252,9 @@ def _run(
     seed: int,
     track: Track,
     found: dict[str, Metric] | None = None,
+    *,
     replay: Path | None = None,
+    sensitivity: float | None = None,
 ) -> Artifact:
     """Train (or go on training), keep the best network, judge it once on the test split."""
     make_folder(out)
@@ -262,11 +274,17 @@ def _run(
     if not place.main:
         place.wait()
         return Artifact.load(out)
-    found = found or {}
-    per_class: dict[str, dict[str, float]] = {}
-    for split in ("val", "test"):
-        scores, per_class = _scores(net, dataset, split, spec, seed)
-        found = found | scores
+    splits = {split: dataset.splits[split] for split in evaluation.SPLITS}
+    judged = evaluation.judge(
+        out,
+        {split: _logits(net, samples, spec) for split, samples in splits.items()},
+        {split: evaluation.truth(samples) for split, samples in splits.items()},
+        spec.classes,
+        sensitivity=sensitivity,
+        rivals=teachers,
+        seed=seed,
+    )
+    judged["metrics"] = (found or {}) | judged["metrics"]
     models.save_weights(net, out / models.WEIGHTS)
     params, macs = models.count(net, spec.size)
     artifact = Artifact(
@@ -275,14 +293,13 @@ def _run(
         layer=models.Waist(net, spec.size).layer,
         params=params,
         macs=macs,
-        metrics=found,
-        per_class=per_class,
         data_fingerprint=dataset.fingerprint,
         split_rule=dataset.split_rule,
         seed=seed,
         settings=asked | {"best_epoch": state.best_epoch, "epochs_run": state.epoch,
                           "device": place.name, "computed_in": state.precision},
-        versions=versions("torch", "timm", "numpy", "pillow"),
+        versions=versions("torch", "timm", "numpy", "scipy", "scikit-learn", "pillow"),
+        **judged,
     ).save(out)  # fmt: skip
     (out / CHECKPOINT).unlink(missing_ok=True)
     place.wait()
@@ -294,7 +311,12 @@ def _scores(
 ) -> tuple[dict[str, Metric], dict[str, dict[str, float]]]:
     """Metrics of a classifier on a split, and each class's own figures."""
     samples = dataset.splits[split]
-    images = imaging.normalise(data.load_pixels(samples, spec), spec)
-    logits = metrics.answers(as_session(net.eval()), images)
+    logits = _logits(net, samples, spec)
     labels, groups = np.array([s.label for s in samples]), [s.group for s in samples]
     return metrics.classification(logits, labels, groups, spec.classes, prefix=split, seed=seed)
+
+
+def _logits(net: nn.Module, samples: Sequence[data.Sample], spec: Spec) -> np.ndarray:
+    """(N, classes) float32 of a classifier."""
+    images = imaging.normalise(data.load_pixels(samples, spec), spec)
+    return metrics.answers(as_session(net.eval()), images)

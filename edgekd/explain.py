@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
+from edgekd.confidence import softmax
 from edgekd.records import EdgeKDError, unknown
 from edgekd.runtimes import Session
 
@@ -106,12 +107,6 @@ def _weights(logits: np.ndarray, label: int, variant: Variant) -> np.ndarray:
     if variant == "published":
         return softmax(logits)[:, label]
     return softmax(logits[:, label])
-
-
-def softmax(x: np.ndarray) -> np.ndarray:
-    """Over the last axis."""
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
 
 
 @lru_cache(maxsize=32)

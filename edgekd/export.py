@@ -173,8 +173,8 @@ def _write_ir(source: Artifact, out: Path) -> None:
 
 def _inherited(parent: Artifact) -> dict:
     """What a file takes over from what it was made from."""
-    fields = ("model", "spec", "arch", "role", "params", "macs", "data_fingerprint", "split_rule",
-              "seed")  # fmt: skip
+    fields = ("model", "spec", "arch", "role", "params", "macs", "calibration",
+              "data_fingerprint", "split_rule", "seed")  # fmt: skip
     return {f: getattr(parent, f) for f in fields}
 
 

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgekd.explain import Variant, interpolation, score_cam, softmax
+from edgekd.confidence import probabilities
+from edgekd.explain import Variant, interpolation, score_cam
 from edgekd.records import Aggregate, Agreement, Artifact, Comparison, EdgeKDError, Track, untracked
 from edgekd.runtimes import Session
 
@@ -24,8 +25,7 @@ class Maps(NamedTuple):
     """One artifact's maps of a set of images."""
 
     maps: np.ndarray  # (N, g, g) float32 >= 0, not normalised; a row of NaN where undefined
-    answers: np.ndarray  # (N,) int, the artifact's own top class
-    probabilities: np.ndarray  # (N,) of that class, softmax
+    logits: np.ndarray  # (N, K) float32, the artifact's own
     seconds: float  # wall clock for a map, mean
 
 
@@ -53,17 +53,15 @@ def explain_set(
     if len(images) == 0:
         raise EdgeKDError("no images to explain: give at least one")
     maps = np.full((len(images), grid, grid), np.nan, np.float32)
-    answers = np.zeros(len(images), int)
-    probabilities = np.zeros(len(images))
+    logits = []
     seconds = 0.0
     for i in track(range(len(images)), "explaining", len(images)):
         heat = score_cam(session, images[i], int(labels[i]), variant=variant, batch=batch)
-        answers[i] = heat.logits.argmax()
-        probabilities[i] = softmax(heat.logits)[answers[i]]
+        logits.append(heat.logits)
         seconds += heat.seconds
         if heat.map is not None:
             maps[i] = to_grid(heat.map, grid)
-    return Maps(maps, answers, probabilities, seconds / len(images))
+    return Maps(maps, np.stack(logits), seconds / len(images))
 
 
 def to_grid(heat: np.ndarray, g: int = GRID) -> np.ndarray:
@@ -147,25 +145,26 @@ def compare(
         seconds_per_map=other.seconds,
         undefined=int(np.isnan(other.maps).any((1, 2)).sum()),
         aggregate={key: a for key, a in found.items() if a is not None},
-        images=_agreements(cases, artifact.spec.classes, other, own, null),
+        images=_agreements(cases, artifact, other, own, null),
     )
 
 
 def _agreements(
     cases: Cases,
-    classes: Sequence[str],
+    artifact: Artifact,
     maps: Maps,
     own: dict[str, np.ndarray],
     null: dict[str, np.ndarray],
 ) -> tuple[Agreement, ...]:
     """One record an image, from each figure's (N,) values and nulls."""
+    answers, p = maps.logits.argmax(1), probabilities(maps.logits, artifact)
     return tuple(
         Agreement(
             image=cases.images[i],
             label=cases.labels[i],
             explained=cases.explained[i],
-            answer=classes[maps.answers[i]],
-            probability=float(maps.probabilities[i]),
+            answer=artifact.spec.classes[answers[i]],
+            probability=float(p[i, answers[i]]),
             figures={key: _number(values[i]) for key, values in own.items()},
             null={key: _number(values[i]) for key, values in null.items()},
         )

@@ -140,6 +140,15 @@ TemperatureOption = Annotated[
     float | None,
     typer.Option("--temperature", "-T", min=0.01, help="Of the soft targets. [default: 4]"),
 ]
+SensitivityOption = Annotated[
+    float | None,
+    typer.Option(
+        "--sensitivity",
+        min=0.01,
+        max=1,
+        help="Of each class's threshold, on val. [default: Youden's J]",
+    ),
+]
 ResizeOption = Annotated[str, typer.Option(help="stretch, crop or pad.")]
 RUNS = Path("runs")
 

@@ -49,8 +49,8 @@ def quantize(source: Artifact, calibration: np.ndarray, out: Path, *, seed: int 
     make_folder(out)
     (out / Artifact.FILE).unlink(missing_ok=True)
     fake = _write_int8(nncf, source, calibration, out)
-    inherited = ("model", "spec", "arch", "layer", "role", "params", "macs", "data_fingerprint",
-                 "split_rule")  # fmt: skip
+    inherited = ("model", "spec", "arch", "layer", "role", "params", "macs", "calibration",
+                 "data_fingerprint", "split_rule")  # fmt: skip
     return Artifact(
         kind="openvino",
         precision="int8",

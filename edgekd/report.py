@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from edgekd import scorecard
 from edgekd.bench import percentiles
+from edgekd.drawings import COLOURS, Drawing, figure, svg
 from edgekd.explain import overlay
 from edgekd.records import (
     Aggregate,
@@ -32,19 +34,16 @@ from edgekd.records import (
 
 if TYPE_CHECKING:
     from jinja2 import Template
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 PAGE = "report.html"
 SIDE = 224  # pixels of a picture's longer side in the gallery
-COLOURS = ("#4c566a", "#2a6f97", "#bc5090", "#7a9e3a", "#c77d12")  # told apart without red-green
 SCORES = {
     "test_balanced_accuracy": "balanced accuracy",
     "test_macro_f1": "macro F1",
     "test_macro_auroc": "macro AUROC",
+    "test_ece": "ECE, calibrated",
 }
 UNITS = {"ms": "ms", "m": "M", "mb": "MB"}  # last word of a budget's limit -> as it is written
-Drawing = tuple[str, str]  # SVG, and its words for those who do not see it
 
 
 class Row(NamedTuple):
@@ -89,6 +88,7 @@ def write(
         summary=list(_summary(rows, fidelity)),
         tiles=list(_tiles(rows, fidelity)),
         models=list(_models(rows)),
+        scores=scorecard.of([(r.name, r.artifact) for r in rows]),
         where=_where(rows, profile),
         latency=_latency(rows, profile),
         scatter=_scatter(rows),
@@ -337,32 +337,6 @@ def _flat(settings: Mapping[str, Any]) -> Iterator[str]:
 # ---- drawings
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _svg(figure: Figure) -> str:
-    """A matplotlib figure as inline SVG without outside names, the same bytes each time."""
-    import matplotlib as mpl
-
-    text = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "edgekd", "svg.fonttype": "none"}):
-        figure.savefig(
-            text, format="svg", metadata={"Date": None, "Creator": None}, transparent=True
-        )
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)  # HTML's own parser needs none
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # "axes_1" in every drawing
-    return svg.replace("xlink:href", "href")
-
-
 def _latency(rows: Sequence[Row], profile: Profile) -> Drawing | None:
     """The spread of latency of each model that was timed, on a logarithmic axis."""
     timed = [(i, r.name, np.array(r.timing.samples_ms)) for i, r in enumerate(rows) if r.timing]
@@ -370,7 +344,7 @@ def _latency(rows: Sequence[Row], profile: Profile) -> Drawing | None:
         return None
     from matplotlib.ticker import LogLocator
 
-    figure, axes = _figure(6.0, 0.9 + 0.62 * len(timed))
+    drawn, axes = figure(6.0, 0.9 + 0.62 * len(timed))
     told, seen = [], []
     for y, (i, name, samples) in enumerate(timed):
         low, q25, q50, q75, q95, high = np.percentile(samples, (1, 25, 50, 75, 95, 99)).tolist()
@@ -396,7 +370,7 @@ def _latency(rows: Sequence[Row], profile: Profile) -> Drawing | None:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.set_xlabel("latency of one image, ms")
-    return _svg(figure), "Latency. " + "; ".join(told)
+    return svg(drawn), "Latency. " + "; ".join(told)
 
 
 def _scatter(rows: Sequence[Row]) -> Drawing | None:
@@ -404,7 +378,7 @@ def _scatter(rows: Sequence[Row]) -> Drawing | None:
     both = [(i, r, r.timing, m) for i, r in enumerate(rows) if r.timing and (m := _accuracy(r))]
     if not both:
         return None
-    figure, axes = _figure(4.4, 3.1)
+    drawn, axes = figure(4.4, 3.1)
     told = []
     for i, row, timing, m in both:
         q50 = percentiles(timing.samples_ms)["p50"]
@@ -420,8 +394,8 @@ def _scatter(rows: Sequence[Row]) -> Drawing | None:
     axes.set_ylabel("balanced accuracy")
     longest = max(len(r.name) for _, r, *_ in both)
     columns = max(1, min(3, int(4.4 / (0.5 + 0.065 * longest))))  # inches
-    figure.legend(loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
-    return _svg(figure), "Accuracy against latency. " + "; ".join(told)
+    drawn.legend(loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+    return svg(drawn), "Accuracy against latency. " + "; ".join(told)
 
 
 def _histogram(fidelity: Fidelity) -> Drawing | None:
@@ -433,12 +407,12 @@ def _histogram(fidelity: Fidelity) -> Drawing | None:
         return None
     across = min(2, len(shown))
     down = -(-len(shown) // across)
-    figure = Figure(figsize=(5.4 * across, 2.9 * down), layout="constrained")
+    drawn = Figure(figsize=(5.4 * across, 2.9 * down), layout="constrained")
     low = min(-0.2, *(float(p.min()) for *_, p in shown))
     bins = np.linspace(np.floor(low * 10) / 10, 1, 37).tolist()
     told = []
     for place, (i, c, pairs) in enumerate(shown):
-        axes = figure.add_subplot(down, across, place + 1)
+        axes = drawn.add_subplot(down, across, place + 1)
         axes.spines[["top", "right"]].set_visible(False)
         own, null = pairs.T
         colour = COLOURS[i % len(COLOURS)]
@@ -452,7 +426,7 @@ def _histogram(fidelity: Fidelity) -> Drawing | None:
         axes.margins(y=0.28)
         axes.legend(fontsize=8, frameon=False, loc="upper left")
         told.append(f"{c.name}: mean {own.mean():.2f}, strangers {null.mean():.2f}")
-    return _svg(figure), "Agreement image by image. " + "; ".join(told)
+    return svg(drawn), "Agreement image by image. " + "; ".join(told)
 
 
 # ---- gallery

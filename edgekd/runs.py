@@ -14,12 +14,13 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from edgekd import data, imaging, metrics, runtimes
+from edgekd import data, evaluation, imaging, metrics, runtimes
 from edgekd.records import (
     Artifact,
     EdgeKDError,
@@ -189,24 +190,70 @@ def sample_images(dataset: data.Dataset, spec: Spec, split: str, count: int) -> 
 
 
 def judged(
-    artifact: Artifact, profile: Profile, dataset: data.Dataset, track: Track = untracked
+    artifact: Artifact,
+    profile: Profile,
+    dataset: data.Dataset,
+    parent: Artifact,
+    track: Track = untracked,
+    *,
+    rivals: Sequence[Artifact] = (),
 ) -> Artifact:
-    """`artifact` with its own test metrics, measured on the file itself in its runtime; saved.
+    """`artifact` with its own figures, measured on the file itself in its runtime; saved.
 
-    One that has them, because a stage was not interrupted before this, is returned as it is.
+    Its temperature and thresholds are fitted on its own validation answers: INT8 moves logits, and
+    one rule for all files needs no trust in any. The wanted sensitivity is that of `parent`, which
+    it was made from. One that has all this, because a stage was not interrupted before, is
+    returned as it is.
     """
-    if "test_balanced_accuracy" in artifact.metrics:
-        return artifact
+    wanted = None if parent.calibration is None else parent.calibration.sensitivity
+    if artifact.evaluation is not None:
+        return rejudged(artifact, dataset, wanted, rivals=rivals)
+    truths = _truths(dataset)
     session = runtimes.open_session(artifact, profile)
-    samples = dataset.splits["test"]
-    images = imaging.normalise(data.load_pixels(samples, artifact.spec), artifact.spec)
-    logits = metrics.answers(session, images, track=track)
-    labels, groups = np.array([s.label for s in samples]), [s.group for s in samples]
-    found, per_class = metrics.classification(
-        logits, labels, groups, artifact.spec.classes, seed=artifact.seed
-    )
-    update = {"metrics": artifact.metrics | found, "per_class": per_class}
+    logits = {}
+    for split in evaluation.SPLITS:
+        pixels = data.load_pixels(dataset.splits[split], artifact.spec)
+        images = imaging.normalise(pixels, artifact.spec)
+        logits[split] = metrics.answers(session, images, track=track)
+    update = evaluation.judge(
+        artifact.folder, logits, truths, artifact.spec.classes,
+        sensitivity=wanted, rivals=rivals, seed=artifact.seed,
+    )  # fmt: skip
+    update["metrics"] = artifact.metrics | update["metrics"]
     return artifact.model_copy(update=update).save(artifact.folder)
+
+
+def rejudged(
+    artifact: Artifact,
+    dataset: data.Dataset,
+    sensitivity: float | None,
+    *,
+    rivals: Sequence[Artifact] = (),
+) -> Artifact:
+    """`artifact` at thresholds of this `sensitivity` and beside these `rivals`; saved.
+
+    From its kept logits, so nothing is run. One without any, made by an earlier edgekd, stays as
+    it is, or is an EdgeKDError where a sensitivity is wanted.
+    """
+    found, calibration = artifact.evaluation, artifact.calibration
+    if found is None or calibration is None:
+        if sensitivity is None:
+            return artifact
+        raise EdgeKDError(
+            f"{artifact.folder} keeps no logits to choose thresholds from: an earlier edgekd made "
+            "it; --force makes it again"
+        )
+    beside = {p.sha256 for p in found.paired.values()}
+    if calibration.sensitivity == sensitivity and all(
+        r.sha256 in beside for r in rivals if evaluation.kept(r, _truths(dataset))
+    ):
+        return artifact
+    anew = evaluation.again(artifact, _truths(dataset), sensitivity=sensitivity, rivals=rivals)
+    return anew.save(artifact.folder)
+
+
+def _truths(dataset: data.Dataset) -> dict[str, evaluation.Truth]:
+    return {split: evaluation.truth(dataset.splits[split]) for split in evaluation.SPLITS}
 
 
 def onnx_of(
@@ -216,6 +263,7 @@ def onnx_of(
     track: Track = untracked,
     *,
     tolerance: float = 1e-3,
+    rivals: Sequence[Artifact] = (),
 ) -> Artifact:
     """The trained network's ONNX waist in `folder`, made (parity checked) if it is not there."""
     from edgekd import export, models
@@ -229,10 +277,11 @@ def onnx_of(
                     f"{made.path} differs by {worst:.2g} from the network it was made from, "
                     f"over the tolerance of {tolerance:g} (--tolerance)"
                 )
-            return judged(made, host(_reference(), made)[0], dataset, track)
+            here = host(_reference(), made)[0]
+            return judged(made, here, dataset, trained, track, rivals=rivals)
     images = sample_images(dataset, trained.spec, "val", PARITY_IMAGES)
     made = export.to_onnx(models.load(trained), trained, images, folder, tolerance=tolerance)
-    return judged(made, host(_reference(), made)[0], dataset, track)
+    return judged(made, host(_reference(), made)[0], dataset, trained, track, rivals=rivals)
 
 
 def _reference() -> Profile:

@@ -195,6 +195,9 @@ def artifact(made: Artifact, beside: Artifact | None = None) -> Group:
     for name in ("balanced_accuracy", "macro_f1", "macro_auroc"):
         row = [metric(a.metrics.get(f"test_{name}")) for a in columns]
         table.add_row(f"test {name.replace('_', ' ')}", *row)
+    if any(a.calibration for a in columns):
+        for what, cells in _calibration(columns):
+            table.add_row(what, *cells)
     cut = [a.metrics.get("cut_test_balanced_accuracy") for a in columns]
     if any(cut):
         table.add_row("the same as cut", *map(metric, cut))
@@ -204,7 +207,46 @@ def artifact(made: Artifact, beside: Artifact | None = None) -> Group:
     for key in sorted({k for a in columns for k in a.metrics if k.startswith("parity")}):
         row = [f"{a.metrics[key].value:.2g}" if key in a.metrics else "-" for a in columns]
         table.add_row(key.replace("_", " "), *row)
-    return Group(table, _text(made.folder))
+    return Group(table, *map(_text, _beside(made, beside)), _text(made.folder))
+
+
+def _calibration(columns: list[Artifact]) -> Iterator[tuple[str, list[str]]]:
+    """(what, a cell for each artifact) of its probabilities and its operating point."""
+
+    def figure(key: str) -> list[str]:
+        return [metric(a.metrics.get(f"test_{key}")) for a in columns]
+
+    yield "test ECE before calibration", figure("ece_uncalibrated")
+    yield "test ECE", figure("ece")
+    fitted = [a.calibration for a in columns]
+    yield "temperature", [f"{c.temperature:.3f}" if c else "-" for c in fitted]
+    yield "test sensitivity at threshold", figure("macro_sensitivity")
+    yield "test specificity at threshold", figure("macro_specificity")
+    yield "thresholds chosen for", [c.aim if c else "-" for c in fitted]
+
+
+def _beside(made: Artifact, beside: Artifact | None) -> Iterator[str]:
+    """A line for each model that `made` was compared with, image by image."""
+    paired = made.evaluation.paired if made.evaluation else {}
+    for name, p in paired.items():
+        yield (
+            f"beside {name}, {p.images} images: only this right {p.only_this_right}, only the "
+            f"other {p.only_other_right}, McNemar mid-p {p.mcnemar_p:.3g}; balanced accuracy "
+            f"{difference(p.differences.get('balanced_accuracy'))}"
+        )
+    if beside is not None and not paired:
+        yield (
+            f"not compared image by image with {beside.role} {beside.precision}: it keeps no "
+            "answers to these test images"
+        )
+
+
+def difference(m: Metric | None) -> str:
+    """'+0.012 [-0.010, +0.034]', or '-'."""
+    if m is None:
+        return "-"
+    interval = "" if m.low is None or m.high is None else f" [{m.low:+.3f}, {m.high:+.3f}]"
+    return f"{m.value:+.3f}{interval}"
 
 
 def supernet(made: Artifact) -> Group:

@@ -67,8 +67,19 @@ class Place:
     def student_onnx(self, dataset: data.Dataset, tolerance: float = 1e-3) -> Artifact:
         """The student's ONNX waist."""
         return runs.onnx_of(
-            self.student(), self.folder / "onnx", dataset, self.track, tolerance=tolerance
-        )
+            self.student(), self.folder / "onnx", dataset, self.track,
+            tolerance=tolerance, rivals=self.rivals(dataset),
+        )  # fmt: skip
+
+    def rivals(self, dataset: data.Dataset, source: Artifact | None = None) -> list[Artifact]:
+        """What a file is compared with image by image: the teacher, and an FP32 source."""
+        found = [source] if source is not None else []
+        if not self.run.teacher:
+            return found
+        teacher: Artifact | None = Artifact.load(Path(self.run.teacher))
+        if teacher and teacher.evaluation is None:  # an earlier edgekd taught it: ask it now
+            teacher = self.teacher_onnx(dataset)
+        return [teacher, *found] if teacher else found
 
     def teacher_onnx(self, dataset: data.Dataset) -> Artifact | None:
         """The teacher's ONNX waist, kept beside the teacher; None in a run without one."""
@@ -98,7 +109,8 @@ def quantize(place: Place, *, images: int, force: bool) -> tuple[Artifact, Artif
         same = made.settings.get("calibration_images") == min(images, len(dataset.splits["train"]))
         if same and made.parents.get("onnx") == source.sha256:
             profile, _ = runs.host(place.run.profile, made)
-            return runs.judged(made, profile, dataset, place.track), source
+            rivals = place.rivals(dataset, source)
+            return runs.judged(made, profile, dataset, source, place.track, rivals=rivals), source
         if same or made.parents.get("onnx") == source.sha256:
             raise EdgeKDError(f"{folder} was made otherwise: --force replaces it")
     chosen = engine.pick_calibration(dataset.splits["train"], images, place.run.seed)
@@ -106,7 +118,8 @@ def quantize(place: Place, *, images: int, force: bool) -> tuple[Artifact, Artif
     calibration = imaging.normalise(pixels, source.spec)
     made = engine.quantize(source, calibration, folder, seed=place.run.seed)
     profile, _ = runs.host(place.run.profile, made)
-    return runs.judged(made, profile, dataset, place.track), source
+    rivals = place.rivals(dataset, source)
+    return runs.judged(made, profile, dataset, source, place.track, rivals=rivals), source
 
 
 def check_drop(after: Artifact, before: Artifact, max_drop: float) -> None:
@@ -138,17 +151,25 @@ def export(place: Place, format_name: str, precision: str | None, *, tolerance: 
     if format_name == "onnx":
         if precision == "int8":
             raise EdgeKDError("int8 is an OpenVINO file here: edgekd export --format openvino")
-        return runs.onnx_of(place.student(), out, dataset, place.track, tolerance=tolerance)
+        return runs.onnx_of(
+            place.student(),
+            out,
+            dataset,
+            place.track,
+            tolerance=tolerance,
+            rivals=place.rivals(dataset),
+        )
+    rivals = place.rivals(dataset)
     if precision == "int8":
         if not quantised:
             raise EdgeKDError(f"{place.folder} has no int8 yet: run edgekd quantize first")
         small = Artifact.load(place.folder / "int8")
         if small.parents.get("onnx") != source.sha256:
             raise EdgeKDError(f"{small.folder} is of an earlier student: edgekd quantize --force")
-        source = small
+        rivals, source = place.rivals(dataset, source), small
     made = exporter.to_runtime(source, images, out, format_name, tolerance=tolerance)
     profile, _ = runs.host(place.run.profile, made)
-    return runs.judged(made, profile, dataset, place.track)
+    return runs.judged(made, profile, dataset, source, place.track, rivals=rivals)
 
 
 def bench(place: Place, *, runtime: str | None, seconds: float) -> list[Timing]:

@@ -83,6 +83,7 @@ def teach(
     *,
     weights: Path | None = None,
     pretrained: bool = False,
+    sensitivity: float | None = None,
     force: bool = False,
 ) -> Artifact:
     """The teacher of these settings, trained now unless it is there already."""
@@ -98,10 +99,11 @@ def teach(
         seed=work.seed, weights=weights, pretrained=pretrained,
     )  # fmt: skip
     folder = runs.own_folder(work.root, work.dataset, "teacher", model, work.spec, asked)
-    made = runs.finished(folder, asked, force=force)
-    return made or loop.teach(
-        work.dataset, model, work.spec, folder, training=training,
-        weights=weights, pretrained=pretrained, seed=work.seed, track=work.track,
+    if made := runs.finished(folder, asked, force=force):
+        return runs.rejudged(made, work.dataset, sensitivity)
+    return loop.teach(
+        work.dataset, model, work.spec, folder, training=training, weights=weights,
+        pretrained=pretrained, sensitivity=sensitivity, seed=work.seed, track=work.track,
     )  # fmt: skip
 
 
@@ -326,6 +328,7 @@ def distill(
     training: Training,
     pupil: Pupil,
     *,
+    sensitivity: float | None = None,
     force: bool,
 ) -> Artifact:
     """The run's student, trained now (or further) unless it is there already."""
@@ -356,11 +359,13 @@ def distill(
         allow_leakage=work.allow_leakage,
     )
     runs.begin(work.root, folder, run)
-    return made or loop.distill(
+    if made:
+        return runs.rejudged(made, work.dataset, sensitivity, rivals=teachers)
+    return loop.distill(
         work.dataset, teachers, pupil.name, pupil.arch, spec, folder / "student",
         training=training, net=_cut(work, pupil, pupil.arch) if origin and pupil.arch else None,
-        origin=origin,
-        replay=runs.shared(work.root, work.dataset), seed=work.seed, track=work.track,
+        origin=origin, replay=runs.shared(work.root, work.dataset),
+        sensitivity=sensitivity, seed=work.seed, track=work.track,
     )  # fmt: skip
 
 

@@ -129,6 +129,10 @@ def test_a_student_learns_from_a_teacher(dataset, spec, tmp_path):
     assert student.arch == arch
     assert student.params == 2_498_267
     assert set(student.per_class) == set(dataset.classes)
+    assert set(student.evaluation.paired) == {"teacher fp32"}
+    beside = student.evaluation.paired["teacher fp32"].differences["accuracy"].value
+    both = (a.metrics["test_accuracy"].value for a in (student, teacher))
+    assert beside == pytest.approx(next(both) - next(both))
     line = json.loads((tmp_path / "student" / "log.jsonl").read_text())
     assert line["loss"] == pytest.approx(0.3 * line["hard"] + 0.7 * line["soft"])
     assert line["soft"] > 0

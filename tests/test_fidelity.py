@@ -18,6 +18,7 @@ from edgekd.fidelity import (
 )
 from edgekd.records import Artifact, EdgeKDError, Spec
 from edgekd.runtimes import Outputs
+from edgekd.scores import Calibration, Threshold
 
 NAN = np.full((4, 4), np.nan)
 FLAT = np.full((4, 4), 0.1)
@@ -51,8 +52,8 @@ def cases(n=24, masks=None):
 
 
 def maps(array):
-    answers, probabilities = np.zeros(len(array), int), np.full(len(array), 0.75)
-    return Maps(np.asarray(array, np.float32), answers, probabilities, 0.5)
+    logits = np.tile(np.float32([2 * np.log(3), 0]), (len(array), 1))
+    return Maps(np.asarray(array, np.float32), logits, 0.5)
 
 
 def against(reference, other, **kw):
@@ -244,7 +245,7 @@ def test_explain_set():
     found = explain_set(blocks, images, np.array([0, 1, 0]), grid=7, track=track)
     assert found.maps.shape == (3, 7, 7)
     assert np.isnan(found.maps).any((1, 2)).tolist() == [False, False, True]
-    assert found.answers.tolist() == [0, 0, 0]
+    assert found.logits.argmax(1).tolist() == [0, 0, 0]
     assert found.seconds > 0
     assert told == [("explaining", 3)]
 
@@ -256,6 +257,19 @@ def test_explain_set_of_nothing():
 
 def test_answers_are_named():
     r = maps(random_maps(8))
-    c = compare("x", artifact(), "torch", cases(8), r, r._replace(answers=np.arange(8) % 2))
+    c = compare(
+        "x", artifact(), "torch", cases(8), r, r._replace(logits=np.tile(np.eye(2), (4, 1)))
+    )
     assert [a.answer for a in c.images] == list("abababab")
     assert (c.layer, c.precision, c.seconds_per_map) == ("head", "fp32", 0.5)
+
+
+def test_the_probability_shown_is_calibrated():
+    """Logits of 2 ln 3 and 0: 0.9 as trained, 0.75 at temperature 2."""
+    r = maps(random_maps(8))
+    at = {c: Threshold(probability=0.5, val_sensitivity=1, val_specificity=1) for c in "ab"}
+    fitted = Calibration(temperature=2, method="nll", thresholds=at)
+    for calibration, expected in ((None, 0.9), (fitted, 0.75)):
+        made = artifact().model_copy(update={"calibration": calibration})
+        shown = compare("x", made, "torch", cases(8), r, r).images
+        assert [a.probability for a in shown] == pytest.approx([expected] * 8)

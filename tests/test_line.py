@@ -60,6 +60,11 @@ def test_every_stage_leaves_its_record(line):
     assert (run / "search" / "front.png").read_bytes().startswith(b"\x89PNG")
     for made in (student, onnx, int8):
         assert made.metrics["test_balanced_accuracy"].low is not None
+        assert made.metrics["test_ece"].low is not None
+        assert made.evaluation.paired["teacher fp32"].images == 18
+        assert set(made.calibration.thresholds) == set(made.spec.classes)
+    assert onnx.temperature == pytest.approx(student.temperature, rel=0.01)
+    assert "student fp32" in int8.evaluation.paired
     assert onnx.metrics["parity_max_abs_logits"].value < 1e-3
     same = student.metrics["test_balanced_accuracy"].value
     assert onnx.metrics["test_balanced_accuracy"].value == pytest.approx(same)
@@ -88,6 +93,7 @@ def test_explanations_stand_beside_strangers(line):
 def test_the_report_is_one_page_without_file_names(line, phantoms):
     *_, page = line
     text = page.read_text("utf-8")
+    assert "student int8 less teacher fp32" in text
     assert "http://" not in text.replace("http://www.w3.org", "")
     assert "https://" not in text
     for image in phantoms.glob("test/*/*.png"):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from edgekd import metrics
+from edgekd import confidence, metrics
+from edgekd.records import EdgeKDError
 from edgekd.runtimes import Outputs
 
 CLASSES = ("a", "b", "c")
@@ -44,7 +45,7 @@ def test_auroc_with_ties_and_weights_is_scikit_learns():
     score, positive = rng.integers(5, size=60) / 5.0, rng.random(60) < 0.4
     weight = rng.integers(0, 3, size=60).astype(float)
     expected = sk.roc_auc_score(positive, score, sample_weight=weight)
-    assert metrics._auroc(score, positive, weight) == pytest.approx(expected)
+    assert metrics._auroc(score, positive, weight[None]) == pytest.approx(expected)
 
 
 def test_intervals_draw_whole_patients(answered):
@@ -72,3 +73,103 @@ def test_answers_come_in_order_whatever_the_batch():
     images = np.random.default_rng(0).standard_normal((7, 3, 4, 4)).astype(np.float32)
     whole = metrics.answers(session, images, batch=7)
     np.testing.assert_allclose(metrics.answers(session, images, batch=3), whole)
+
+
+def test_each_class_against_the_rest_is_scikit_learns(answered):
+    logits, labels = answered
+    rng = np.random.default_rng(2)
+    weight = rng.integers(0, 3, size=(4, 90)).astype(float)
+    at = np.array([0.2, 0.5, 0.7])
+    log_p = confidence.log_softmax(logits)
+    found = metrics.figures(log_p, labels, weight, at)
+    p, guess = np.exp(log_p), logits.argmax(1)
+    for r, w in enumerate(weight):
+        for name, score in (("precision", sk.precision_score), ("f1", sk.f1_score)):
+            expected = score(labels, guess, average=None, sample_weight=w)
+            np.testing.assert_allclose(found.classes[name][r], expected, err_msg=name)
+        for c in range(3):
+            area = sk.roc_auc_score(labels == c, p[:, c], sample_weight=w)
+            assert found.classes["auroc"][r, c] == pytest.approx(area)
+            calls = p[:, c] >= at[c]
+            recalls = sk.recall_score(labels == c, calls, average=None, sample_weight=w)
+            own = found.classes["specificity"][r, c], found.classes["sensitivity"][r, c]
+            assert own == pytest.approx(recalls.tolist())
+        for name in ("sensitivity", "specificity"):
+            mean = found.classes[name][r].mean()
+            assert found.overall[f"macro_{name}"][r] == pytest.approx(mean)
+
+
+def test_ece_and_nll_by_hand():
+    """Confidences 0.9 and 0.9 in one bin, one right; 0.6 in another, right."""
+    p = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]])
+    labels = np.array([0, 1, 1])
+    found = metrics.calibration_figures(np.log(p), labels, np.array([[1.0, 1, 1], [0, 1, 2]]))
+    ece = 2 / 3 * abs(0.5 - 0.9) + 1 / 3 * abs(1 - 0.6)
+    np.testing.assert_allclose(found["ece"], [ece, 1 / 3 * 0.9 + 2 / 3 * 0.4])
+    nll = -np.log([0.9 * 0.1 * 0.6, 0.1 * 0.6 * 0.6]) / 3
+    np.testing.assert_allclose(found["nll"], nll)
+    assert found["nll"][0] == pytest.approx(sk.log_loss(labels, p))
+    bins = confidence.reliability(p, labels)
+    assert sum(b.images * abs(b.accuracy - b.confidence) for b in bins) / 3 == pytest.approx(ece)
+
+
+def test_the_confusion_matrix_is_scikit_learns(answered):
+    logits, labels = answered
+    expected = sk.confusion_matrix(labels, logits.argmax(1))
+    np.testing.assert_array_equal(metrics.confusion(logits, labels), expected)
+
+
+def test_draws_in_pieces_are_the_same_draws(answered, monkeypatch):
+    logits, labels = answered
+    whole = metrics.classification(logits, labels, [str(i) for i in range(90)], CLASSES)
+    monkeypatch.setattr(metrics, "AT_ONCE", 90 * 7)
+    assert metrics.classification(logits, labels, [str(i) for i in range(90)], CLASSES) == whole
+
+
+def test_an_interval_is_that_of_a_plain_bootstrap():
+    """Of a mean, drawn group by group in a loop with the same generator."""
+    rng = np.random.default_rng(3)
+    x, groups = rng.random(40), np.array([f"p{i % 8}" for i in range(40)])
+    found = metrics.bootstrap(lambda w: {"mean": w @ x / w.sum(1)}, groups.tolist(), seed=5)["mean"]
+    draws, means = np.random.default_rng(5), []
+    names = np.unique(groups)
+    for _ in range(metrics.RESAMPLES):
+        chosen = names[draws.integers(8, size=8)]
+        means.append(np.concatenate([x[groups == g] for g in chosen]).mean())
+    assert found.value == pytest.approx(x.mean())
+    assert (found.low, found.high) == pytest.approx(np.percentile(means, [2.5, 97.5]).tolist())
+
+
+def test_one_patient_has_no_interval_and_one_class_no_auroc(answered):
+    logits, _ = answered
+    found, _ = metrics.classification(logits, np.zeros(90, int), ["one"] * 90, CLASSES)
+    assert found["test_accuracy"].low is found["test_accuracy"].high is None
+    assert "test_macro_auroc" not in found
+    assert found["test_balanced_accuracy"].value == found["test_accuracy"].value
+
+
+@pytest.mark.parametrize(
+    ("logits", "message"),
+    [
+        (np.zeros((3, 2)), r"need logits of shape \(2, 3\) and at least one image, got \(3, 2\)"),
+        (np.array([[0, 0, np.nan], [0, 0, 1]]), "answers 1 of 2 images with NaN or infinity"),
+    ],
+)
+def test_bad_logits_are_said_to_be(logits, message):
+    with pytest.raises(EdgeKDError, match=message):
+        metrics.classification(logits, np.array([0, 1]), ["a", "b"], CLASSES)
+
+
+def test_what_resampling_biases_upwards_is_centred():
+    """|mean| of numbers whose mean is 0: every resample's is above, its interval is not."""
+    x, groups = np.array([-1.0, 1, -1, 1, -1, 1]), list("abcdef")
+
+    def measure(weight):
+        return {"ece": np.abs(weight @ x) / weight.sum(1), "plain": np.abs(weight @ x) / 6}
+
+    found = metrics.bootstrap(measure, groups, 0, centred=["ece"])
+    draws = np.random.default_rng(0).integers(6, size=(metrics.RESAMPLES, 6))
+    drawn = np.abs(x[draws].mean(1))
+    assert (found["ece"].value, found["ece"].low) == (0, 0)
+    assert found["ece"].high == pytest.approx(np.percentile(drawn, 97.5) - drawn.mean())
+    assert found["plain"].high == pytest.approx(np.percentile(drawn, 97.5))

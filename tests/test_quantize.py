@@ -13,6 +13,7 @@ from test_runtimes import Tiny, artifact, exported, pictures, profile  # noqa: F
 from edgekd import export, quantize, runtimes
 from edgekd.data import Sample
 from edgekd.records import Artifact, EdgeKDError
+from edgekd.scores import Calibration, Threshold
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,19 @@ def test_the_same_images_give_the_same_file(int8, tmp_path):
 def test_only_fp32_onnx_is_quantised(int8, tmp_path):
     with pytest.raises(EdgeKDError, match="is openvino int8, not fp32 ONNX"):
         quantize.quantize(int8[0], pictures(8), tmp_path)
+
+
+def test_calibration_goes_from_file_to_file(int8, tmp_path):
+    """Until a file is fitted on its own answers it has that of what it was made from."""
+    at = {c: Threshold(probability=0.5, val_sensitivity=1, val_specificity=1) for c in "abc"}
+    fitted = Calibration(temperature=2.5, method="nll", thresholds=at)
+    module = Tiny().eval()
+    network = artifact(calibration=fitted.model_dump())
+    onnx = export.to_onnx(module, network, pictures(), tmp_path / "onnx")
+    small = quantize.quantize(onnx, pictures(8), tmp_path / "int8")
+    last = export.to_runtime(small, pictures(), tmp_path / "ir", "openvino")
+    assert [a.temperature for a in (network, onnx, small, last)] == [2.5] * 4
+    assert Artifact.load(tmp_path / "ir").calibration == fitted
 
 
 def test_what_cannot_be_quantised_is_said_and_left_alone(int8, tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from edgekd import records
+from edgekd import records, stored
 from edgekd.records import Artifact, EdgeKDError, Profile, Spec, Training
 
 SPEC = Spec(classes=("a", "b"), size=(8, 8))
@@ -109,7 +109,7 @@ def test_a_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
     def full_disk(fd):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(records.os, "fsync", full_disk)
+    monkeypatch.setattr(stored.os, "fsync", full_disk)
     with pytest.raises(EdgeKDError, match="No space left"):
         records.write_atomic(path, "new")
     assert path.read_text() == "old"

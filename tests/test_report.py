@@ -16,10 +16,12 @@ from edgekd.records import (
     EdgeKDError,
     Fidelity,
     Machine,
+    Metric,
     Profile,
     Spec,
     Timing,
 )
+from edgekd.scores import Calibration, Evaluation
 
 MACHINE = Machine(name="m", cpu="CPU & co", cores=2, memory_gb=1, system="L", python="3.11")
 PROFILE = Profile(name="cpu", runtime="openvino", device="CPU")
@@ -266,3 +268,66 @@ def test_the_outline_is_the_masks_edge():
     assert not edge[4:6, 4:6].any()
     whole = report._outlined(np.zeros((10, 10, 3), np.uint8), np.ones((10, 10), bool))
     assert (whole == (0, 220, 230)).all(2).sum() == 100 - 36  # at the picture's own edge too
+
+
+def evaluated(**change):
+    """Rows whose last is judged: figures of which each is told from the others."""
+    first, last = rows()
+
+    def figure(value):
+        return {"value": value, "low": value - 0.011, "high": value + 0.013}
+
+    def part(base, **more):
+        keys = ("auroc", "sensitivity", "specificity", "balanced_accuracy", "macro_auroc", "ece")
+        found = {k: figure(base + 0.01 * i) for i, k in enumerate(keys)}
+        return {"images": 31, "groups": 17, "metrics": found}
+
+    bars = [{"low": 0.8, "high": 0.867, "images": 8, "confidence": 0.82, "accuracy": 0.75}]
+    sure = [{"low": 0.933, "high": 1, "images": 8, "confidence": 0.97, "accuracy": 0.75}]
+    at = {"probability": 0.321, "val_sensitivity": 0.987, "val_specificity": 0.654}
+    evaluation = Evaluation.parse({
+        "images": 8, "groups": 8, "bins": 15, "confusion": [[41, 12], [13, 44]],
+        "classes": {"cyst": part(0.3), EVIL: part(0.5)}, "reliability": bars,
+        "reliability_uncalibrated": sure, "answers_sha256": "0",
+        "subgroups": {"sex " + EVIL: part(0.7)},
+        "paired": {"teacher fp32": {
+            "against": "resnet18", "sha256": "7", "images": 8, "groups": 8, "only_this_right": 21,
+            "only_other_right": 33, "mcnemar_p": 0.0421,
+            "differences": {"balanced_accuracy": figure(-0.123)},
+        }},
+    } | change, "test")  # fmt: skip
+    calibration = Calibration.parse({"temperature": 1.618, "method": "nll", "sensitivity": 0.95,
+                                     "thresholds": {"cyst": at, EVIL: at}}, "test")  # fmt: skip
+    more = {"test_ece": Metric(value=0.0271), "test_ece_uncalibrated": Metric(value=0.0828)}
+    made = last.artifact.model_copy(update={
+        "evaluation": evaluation, "calibration": calibration,
+        "metrics": last.artifact.metrics | more,
+    })  # fmt: skip
+    return [first, last._replace(artifact=made)]
+
+
+def test_the_scores_are_those_of_the_record(tmp_path):
+    text = page(tmp_path, rows=evaluated()).replace("\N{NO-BREAK SPACE}", " ")
+    for shown in (
+        "divided by 1.618", "0.083 before, 0.027 after", "for sensitivity 0.95",
+        "<td><b>41</b></td><td>12</td>", "<td>13</td><td><b>44</b></td>",
+        "<td>0.300 [0.289, 0.313]</td><td>0.321</td><td>0.987 / 0.654</td>",
+        "<td>0.310 [0.299, 0.323]</td><td>0.320 [0.309, 0.333]</td><td>31</td>",
+        "sex &lt;script&gt;", "<td>0.730 [0.719, 0.743]</td>", "31 / 17",
+        "student int8 less teacher fp32", "-0.123 [-0.134, -0.110]",
+        "<td>21</td><td>33</td><td>0.0421</td>",
+        "before: 8 images at 0.97 are 0.75 right; calibrated: 8 images at 0.82 are 0.75 right",
+    ):  # fmt: skip
+        assert shown in text, shown
+    assert "<script" not in text
+    assert "some patients have several" not in text
+    assert page(tmp_path / "a", rows=evaluated()) == page(tmp_path / "b", rows=evaluated())
+
+
+def test_scores_that_are_not_there_are_left_out(tmp_path):
+    assert "worth" not in page(tmp_path / "none")
+    text = page(tmp_path, rows=evaluated(subgroups={}, paired={}, groups=3))
+    assert "Subgroups" not in text
+    assert "more than chance" not in text
+    text = page(tmp_path, rows=evaluated(groups=3))
+    assert "some patients have several" in text

@@ -1,10 +1,15 @@
 """Which run, which device, and which gates: nothing is chosen without being said."""
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 from test_runtimes import artifact, exported, profile  # noqa: F401
 
 from edgekd import data, runs, stages
 from edgekd.records import (
+    Artifact,
     EdgeKDError,
     GateMissed,
     Machine,
@@ -126,3 +131,62 @@ def test_files_of_an_earlier_student_are_passed_over(tmp_path):
     assert runs.exports(tmp_path) == [onnx, int8]
     last = stored(tmp_path / "openvino-int8", b"ir", parents={"openvino": int8.sha256}, **old)
     assert runs.exports(tmp_path) == [onnx, last]
+
+
+class Drawn:
+    """Validation and test splits of random pictures, and a network that answers half right."""
+
+    def __init__(self, monkeypatch):
+        rng = np.random.default_rng(0)
+        self.splits = {
+            split: [
+                data.Sample(Path(f"{split}{i}"), i % 3, f"{split}{i}", None, f"{split}{i:020}")
+                for i in range(60)
+            ]
+            for split in ("train", "val", "test")
+        }
+        self.logits = rng.standard_normal((120, 3)).astype(np.float32)
+        self.logits[np.arange(120), np.arange(120) % 3] += 1
+        self.asked = 0
+        monkeypatch.setattr(data, "load_pixels", lambda s, _: np.zeros((len(s), 2, 2, 3), np.uint8))
+        monkeypatch.setattr(runs.runtimes, "open_session", lambda *_: None)
+        monkeypatch.setattr(runs.metrics, "answers", self.answers)
+
+    def answers(self, session, images, track):
+        self.asked += 1
+        return self.logits[: len(images)] if self.asked % 2 else self.logits[-len(images) :]
+
+
+def test_a_file_is_calibrated_on_its_own_answers(monkeypatch, tmp_path):
+    """INT8 with logits twice as large: its temperature is twice as high, its figures the same."""
+    drawn, here = Drawn(monkeypatch), profile("openvino")
+    spec = artifact().spec.model_copy(update={"classes": ("a", "b", "c")})
+    full = artifact(files={"m.onnx": "f" * 64}, spec=spec, folder=tmp_path / "fp32")
+    small = artifact(files={"m.xml": "8" * 64}, spec=spec, folder=tmp_path / "int8",
+                     precision="int8")  # fmt: skip
+    for a in (full, small):
+        a.folder.mkdir()
+    full = runs.judged(full, here, drawn, full)
+    drawn.logits = drawn.logits * 2
+    inherited = small.model_copy(update={"calibration": full.calibration})
+    small = runs.judged(inherited, here, drawn, full, rivals=[full])
+    assert small.temperature == pytest.approx(2 * full.temperature, rel=1e-6)
+    assert small.metrics["test_ece"].value == pytest.approx(full.metrics["test_ece"].value)
+    assert small.evaluation.paired["student fp32"].mcnemar_p == 1
+    assert drawn.asked == 4
+    assert runs.judged(small, here, drawn, full, rivals=[full]) == small
+    strict = runs.rejudged(full, drawn, 0.9)
+    anew = runs.judged(small, here, drawn, strict, rivals=[full])
+    assert anew.calibration.sensitivity == 0.9
+    assert drawn.asked == 4  # from the logits that were kept
+    (tmp_path / "fp32" / "m.onnx").write_bytes(b"")
+    assert Artifact.parse(
+        json.loads((tmp_path / "fp32" / "artifact.json").read_text()), "file"
+    ).calibration.sensitivity == 0.9  # fmt: skip
+
+
+def test_an_artifact_of_an_earlier_edgekd_stays_as_it_is():
+    old = artifact()
+    assert runs.rejudged(old, None, None) is old
+    with pytest.raises(EdgeKDError, match="keeps no logits to choose thresholds from"):
+        runs.rejudged(old, None, 0.9)

@@ -1,0 +1,172 @@
+"""What a record is: frozen, plain data, stored as JSON; the errors; files written whole or not."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+if sys.version_info >= (3, 11):
+    from typing import Self
+else:
+    from typing_extensions import Self
+
+T = TypeVar("T")
+SCHEMA = 1  # of every JSON file written here; a reader refuses any other
+
+
+class EdgeKDError(Exception):
+    """The user can fix this; the message says how, in one line. All else that escapes is a bug."""
+
+
+class RuntimeUnavailable(EdgeKDError):
+    """A runtime or device that is not on this machine (exit code 4)."""
+
+
+class GateMissed(EdgeKDError):
+    """A stage finished and wrote its result, but the result is over a stated limit (exit 3)."""
+
+
+class Track(Protocol):
+    """How a long stage shows its progress: iterate over `track(items, "what", total)`."""
+
+    def __call__(self, items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
+        """The same items, counted; an item with a `size` (an index array) counts as that many."""
+
+
+def untracked(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:  # noqa: ARG001
+    """The default: no progress shown."""
+    return items
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, unknown keys rejected with the nearest known one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], source: str) -> Self:
+        """A record from plain data; EdgeKDError naming `source` if a key or value is wrong."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as e:
+            raise EdgeKDError(f"{source}: {_first_mistake(e, cls)}") from None
+
+
+def _first_mistake(error: ValidationError, cls: type[BaseModel]) -> str:
+    """The first error of pydantic's list as a sentence with what was given and expected."""
+    mistake = error.errors(include_url=False)[0]
+    *parents, key = mistake["loc"] or ("",)
+    where = "".join(f"{p}." for p in parents)
+    if mistake["type"] == "extra_forbidden":
+        known: Iterable[str] = cls.model_fields
+        for p in parents:
+            inner = getattr(known, "get", lambda _: None)(p) if isinstance(known, dict) else None
+            inner = getattr(inner, "annotation", None)
+            known = getattr(inner, "model_fields", {})
+        return where + unknown("key", str(key), [k for k in known if k != "schema_version"])
+    if not mistake["loc"]:  # of the record as a whole
+        return mistake["msg"].removeprefix("Value error, ")
+    given = "" if mistake["type"] == "missing" else f", got {mistake['input']!r}"
+    return f"{where}{key}: {mistake['msg']}{given}"
+
+
+class Stored(Record):
+    """A record with a file of its own in the folder that its stage writes."""
+
+    FILE: ClassVar[str]
+    schema_version: int = SCHEMA
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The record in `folder`; EdgeKDError if the stage never finished or it is not ours."""
+        path = folder / cls.FILE
+        try:
+            data = json.loads(path.read_text("utf-8"))
+        except FileNotFoundError:
+            raise EdgeKDError(f"{folder} holds no {cls.FILE}: run that stage (again)") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as e:
+            raise EdgeKDError(f"{path} is not JSON ({e}): delete {folder}, run again") from None
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if version != SCHEMA:
+            raise EdgeKDError(
+                f"{path} has schema version {version}, this edgekd reads {SCHEMA}: "
+                "use the edgekd that wrote it, or run the stage again"
+            )
+        return cls.parse(data, str(path))
+
+    def save(self, folder: Path) -> Self:
+        """Write the record's file into `folder`, atomically; to be called last by a stage."""
+        write_atomic(folder / self.FILE, self.model_dump_json(indent=1) + "\n")
+        return self
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """'no profile "jetsen"; did you mean "jetson"? (known: cpu, intel-npu, jetson)'."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f'; did you mean "{close[0]}"?' if close else ""
+    return f'no {what} "{name}"{hint} (known: {", ".join(known)})'
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while piece := f.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed version of each package that is installed, without importing it."""
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for p in ("edgekd", *packages):
+        try:
+            found[p] = metadata.version(p)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def make_folder(path: Path) -> Path:
+    """Create `path` and prove that it can be written to; EdgeKDError with the reason if not."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as e:
+        raise EdgeKDError(
+            f"cannot write to folder {path}: {e.strerror}; choose another with --runs or --run"
+        ) from None
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a whole file or none: temporary file in the same folder, fsync, rename."""
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    try:
+        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as e:
+        raise EdgeKDError(f"cannot write {path}: {e.strerror}") from None
+    try:
+        with os.fdopen(fd, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except OSError as e:
+        Path(temporary).unlink(missing_ok=True)
+        raise EdgeKDError(f"cannot write {path}: {e.strerror}") from None
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
