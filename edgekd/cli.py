@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -475,21 +471,16 @@ def run_recipe(
         return
     if data_folder is None:
         raise EdgeKDError(f"{made.name} needs --data: {made.data}")
-    root, over, told = runs_folder or RUNS / made.name, [], []
     command = typer.main.get_command(app)
-    for number, words in enumerate(made.commands(data_folder, root), 1):
-        show.say(f"step {number} of {len(made.steps)}: edgekd {' '.join(words)}")
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said if as_json else sys.stdout):
-            more = ["--json"] if as_json else []
-            code = command.main([*words, *more], standalone_mode=False) or 0
-        if code not in (0, 3):
-            raise typer.Exit(code)
-        over += [made.steps[number - 1]] * (code == 3)
-        told.append({"step": made.steps[number - 1], "result": json.loads(said.getvalue() or "0")})
-    result(as_json, told, "\n".join(f"over a limit: edgekd {step}" for step in over))
-    if over:
-        raise typer.Exit(3)
+
+    def call(words: list[str]) -> int:
+        return command.main(words, standalone_mode=False) or 0
+
+    root = runs_folder or RUNS / made.name
+    told, code = made.play(data_folder, root, call, show.say, as_json=as_json)
+    result(as_json, told, f"finished, see {root}")
+    if code:
+        raise typer.Exit(code)
 
 
 def _place(root: Path, run: Path | None, profile: str | None, track: Track) -> Place:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -54,6 +58,35 @@ class Recipe(Record):
             words += ["--runs", str(runs)]
             found.append([*words, *(["--data", str(data)] if words[0] in TAKE_DATA else [])])
         return found
+
+    def play(
+        self,
+        data: Path,
+        runs: Path,
+        call: Callable[[list[str]], int],
+        say: Callable[[str], None],
+        *,
+        as_json: bool,
+    ) -> tuple[list[dict[str, Any]], int]:
+        """Every step by `call`, which gives its exit code: (what each printed, exit code).
+
+        Over a limit (3), the study goes on, and ends with that code; any other ends it.
+        """
+        told: list[dict[str, Any]] = []
+        over = 0
+        for number, words in enumerate(self.commands(data, runs), 1):
+            say(f"step {number} of {len(self.steps)}: edgekd {shlex.join(words)}")
+            said = io.StringIO()
+            with contextlib.redirect_stdout(said if as_json else sys.stdout):
+                code = call([*words, *(["--json"] if as_json else [])])
+            if code not in (0, 3):
+                return told, code
+            if code:
+                say(f"over a limit: edgekd {self.steps[number - 1]}")
+            over = over or code
+            printed = json.loads(said.getvalue()) if as_json else None
+            told.append({"step": self.steps[number - 1], "result": printed})
+        return told, over
 
 
 def shipped() -> Sequence[str]:
