@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 INSTALL = "pip install 'edgekd[dicom]'"
+DECODERS = "pip install 'edgekd[dicom-jpeg]'"
 _KEY = secrets.token_bytes(32)  # of this process: a token cannot be guessed back to a patient id
 _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
@@ -190,7 +191,7 @@ def _stored(ds: Dataset) -> np.ndarray:
     if syntax.is_encapsulated:
         plugin = "pydicom" if syntax == "1.2.840.10008.1.2.5" else "pylibjpeg"  # RLE
         if plugin not in decoder.available_plugins:
-            raise EdgeKDError(f"DICOM in {syntax.name} needs pylibjpeg: {INSTALL}")
+            raise EdgeKDError(f"DICOM in {syntax.name} needs pylibjpeg: {DECODERS}")
     pixels = pixel_array(ds, decoding_plugin=plugin)
     if pixels.shape[:2] != (ds.Rows, ds.Columns):
         raise EdgeKDError("corrupt DICOM file: its pixels are not of the size that it states")
