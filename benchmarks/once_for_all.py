@@ -52,7 +52,7 @@ def commands(data: Path, runs: Path, quick: bool) -> dict[str, Path]:
     for p in PROFILES:
         edgekd("search", "-p", p, *at, "--supernet", folders["warm"], *few)
         edgekd("distill", "-p", p, *at, "--supernet", folders["warm"], "--epochs", tune,
-               "--lr", 0.0007, *FLIP)  # fmt: skip
+               *FLIP)  # fmt: skip
         edgekd("distill", "-p", p, *at, *start, "--student", runs / p / "student",
                "--epochs", epochs + tune, "--lr", 0.001, *FLIP,
                "--run", runs / f"alone-{p}")  # fmt: skip

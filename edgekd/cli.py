@@ -17,6 +17,7 @@ from edgekd.options import (
     EpochsOption,
     EstimateOption,
     ForceOption,
+    GiveUpOption,
     Group,
     JsonOption,
     LeakageOption,
@@ -202,6 +203,7 @@ def search(
         int, typer.Option("--measure", min=0, help="Sub-nets of the front to time for real.")
     ] = 6,
     estimate: EstimateOption = False,
+    give_up: GiveUpOption = 0.0,
     prior: Annotated[
         Path | None,
         typer.Option("--prior", help="OFA's acc_predictor.pth: what it says is learnt from, too."),
@@ -241,7 +243,7 @@ def search(
             front, sought = seek.search(
                 work, one, base, run or runs_folder / one.name, subnets=subnets,
                 generations=generations, estimate=estimate, measure=measure, prior=prior,
-                force=force,
+                slack=give_up / 100, force=force,
             )  # fmt: skip
             found.append((front, sought))
     tables = [{"front": f.model_dump(mode="json"), "sought": s.model_dump(mode="json")}
@@ -270,6 +272,7 @@ def distill(
     start_pretrained: StartPretrainedOption = False,
     subnets: SubnetsOption = 60,
     estimate: EstimateOption = False,
+    give_up: GiveUpOption = 0.0,
     size: SizeOption = None,
     epochs: EpochsOption = None,
     lr: LrOption = None,
@@ -322,7 +325,7 @@ def distill(
             )  # fmt: skip
             show.say(f"supernet {base.model}, {base.folder}")
             front, sought = seek.search(
-                work, chosen, base, folder, subnets=subnets, estimate=estimate
+                work, chosen, base, folder, subnets=subnets, estimate=estimate, slack=give_up / 100
             )
             if not seek.told_apart(sought):
                 show.say("all sub-nets are equally accurate: chosen for speed alone")

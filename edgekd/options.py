@@ -61,6 +61,10 @@ EstimateOption = Annotated[
     bool,
     typer.Option("--estimate", help="Latency from the profile's stated peak: measure nothing."),
 ]
+GiveUpOption = Annotated[
+    float,
+    typer.Option("--give-up", min=0, help="Points of predicted accuracy, for a faster student."),
+]
 DataOption = Annotated[
     Path | None,
     typer.Option("--data", "-d", help="Image folder. [default: synthetic chest phantoms]"),

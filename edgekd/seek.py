@@ -61,7 +61,7 @@ class Sought(Stored):
     ranking: Ranking  # of sub-nets held out
     estimated: bool  # latency by the profile's stated peak, not measured
     chosen: str  # name of the sub-net to distil
-    slack: float  # accuracy given up for speed: what the predictor cannot tell apart
+    slack: float  # predicted accuracy that may be given up for speed
     measured: tuple[Measured, ...] = ()  # empty where the device is not here
     machine: Machine | None = None  # that measured
     seconds: float  # of all that: evaluating, measuring blocks where needed, searching
@@ -78,13 +78,14 @@ def search(
     estimate: bool = False,
     measure: int = 6,
     prior: Path | None = None,
+    slack: float = 0.0,
     force: bool = False,
 ) -> tuple[Front, Sought]:
     """The front of `supernet` for `profile`, in `folder`; not made again unless asked otherwise.
 
     What is evaluated is kept with the supernet, what is measured in the user's cache: the next
-    profile starts from there. `front.winner` is the most accurate sub-net, `sought.chosen` the
-    fastest that is predicted to be as accurate within the predictor's own error. prior: OFA's
+    profile starts from there. `front.winner` is the most accurate sub-net within the budget,
+    `sought.chosen` the fastest that gives up at most `slack` of that. prior: OFA's
     `acc_predictor.pth`, for supernets of its space.
     """
     from edgekd import latency
@@ -95,7 +96,7 @@ def search(
     if prior is not None:
         check_prior(prior, supernet.model)
     asked: dict[str, Any] = {"supernet": supernet.sha256, "profile": profile, "subnets": subnets,
-             "prior": sha256(prior) if prior else ""}  # fmt: skip
+             "prior": sha256(prior) if prior else "", "slack": slack}  # fmt: skip
     if (out / Sought.FILE).exists() and not force:
         old = Sought.load(out)
         same = all(getattr(old, name) == value for name, value in asked.items())
@@ -117,7 +118,6 @@ def search(
     )  # fmt: skip
     front.save(out)
     predictor.save(out / "predictor")
-    slack = predictor.record.ranking.rmse
     chosen = fastest_within(front.members, slack)
     measured: list[Measured] = []
     machine = None
@@ -133,7 +133,7 @@ def search(
     sought = Sought(
         **asked, precision=table.precision,
         ranking=predictor.record.ranking, estimated=table.estimated,
-        chosen=spaces.title(chosen.arch), slack=slack, measured=tuple(measured), machine=machine,
+        chosen=spaces.title(chosen.arch), measured=tuple(measured), machine=machine,
         seconds=round(time.perf_counter() - started, 1),
     )  # fmt: skip
     points = {m.name: (m.predicted.p95_ms, m.predicted.accuracy) for m in measured}

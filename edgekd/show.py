@@ -277,11 +277,13 @@ def searches(found: list[tuple[Front, Sought]]) -> Group:
                 f"{real.accuracy:.3f}" if real else "-", f"{real.p95_ms:.3g}" if real else "-",
                 f"{real.peak_mb:.0f} MB" if real else "-",
             )  # fmt: skip
-        r = sought.ranking
+        r, rule = sought.ranking, "the most accurate within the budget"
+        if sought.slack:
+            rule = f"the fastest that gives up at most {100 * sought.slack:g} points"
         parts += [table, _text(
             f"{front.evaluations} sub-nets in {front.seconds:.1f} s; accuracy predicted from "
             f"{r.samples} evaluated ones: Kendall {r.kendall:.2f}, Spearman {r.spearman:.2f}, "
-            f"error {r.rmse:.3f} on those held out; chosen in bold: the fastest within that error"
+            f"error {r.rmse:.3f} on those held out; chosen in bold: {rule}"
         )]  # fmt: skip
     return Group(*parts)
 
