@@ -54,10 +54,10 @@ class Front(Stored):
     seconds: float
     versions: dict[str, str]
 
-    def spread(self, count: int) -> list[Arch]:
-        """Up to `count` of its sub-nets, evenly from the fastest to the winner."""
+    def spread(self, count: int) -> list[Member]:
+        """Up to `count` of its members, evenly from the fastest to the winner."""
         places = np.unique(np.linspace(0, len(self.members) - 1, count).astype(int))
-        return [self.members[i].arch for i in places]
+        return [self.members[i] for i in places]
 
 
 def hypervolume(front: Front | Sequence[Member], reference: tuple[float, float]) -> float:

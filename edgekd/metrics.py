@@ -106,3 +106,10 @@ def _per_class(
             "images": support,
         }
     return table
+
+
+def kendall(a: np.ndarray, b: np.ndarray) -> float:
+    """Rank correlation tau-b of (N,) with (N,), in [-1, 1]; 0 where all of one are equal."""
+    signs = [np.sign(np.subtract.outer(x, x)) for x in (a, b)]
+    of = float(np.sqrt(np.prod([np.square(s).sum() for s in signs])))
+    return float((signs[0] * signs[1]).sum() / of) if of else 0.0
