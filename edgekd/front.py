@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours: told apart by the colour-blind, and in grey by their marks
 BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8bcc4"
+FAR = 2.0  # times the slowest that is drawn: a budget beyond would squeeze all else into a corner
 
 
 class Member(Record):
@@ -54,10 +55,10 @@ class Front(Stored):
     seconds: float
     versions: dict[str, str]
 
-    def spread(self, count: int) -> list[Arch]:
-        """Up to `count` of its sub-nets, evenly from the fastest to the winner."""
+    def spread(self, count: int) -> list[Member]:
+        """Up to `count` of its members, evenly from the fastest to the winner."""
         places = np.unique(np.linspace(0, len(self.members) - 1, count).astype(int))
-        return [self.members[i].arch for i in places]
+        return [self.members[i] for i in places]
 
 
 def hypervolume(front: Front | Sequence[Member], reference: tuple[float, float]) -> float:
@@ -117,13 +118,14 @@ def plot(
     star = chosen or front.winner
     axes.plot(star.p95_ms, star.accuracy, marker="*", markersize=14, color=BLUE,
               markeredgecolor="white", linestyle="", zorder=5, label="chosen")  # fmt: skip
-    shown = [line]
-    if front.budget.latency_ms:
-        axes.axvline(front.budget.latency_ms, color=VERMILION, linestyle="--", linewidth=1.2,
-                     zorder=2, label=f"budget, {front.budget.latency_ms:g} ms")  # fmt: skip
-        shown.append(np.array([[front.budget.latency_ms, line[-1, 1]]]))
-    shown += _points(axes, dict(named or {}), dict(measured or {}))
-    _limits(axes, np.concatenate(shown))
+    shown = np.concatenate([line, *_points(axes, dict(named or {}), dict(measured or {}))])
+    if limit := front.budget.latency_ms:
+        near = limit < FAR * shown[:, 0].max()
+        where = "" if near else ", far to the right"
+        axes.axvline(limit, color=VERMILION, linestyle="--", linewidth=1.2, zorder=2,
+                     label=f"budget, {limit:g} ms{where}")  # fmt: skip
+        shown = np.concatenate([shown, [[limit, line[-1, 1]]] if near else line[:0]])
+    _limits(axes, shown)
     axes.set_xlabel("latency of one image, p95, ms")
     axes.set_ylabel("balanced accuracy, predicted")
     figure.legend(loc="outside right center", fontsize=8, frameon=False)

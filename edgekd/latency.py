@@ -25,7 +25,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from edgekd import bench, spaces
+from edgekd import bench, metrics, spaces
 from edgekd.genes import Figure, Genome
 from edgekd.records import (
     Arch,
@@ -244,11 +244,8 @@ def _fit(
 def errors(predicted: np.ndarray, measured: np.ndarray) -> Errors:
     """How far (N,) predictions are from (N,) measurements."""
     off = np.abs(predicted / measured - 1)
-    sign = [np.sign(np.subtract.outer(x, x)) for x in (predicted, measured)]
-    ties = [float((s != 0).sum()) for s in sign]
-    tau = float((sign[0] * sign[1]).sum() / math.sqrt(max(1.0, ties[0] * ties[1])))
     return Errors(mape=100 * float(off.mean()), within10=float((off <= 0.1).mean()),
-                  kendall=tau, nets=len(measured))  # fmt: skip
+                  kendall=metrics.kendall(predicted, measured), nets=len(measured))  # fmt: skip
 
 
 # ---- a table from stated figures

@@ -199,3 +199,10 @@ def _auroc(score: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> np.nd
     pairs = pos.sum(1) * neg.sum(1)
     above = (pos * (np.cumsum(neg, 1) - neg / 2)).sum(1)
     return above / np.where(pairs > 0, pairs, np.nan)
+
+
+def kendall(a: np.ndarray, b: np.ndarray) -> float:
+    """Rank correlation tau-b of (N,) with (N,), in [-1, 1]; 0 where all of one are equal."""
+    signs = [np.sign(np.subtract.outer(x, x)) for x in (a, b)]
+    of = float(np.sqrt(np.prod([np.square(s).sum() for s in signs])))
+    return float((signs[0] * signs[1]).sum() / of) if of else 0.0

@@ -21,7 +21,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from edgekd import spaces
+from edgekd import metrics, spaces
 from edgekd.genes import Figure, Genes, Genome
 from edgekd.records import (
     Arch,
@@ -258,12 +258,11 @@ def _read(path: Path, space: str) -> dict[Arch, float]:
 
 def ranking(predicted: np.ndarray, measured: np.ndarray) -> Ranking:
     """Agreement of (N,) predictions with (N,) measurements; ties count half (tau-b)."""
-    a, b = (np.sign(np.subtract.outer(x, x)) for x in (predicted, measured))
-    of = math.sqrt((a * a).sum() * (b * b).sum())
-    ranks = [x.sum(1) for x in (a, b)]  # smaller ones less larger ones: mean ranks, moved
+    # Smaller ones less larger ones: mean ranks, moved.
+    ranks = [np.sign(np.subtract.outer(x, x)).sum(1) for x in (predicted, measured)]
     same = [float(np.ptp(r)) == 0 for r in ranks]
     return Ranking(
-        kendall=float((a * b).sum() / of) if of else 0.0,
+        kendall=metrics.kendall(predicted, measured),
         spearman=0.0 if any(same) else float(np.corrcoef(*ranks)[0, 1]),
         rmse=float(np.sqrt(np.mean((predicted - measured) ** 2))),
         samples=len(measured),

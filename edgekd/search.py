@@ -168,7 +168,7 @@ def explore(
         found = search(space, resolutions, learnt.predict, latency, budget, seed=seed, track=track,
                        **how | brief)  # fmt: skip
         if not last:
-            pairs |= judge_all(found.spread(each), judge, out, track=track)
+            pairs |= judge_all([m.arch for m in found.spread(each)], judge, out, track=track)
     return learnt, found
 
 

@@ -9,12 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
 from edgekd import runs, spaces
 from edgekd.front import Front, Member, plot
 from edgekd.latency import Table
-from edgekd.predictor import Ranking, check_prior
+from edgekd.predictor import Ranking, check_prior, judge_all
 from edgekd.records import (
     Arch,
     Artifact,
@@ -124,11 +122,14 @@ def search(
     if measure and not table.estimated:
 
         def timed(members: Sequence[Member]) -> Machine:
-            made, here = measure_front(work, profile, supernet, table.precision, members, out)
+            made, here = measure_front(
+                work, profile, supernet, table.precision, members, judge, out
+            )
             measured.extend(made)
             return here
 
-        machine = timed(_spread(front.members, chosen, measure))
+        few = front.spread(measure)
+        machine = timed([m for m in front.members if m in few or m == chosen])
         chosen = settled(front.members, slack, profile.budget, measured, timed)
     sought = Sought(
         **asked, precision=table.precision,
@@ -137,9 +138,10 @@ def search(
         seconds=round(time.perf_counter() - started, 1),
     )  # fmt: skip
     points = {m.name: (m.predicted.p95_ms, m.predicted.accuracy) for m in measured}
-    for name, arch in _landmarks(supernet.model, resolutions).items():
-        ms = float(table.predict([arch])[0]) * table.p95_ratio
-        points[name] = ms, float(predictor.of([arch])[0])
+    marks = _landmarks(supernet.model, resolutions)
+    archs = list(marks.values())
+    ms = (table.predict(archs) * table.p95_ratio).tolist()
+    points |= dict(zip(marks, zip(ms, predictor.of(archs).tolist(), strict=True), strict=True))
     real = {m.name: (m.p95_ms, m.accuracy) for m in measured}
     plot(front, out / "front.png", chosen=chosen, named=points, measured=real)
     return front, sought.save(out)
@@ -269,14 +271,14 @@ def measure_front(
     supernet: Artifact,
     precision: str,
     members: Sequence[Member],
+    judge: Callable[[Arch], float],
     out: Path,
 ) -> tuple[tuple[Measured, ...], Machine]:
     """Members of the front made as they would be deployed, timed on the device, and judged."""
     from edgekd import bench, data, imaging, models, trial
 
     net = models.load_supernet(supernet)
-    judge = judge_of(work, supernet)
-    artifacts, accuracies = [], []
+    artifacts = []
     for member in work.track(members, "making sub-nets of the front", len(members)):
         spec = supernet.spec.model_copy(update={"size": (member.arch.resolution,) * 2})
         samples = work.dataset.splits["train"][: trial.CALIBRATION]
@@ -285,25 +287,21 @@ def measure_front(
         artifacts.append(
             trial.deployed(subnet, member.arch, spec, precision, images, out / "trials")
         )
-        accuracies.append(judge(member.arch))
+    # Most were evaluated to learn from: those are not judged again.
+    judged = judge_all([m.arch for m in members], judge, supernet.folder / EVALUATED,
+                       track=work.track)  # fmt: skip
     timings = bench.bench(
         artifacts, profile, out / "trials" / "bench", seconds=SECONDS, on_device=True,
         track=work.track,
     )  # fmt: skip
     found = []
-    for member, timing, value in zip(members, timings, accuracies, strict=True):
+    for member, timing, (_, value) in zip(members, timings, judged, strict=True):
         ms = bench.percentiles(timing.samples_ms)
         found.append(
             Measured(name=spaces.title(member.arch), predicted=member, p50_ms=ms["p50"],
                      p95_ms=ms["p95"], peak_mb=timing.peak_mb, accuracy=value)
         )  # fmt: skip
     return tuple(found), timings[0].machine
-
-
-def _spread(members: Sequence[Member], chosen: Member, count: int) -> list[Member]:
-    """`count` members spread over a front, and the chosen one, from fast to slow."""
-    places = np.unique(np.linspace(0, len(members) - 1, count).astype(int))
-    return [m for i, m in enumerate(members) if i in places or m == chosen]
 
 
 def _landmarks(space: str, resolutions: Sequence[int]) -> dict[str, Arch]:
