@@ -12,9 +12,6 @@ space at 128 pixels; VGG19 sees 128 pixels, Visformer-S its own 224. About 10 mi
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
 import os
 import tempfile
 import time
@@ -25,14 +22,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
+from common import arguments, data_folder, keep
 from torch.nn import functional as F
 
 from edgekd import data, distill, models, phantom, spaces, supernet, training
 from edgekd.augment import view
-from edgekd.bench import machine
-from edgekd.records import Artifact, Spec, Training, make_folder, sha256, versions, write_atomic
+from edgekd.records import Artifact, Spec, Training, make_folder, sha256
 
-HERE = Path(__file__).parent
 BATCH = 32
 TEACHERS = {"vgg19": 128, "visformer_small": 224}
 
@@ -150,12 +146,10 @@ def measured(steps: dict[str, Callable[[], int]], rounds: int) -> dict[str, list
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
+    parser = arguments(__doc__)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--rounds", type=int, default=15)
     given = parser.parse_args()
-    shared = Path(os.environ.get("EDGEKD_DATA", HERE.parents[1] / "shared" / "data"))
     figures: dict[str, float] = {}
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as name:
@@ -163,10 +157,7 @@ def main() -> None:
         if given.quick:
             folder = phantom.make(work / "phantoms", per_class=24, size=64)
         else:
-            folder = given.data or shared / "brain_tumor_mri"
-            if not folder.is_dir():
-                print(f"skipped: no {folder}; set EDGEKD_DATA or give --data")
-                return
+            folder = data_folder(given.data, "brain_tumor_mri")
         dataset = data.open_dataset(folder)
         side = 32 if given.quick else 128
         spec = Spec(classes=dataset.classes, size=(side, side), channels="grey")
@@ -195,22 +186,12 @@ def main() -> None:
             row["images_per_s"] = {n: round(m, 2) for n, m in median.items()}
             rows.append(row | {"rounds": {n: np.round(r, 2).tolist() for n, r in rates.items()}})
     figures["first_epoch_over_plain"] = min(v for k, v in figures.items() if "first" in k)
-    here = machine()
-    result = {
-        "question": "distill_speed",
-        "machine": here.model_dump(),
-        "versions": versions("torch", "timm", "torchvision"),
-        "date": datetime.date.today().isoformat(),
-        "student": f"{spaces.title(arch)} at {side} px, batch {BATCH}",
-        "torchdistill": "measured" if torchdistill_loss() else "not installed",
-        "figures": {k: round(v, 4) for k, v in figures.items()},
-        "table": rows,
-    }
-    print(json.dumps(result, indent=1))
-    if not given.quick:
-        path = make_folder(HERE / "results") / f"distill_speed-{here.name}.json"
-        write_atomic(path, json.dumps(result, indent=1) + "\n")
-        print(path)
+    keep(
+        "distill_speed", figures, rows,
+        packages=("torch", "timm", "torchvision"), quick=given.quick,
+        student=f"{spaces.title(arch)} at {side} px, batch {BATCH}",
+        torchdistill="measured" if torchdistill_loss() else "not installed",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ works and writes no result file. The plain sum is Once-for-All's: pieces timed a
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import json
 import multiprocessing
 import random
@@ -23,12 +21,12 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from common import RUNS, arguments, keep
 
 from edgekd import bench, calibrate, latency, runtimes, spaces
 from edgekd.latency import Table
-from edgekd.records import Arch, Artifact, Profile, make_folder, versions, write_atomic
+from edgekd.records import Arch, Artifact, Profile, make_folder, write_atomic
 
-HERE = Path(__file__).parent
 CLASSES = ("a", "b", "c")
 PRECISIONS = ("fp32", "int8")
 TURN_MS = 40.0  # of timed calls of a sub-net in a turn
@@ -116,13 +114,12 @@ def in_own_process(folders: Sequence[Path], profile: Profile, rounds: int) -> li
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
+    parser = arguments(__doc__)
     parser.add_argument("--runs", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     name = "latency-quick" if given.quick else "latency"
-    runs = make_folder(given.runs or HERE.parent / "runs" / name)
+    runs = make_folder(given.runs or RUNS / name)
     profile = Profile.read("cpu").model_copy(update={"threads": given.threads})
     tables, took = {}, {}
     for precision in PRECISIONS:
@@ -151,21 +148,11 @@ def main() -> None:
         for row, t, p in zip(rows, times, predicted, strict=True):
             row[precision] = t | {"predicted_ms": float(p)}
     found["calibrate_s"] = max(took.values())
-    here = bench.machine()
-    result = {
-        "question": "latency_prediction",
-        "machine": here.model_dump(),
-        "versions": versions("torch", "openvino", "nncf"),
-        "date": datetime.date.today().isoformat(),
-        "profile": profile.model_dump(mode="json"),
-        "figures": {k: round(v, 4) for k, v in found.items()},
-        "table": rows,
-    }
-    print(json.dumps(result["figures"], indent=1))
-    if not given.quick:
-        path = make_folder(HERE / "results") / f"latency_prediction-{here.name}.json"
-        write_atomic(path, json.dumps(result, indent=1) + "\n")
-        print(path)
+    keep(
+        "latency_prediction", found, rows,
+        packages=("torch", "openvino", "nncf"), quick=given.quick,
+        profile=profile.model_dump(mode="json"),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

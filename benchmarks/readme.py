@@ -111,10 +111,60 @@ def search(result: dict) -> list[str]:
     ]
 
 
+def papers(result: dict) -> list[str]:
+    """Teacher, student alone and distilled, on three sets."""
+    f = result["figures"]
+    head = ["set", "teacher", "student alone", "student distilled", "gain [95 %]", "MACs",
+            "time to explain"]  # fmt: skip
+    shown = []
+    for row in result["table"]:
+        name, gain = row["set"], {k: 100 * row["gain"][k] for k in ("value", "low", "high")}
+        kinds = [f"{f[f'{name}_{k}']:.3f} ± {row['spread'][k]:.3f}" for k in ("alone", "distilled")]
+        shown.append([
+            name, f"{f[f'{name}_teacher']:.3f}", *kinds,
+            f"{gain['value']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}] points",
+            f"1/{row['macs']['vgg19_over_student']:.0f} of VGG19's",
+            f"1/{f[f'{name}_explain_ratio']:.1f} of the teacher's",
+        ])  # fmt: skip
+    return [
+        f"Papers' comparison on real subsets, {result['seeds']} seeds, {where(result)}, from "
+        "`benchmarks/papers.py`; test balanced accuracy, mean ± spread. Teacher: "
+        "EfficientNet-Lite0; student: the middle sub-net of `ofa-lite-w1.0`, from the same ImageNet weights:",
+        "",
+        *rows(head, *shown),
+    ]
+
+
+def distill_speed(result: dict) -> list[str]:
+    """What a teacher costs a step."""
+    told = [
+        f"beside {row['teacher']} a step that replays its answers runs at "
+        f"{row['images_per_s']['replay']:.0f} images/s, a plain PyTorch loop at "
+        f"{row['images_per_s']['plain']:.0f}, the student alone at "
+        f"{row['images_per_s']['alone']:.0f}"
+        for row in result["table"]
+    ]
+    return [f"Speed of a student's step ({where(result)}, `benchmarks/distill_speed.py`): "
+            f"{'; '.join(told)}."]  # fmt: skip
+
+
+def leakage(result: dict) -> list[str]:
+    """What a random split adds."""
+    f = result["figures"]
+    return [
+        f"LC25000, split by tile cluster: {f['lc25000_grouped']:.3f}; image by image: "
+        f"{f['lc25000_random']:.3f}. The {f['lc25000_gap_pt']:.1f} points between are copies of "
+        "training images in the test split (`benchmarks/leakage.py`)."
+    ]
+
+
+SECTIONS = (line, papers, once_for_all, latency_prediction, search, distill_speed, leakage)
+
+
 def table() -> str:
     """What the newest results say."""
     parts = []
-    for show in (line, once_for_all, latency_prediction, search):
+    for show in SECTIONS:
         if result := newest(show.__name__):
             parts.append("\n".join(show(result)))
     return "\n\n".join(parts) + "\n"

@@ -14,35 +14,24 @@ with --measure five; --quick searches for a tenth as long.
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from common import RUNS, arguments, keep
 
 from edgekd import spaces
-from edgekd.bench import bench, machine, percentiles
+from edgekd.bench import bench, percentiles
 from edgekd.front import Front, hypervolume, plot
 from edgekd.genes import Figure, Genome
 from edgekd.latency import Table, tabulate
 from edgekd.predictor import AccuracyPredictor
-from edgekd.records import (
-    Arch,
-    Artifact,
-    Budget,
-    Profile,
-    Spec,
-    make_folder,
-    versions,
-    write_atomic,
-)
+from edgekd.records import Arch, Artifact, Budget, Profile, Spec, make_folder
 from edgekd.search import random_front, search
 from edgekd.seek import BYTES, latency_of
 
-HERE = Path(__file__).parent
 PUBLISHED = ("cpu_lat@", "tx2_")  # OFA's own nets for a CPU and a Jetson
 CLASSES = 3
 SEEDS = 3  # of the search, to say how much the ratio varies
@@ -71,7 +60,7 @@ def supernet_folder(given: Path | None, space: str) -> Path | None:
     """The supernet to search in: the given one, or the warm one of benchmarks/once_for_all.py."""
     if given is not None:
         return given
-    for folder in sorted(HERE.parent.glob("runs/once_for_all/shared/*/supernet-*")):
+    for folder in sorted(RUNS.glob("once_for_all/shared/*/supernet-*")):
         made = Artifact.load(folder)
         if made.model == space and made.settings["start"] != "scratch":
             return folder
@@ -138,15 +127,14 @@ def run(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
+    parser = arguments(__doc__)
     parser.add_argument("--supernet", type=Path)
     parser.add_argument("--profile", default="cpu")
     parser.add_argument("--measure", action="store_true")
     given = parser.parse_args()
     profile = Profile.read(given.profile)
     genome = Genome(profile.space, tuple(profile.resolutions))
-    out = make_folder(HERE.parent / "runs" / "search-benchmark")
+    out = make_folder(RUNS / "search-benchmark")
     trained = supernet_folder(given.supernet, profile.space)
     table = latency_of(profile, CLASSES, genome.resolutions, estimate=False)
     seconds, fitted = {}, None
@@ -187,7 +175,6 @@ def main() -> None:
 
 def write(best, fronts, ratios, rows, seconds, fitted, table, quick) -> None:
     """Show the result; keep it where nothing in it is a stand-in."""
-    host = machine()
     figures = {
         "search_s": max(f.seconds for f in fronts),
         "hypervolume_ratio_random": min(ratios),
@@ -199,26 +186,17 @@ def write(best, fronts, ratios, rows, seconds, fitted, table, quick) -> None:
     if fitted:
         figures |= {"kendall": fitted.record.ranking.kendall,
                     "spearman": fitted.record.ranking.spearman}  # fmt: skip
-    result = {
-        "question": "search",
-        "machine": host.model_dump(),
-        "versions": versions("pymoo", "numpy", "torch"),
-        "date": datetime.date.today().isoformat(),
-        "accuracy": "predicted" if fitted else "a formula",
-        "latency": "estimated" if table.estimated else "a measured table",
-        "precision": table.precision,
-        "budget": best.budget.model_dump(),
-        "figures": {k: round(float(v), 4) for k, v in figures.items()},
-        "ratios": [round(r, 4) for r in ratios],
-        "converged": [f.converged for f in fronts],
-        "seconds": {k: round(v, 2) for k, v in seconds.items()},
-        "table": rows,
-    }
-    print(json.dumps(result, indent=1, default=float))
-    if fitted and not table.estimated and not quick:
-        path = make_folder(HERE / "results") / f"search-{host.name}.json"
-        write_atomic(path, json.dumps(result, indent=1, default=float) + "\n")
-        print(path)
+    keep(
+        "search", figures, rows,
+        packages=("pymoo", "numpy", "torch"), quick=quick or not fitted or table.estimated,
+        accuracy="predicted" if fitted else "a formula",
+        latency="estimated" if table.estimated else "a measured table",
+        precision=table.precision,
+        budget=best.budget.model_dump(),
+        ratios=[round(r, 4) for r in ratios],
+        converged=[f.converged for f in fronts],
+        seconds={k: round(v, 2) for k, v in seconds.items()},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

