@@ -22,8 +22,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
-from common import arguments, data_folder, keep
 from torch.nn import functional as F
+from workbench import arguments, data_folder, keep
 
 from edgekd import data, distill, models, phantom, spaces, supernet, training
 from edgekd.augment import view

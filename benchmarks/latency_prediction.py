@@ -21,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from common import RUNS, arguments, keep
+from workbench import RUNS, arguments, keep
 
 from edgekd import bench, calibrate, latency, runtimes, spaces
 from edgekd.latency import Table

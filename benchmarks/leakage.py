@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from common import FLIP, RUNS, arguments, data_folder, edgekd, keep, lite0_weights
+from workbench import FLIP, RUNS, arguments, data_folder, edgekd, keep, lite0_weights
 
 from edgekd.records import Artifact
 

@@ -11,7 +11,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common import FLIP, RUNS, TEACHER, arguments, data_folder, edgekd, keep, lite0_weights, minutes
+from workbench import (
+    FLIP,
+    RUNS,
+    TEACHER,
+    arguments,
+    data_folder,
+    edgekd,
+    keep,
+    lite0_weights,
+    minutes,
+)
 
 from edgekd.bench import percentiles
 from edgekd.data import open_dataset

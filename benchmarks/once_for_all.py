@@ -14,7 +14,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from common import FLIP, RUNS, TEACHER, arguments, data_folder, edgekd, keep, lite0_weights, minutes
+from workbench import (
+    FLIP,
+    RUNS,
+    TEACHER,
+    arguments,
+    data_folder,
+    edgekd,
+    keep,
+    lite0_weights,
+    minutes,
+)
 
 from edgekd import data as images
 from edgekd import models, shrink, spaces

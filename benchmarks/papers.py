@@ -15,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from common import FLIP, RUNS, TEACHER, arguments, data_folder, edgekd, keep, lite0_weights
+from workbench import FLIP, RUNS, TEACHER, arguments, data_folder, edgekd, keep, lite0_weights
 
 from edgekd import evaluation, paired
 from edgekd.bench import percentiles

@@ -129,7 +129,8 @@ def papers(result: dict) -> list[str]:
     return [
         f"Papers' comparison on real subsets, {result['seeds']} seeds, {where(result)}, from "
         "`benchmarks/papers.py`; test balanced accuracy, mean ± spread. Teacher: "
-        "EfficientNet-Lite0; student: the middle sub-net of `ofa-lite-w1.0`, from the same ImageNet weights:",
+        "EfficientNet-Lite0; student: the middle sub-net of `ofa-lite-w1.0`, from the same "
+        "ImageNet weights:",
         "",
         *rows(head, *shown),
     ]

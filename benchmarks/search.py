@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from common import RUNS, arguments, keep
+from workbench import RUNS, arguments, keep
 
 from edgekd import spaces
 from edgekd.bench import bench, percentiles
