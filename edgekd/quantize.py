@@ -1,22 +1,17 @@
-"""Post-training INT8 by NNCF, of the OpenVINO graph: the file counts when it has run there."""
+"""Post-training INT8 by one of the engines; the file counts when it has run in a runtime."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
-from edgekd import runtimes
+from edgekd import quantizers, runtimes
 from edgekd.data import Sample
+from edgekd.quantizers import How
 from edgekd.records import Artifact, EdgeKDError, Profile, make_folder, sha256, versions
-
-FILES = ("model.xml", "model.bin")  # the first is the one that is loaded
 
 
 def pick_calibration(samples: Sequence[Sample], n: int, seed: int) -> list[Sample]:
@@ -33,13 +28,30 @@ def pick_calibration(samples: Sequence[Sample], n: int, seed: int) -> list[Sampl
     return chosen
 
 
-def quantize(source: Artifact, calibration: np.ndarray, out: Path, *, seed: int = 0) -> Artifact:
-    """INT8 IR of an FP32 ONNX artifact, calibrated on (n, 3, H, W) float32 prepared images.
+def quantize(
+    source: Artifact,
+    calibration: np.ndarray,
+    out: Path,
+    *,
+    engine: str = "nncf",
+    method: str | None = None,
+    runtime: str | None = None,
+    keep: Sequence[str] = (),
+    seed: int = 0,
+) -> Artifact:
+    """INT8 file of an FP32 ONNX artifact, calibrated on (n, 3, H, W) float32 prepared images.
 
-    Raises EdgeKDError if there is nothing to calibrate on, or if the quantised graph does not run
-    or answers nothing finite; then nothing that looks finished is left in `out`.
+    engine: a file in edgekd/quantizers. method: one of its METHODS, by default its first. runtime:
+    that the file is for; TensorRT wants symmetric activations. keep: names of nodes of the ONNX
+    file that stay in FP32. Raises EdgeKDError if there is nothing to calibrate on, or if the file
+    does not run or answers nothing finite; then nothing that looks finished is left in `out`.
     """
-    nncf = _nncf()
+    module = quantizers.get(engine)
+    runtime = runtime or module.RUNTIMES[0]
+    if runtime not in module.RUNTIMES:
+        loads = ", ".join(module.RUNTIMES)
+        raise EdgeKDError(f"engine {engine} writes for {loads}, not for {runtime}")
+    how = How(quantizers.method(engine, method), runtime == "tensorrt", tuple(keep))
     if source.kind != "onnx" or source.precision != "fp32":
         raise EdgeKDError(f"{source.folder} is {source.kind} {source.precision}, not fp32 ONNX")
     if not len(calibration):
@@ -48,72 +60,35 @@ def quantize(source: Artifact, calibration: np.ndarray, out: Path, *, seed: int 
         raise EdgeKDError(f"{out} holds what is to be quantised: choose another folder")
     make_folder(out)
     (out / Artifact.FILE).unlink(missing_ok=True)
-    fake = _write_int8(nncf, source, calibration, out)
+    # A session may have the old file mapped: it is replaced by rename, never written over.
+    with tempfile.TemporaryDirectory(dir=out, prefix=".making-") as folder:
+        made = Path(folder)
+        found = module.write(source.path, calibration, made, how)
+        _run_once(made / module.FILES[0], runtime, calibration[:4], source.path)
+        for name in module.FILES:
+            (made / name).replace(out / name)
     inherited = ("model", "spec", "arch", "layer", "role", "params", "macs", "calibration",
                  "data_fingerprint", "split_rule")  # fmt: skip
+    settings = {"engine": engine, "method": how.method, "symmetric": how.symmetric}
     return Artifact(
-        kind="openvino",
+        kind=module.KIND,
         precision="int8",
-        files={f: sha256(out / f) for f in FILES},
+        files={f: sha256(out / f) for f in module.FILES},
         parents={"onnx": source.sha256},
         seed=seed,
-        settings={
-            "engine": "nncf",
-            "preset": "mixed",
-            "calibration_images": len(calibration),
-            "fake_quantize_nodes": fake,
-        },
-        versions=versions("nncf", "openvino"),
+        settings=settings | {"keep": list(keep), "calibration_images": len(calibration)} | found,
+        versions=versions(*module.PACKAGES),
         **{f: getattr(source, f) for f in inherited},
     ).save(out)
 
 
-def _nncf() -> ModuleType:
-    """NNCF, imported after the OpenVINO runtime, which blocks telemetry."""
-    runtimes.get("openvino")
-    try:
-        with _quiet():
-            import nncf
-    except ModuleNotFoundError as e:
-        raise EdgeKDError(f"quantize needs {e.name}: pip install 'edgekd[quantize]'") from None
-    return nncf
+def _run_once(path: Path, runtime: str, images: np.ndarray, source: Path) -> None:
+    """EdgeKDError unless the file answers something finite in `runtime` on this CPU.
 
-
-def _write_int8(nncf: ModuleType, source: Artifact, calibration: np.ndarray, out: Path) -> int:
-    """Write model.xml and model.bin into `out` once they have run; how many FakeQuantize nodes."""
-    from edgekd.runtimes import openvino
-
-    model = openvino.converted(source.path)
-    with _quiet():
-        model = nncf.quantize(
-            model,
-            nncf.Dataset([image[None] for image in calibration]),
-            preset=nncf.QuantizationPreset.MIXED,
-            subset_size=len(calibration),
-            fast_bias_correction=True,
-        )
-    fake = sum(op.get_type_name() == "FakeQuantize" for op in model.get_ops())
-    if not fake:
-        raise EdgeKDError(f"nncf found nothing to quantise in {source.path}")
-    cpu = Profile(name="cpu", runtime="openvino", device="CPU")
-    # A session may have the old file mapped: it is replaced by rename, never written over.
-    with tempfile.TemporaryDirectory(dir=out, prefix=".making-") as made:
-        openvino.ov.save_model(model, Path(made) / FILES[0], compress_to_fp16=False)
-        answer = openvino.load(Path(made) / FILES[0], cpu, "int8", None)(calibration[:4])
-        if not all(np.isfinite(x).all() for x in answer):
-            raise EdgeKDError(f"{source.path} in int8 answers nothing finite: deploy fp32 instead")
-        for name in FILES:
-            (Path(made) / name).replace(out / name)
-    return fake
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """NNCF draws bars on stdout and logs; neither is this tool's result."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(level)
+    TensorRT is not on a CPU: there ONNX Runtime reads the same Q/DQ nodes.
+    """
+    runtime = "onnxruntime" if runtime == "tensorrt" else runtime
+    cpu = Profile(name="cpu", runtime=runtime, device="CPU")
+    answer = runtimes.get(runtime).load(path, cpu, "int8", None)(images)
+    if not all(np.isfinite(x).all() for x in answer):
+        raise EdgeKDError(f"{source} in int8 answers nothing finite: deploy fp32 instead")
