@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from edgekd import __version__
+from edgekd import __version__, cli_files
 from edgekd.cli_aside import data_app, profiles_app
 from edgekd.options import (
     RUNS,
@@ -45,15 +45,12 @@ from edgekd.options import (
     TeachersOption,
     TeacherWeightsOption,
     TemperatureOption,
+    place,
     result,
     training_of,
     trains,
 )
-from edgekd.records import EdgeKDError, Profile, Track
-
-if TYPE_CHECKING:
-    from edgekd.stages import Place
-
+from edgekd.records import EdgeKDError, Profile
 
 app = typer.Typer(
     cls=Group,
@@ -338,55 +335,8 @@ def distill(
     result(as_json, artifact, show.artifact(artifact, *guides[:1]))
 
 
-@app.command()
-def quantize(
-    profile: ProfileOption = None,
-    images: Annotated[
-        int, typer.Option("--calibration-images", min=8, help="From the training split.")
-    ] = 300,
-    max_drop: Annotated[
-        float, typer.Option("--max-drop", min=0, help="Points of balanced accuracy; else exit 3.")
-    ] = 1.0,
-    runs_folder: RunsOption = RUNS,
-    run: RunOption = None,
-    force: ForceOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Quantise the student to INT8 and judge that file itself on the test split."""
-    from edgekd import show, stages
-
-    with show.tracker() as track:
-        here = _place(runs_folder, run, profile, track)
-        artifact, before = stages.quantize(here, images=images, force=force)
-    result(as_json, artifact, show.artifact(artifact, before))
-    stages.check_drop(artifact, before, max_drop)
-
-
-@app.command()
-def export(
-    format_name: Annotated[str, typer.Option("--format", "-f", help="onnx or openvino.")],
-    precision: Annotated[
-        str | None,
-        typer.Option("--precision", help="fp32 or int8. [default: int8 if quantised, else fp32]"),
-    ] = None,
-    tolerance: Annotated[
-        float, typer.Option("--tolerance", min=0, help="Largest error of a logit, relative.")
-    ] = 1e-3,
-    profile: ProfileOption = None,
-    runs_folder: RunsOption = RUNS,
-    run: RunOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Write the file that the device loads, compared with what it was made from on real images.
-
-    Example: edgekd export --format openvino
-    """
-    from edgekd import show, stages
-
-    with show.tracker() as track:
-        here = _place(runs_folder, run, profile, track)
-        artifact = stages.export(here, format_name, precision, tolerance=tolerance)
-    result(as_json, artifact, show.artifact(artifact))
+for command in (cli_files.quantize, cli_files.export, cli_files.verify, cli_files.doctor):
+    app.command()(command)
 
 
 @app.command()
@@ -406,7 +356,7 @@ def bench(
     from edgekd import show, stages
 
     with show.tracker() as track:
-        here = _place(runs_folder, run, profile, track)
+        here = place(runs_folder, run, profile, track)
         timings = stages.bench(here, runtime=runtime, seconds=seconds)
     result(as_json, [t.model_dump(mode="json") for t in timings], show.timings(timings))
     stages.check_budget(timings)
@@ -427,7 +377,7 @@ def explain(
     from edgekd import show, stages
 
     with show.tracker() as track:
-        here = _place(runs_folder, run, profile, track)
+        here = place(runs_folder, run, profile, track)
         fidelity = stages.explain(here, images=images, variant=variant)
     result(as_json, fidelity, show.fidelity(fidelity))
 
@@ -444,7 +394,7 @@ def report(
     from edgekd import show, stages
 
     with show.tracker() as track:
-        here = _place(runs_folder, run, profile, track)
+        here = place(runs_folder, run, profile, track)
         page = stages.report(here, cases=cases)
     result(as_json, {"report": str(page)}, str(page))
 
@@ -484,15 +434,6 @@ def run_recipe(
     result(as_json, told, f"finished, see {root}")
     if code:
         raise typer.Exit(code)
-
-
-def _place(root: Path, run: Path | None, profile: str | None, track: Track) -> Place:
-    """The run to go on with; which one, and why that one, is said on stderr."""
-    from edgekd import show, stages
-
-    here = stages.Place.find(root, run, profile, track)
-    show.say(f"run {here.folder} ({here.chosen}), profile {here.run.profile.name}")
-    return here
 
 
 def main() -> None:

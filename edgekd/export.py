@@ -16,11 +16,13 @@ import onnx
 import torch
 from torch import nn
 
-from edgekd import runtimes
+from edgekd import golden, graphs, imaging, runtimes
 from edgekd.records import (
     Artifact,
     EdgeKDError,
+    Kind,
     Metric,
+    Precision,
     Profile,
     RuntimeUnavailable,
     make_folder,
@@ -31,6 +33,12 @@ from edgekd.runtimes import Outputs
 
 OPSET = 18  # read by every runtime here, and by JetPack 6's TensorRT 10.3
 IR_VERSION = 10
+COMPARED = 16  # images are enough to compare two files on
+# Largest error of an output, of the largest one: rounding of FP32, of 10 and of 7 bits a layer. An
+# INT8 file is compared with the INT8 file it was made from.
+TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "int8": 1e-3}
+PIXELS = "uint8 (N, H, W, 3)"  # what a file for other programs takes
+CONVERSIONS = {("fp32", "bf16"), ("fp32", "fp16")}
 
 
 def to_onnx(
@@ -55,9 +63,10 @@ def to_onnx(
             expected = Outputs(*(x.numpy() for x in module(torch.from_numpy(images))))
         session = reference.load(made / "model.onnx", _cpu(name), "fp32", None)
         metrics = _parity(session, expected, images, tolerance, str(out / "model.onnx"))
+        names = ["model.onnx", "model.pt2", golden.write(made, session, artifact.spec, "fp32")]
     return Artifact(
         kind="onnx",
-        files={f: sha256(out / f) for f in ("model.onnx", "model.pt2")},
+        files={f: sha256(out / f) for f in names},
         layer=layer,
         parents={artifact.kind: artifact.sha256},
         metrics=metrics,
@@ -104,29 +113,118 @@ def to_runtime(
     out: Path,
     runtime: str,
     *,
-    tolerance: float = 1e-3,
+    precision: Precision | None = None,
+    profile: Profile | None = None,
+    tolerance: float | None = None,
 ) -> Artifact:
-    """What `runtime` loads, made from an ONNX file or a quantised IR and compared with it."""
-    if runtime != "openvino":
-        raise EdgeKDError(f"no export to {runtime}: openvino is what can be written")
-    module = runtimes.get("openvino")
-    cpu = _cpu("openvino")
+    """What `runtime` loads, made from an ONNX file or a quantised IR and compared with it.
+
+    precision: of the file; by default the source's. FP32 sources become bf16 (the same file, run
+    in bfloat16) and fp16 (FP16 weights, FP32 in and out), too. profile: whose device and static
+    batch it is for; without one, or where its device is not here, it is compared on this CPU.
+    """
+    wanted = precision or source.precision
+    if wanted != source.precision and (source.precision, wanted) not in CONVERSIONS:
+        raise EdgeKDError(f"{source.folder} is {source.precision}: no {wanted} can be made of it")
+    if runtime not in WRITERS:
+        raise EdgeKDError(f"no export to {runtime}: {', '.join(WRITERS)} can be written")
+    limit = TOLERANCE[wanted] if tolerance is None else tolerance
+    writer = WRITERS[runtime]
     with _making(out, source, images) as made:
-        _write_ir(source, made)
-        expected = module.load(source.path, cpu, source.precision, None)(images)
-        session = module.load(made / "model.xml", cpu, source.precision, None)
-        metrics = _parity(session, expected, images, tolerance, str(out / "model.xml"))
+        files = writer(source, made, wanted, profile is not None and profile.static_batch)
+        compared = _compared_in(runtime, profile)
+        expected = _answers(source, images)
+        module = runtimes.get(compared.runtime)
+        session = module.load(made / files[0], compared, _run_as(compared, wanted), None)
+        metrics = _parity(session, expected, images, limit, str(out / files[0]))
+        files.append(golden.write(made, session, source.spec, wanted))
     return Artifact(
-        kind="openvino",
-        precision=source.precision,
-        files={f: sha256(out / f) for f in ("model.xml", "model.bin")},
+        kind=KINDS[runtime],
+        precision=wanted,
+        files={f: sha256(out / f) for f in files},
         layer=source.layer,
         parents={source.kind: source.sha256},
         metrics=metrics,
-        settings={"tolerance": tolerance},
-        versions=versions("openvino"),
+        settings={"tolerance": limit, "compared_in": f"{compared.runtime} {compared.device}"},
+        versions=versions(*PACKAGES[runtime]),
         **_inherited(source),
     ).save(out)
+
+
+def _answers(source: Artifact, images: np.ndarray) -> Outputs:
+    """Of what a file is made from, in the runtime that is its own."""
+    name = "openvino" if source.kind == "openvino" else _reference()[0]
+    return runtimes.get(name).load(source.path, _cpu(name), source.precision, None)(images)
+
+
+def _compared_in(runtime: str, profile: Profile | None) -> Profile:
+    """Where a new file is run: on the profile's device if that is here, or on this CPU."""
+    if runtime == "tensorrt":
+        return Profile(name="build", runtime=runtime, device="cuda:0")
+    if profile is not None and profile.runtime == runtime:
+        with contextlib.suppress(RuntimeUnavailable):
+            if profile.device in runtimes.get(runtime).devices():
+                return profile
+    static = profile is not None and profile.static_batch
+    return _cpu(runtime).model_copy(update={"static_batch": static})
+
+
+def _run_as(profile: Profile, precision: str) -> str:
+    """FP16 weights on a CPU that computes in FP32: what is compared is their rounding."""
+    return (
+        "fp32"
+        if precision == "fp16" and profile.device == "CPU" and profile.runtime == "openvino"
+        else precision
+    )
+
+
+def of_pixels(source: Artifact, pixels: np.ndarray, out: Path) -> Artifact:
+    """The FP32 ONNX file for other programs: uint8 (N, H, W, 3) RGB in, resized by the Spec's rule.
+
+    Compared with the source on `pixels`. edgekd's own runtimes do not load it: they prepare.
+    """
+    if source.kind != "onnx" or source.precision != "fp32":
+        raise EdgeKDError(f"--pixels is made of fp32 ONNX, {source.folder} is {source.precision}")
+    import onnxruntime
+
+    expected = _answers(source, imaging.normalise(pixels, source.spec))
+    with _making(out, source, pixels) as made:
+        model = graphs.of_pixels(graphs.read(source.path), source.spec)
+        (made / "model.onnx").write_bytes(model.SerializeToString())
+        session = onnxruntime.InferenceSession(made / "model.onnx",
+                                               providers=["CPUExecutionProvider"])  # fmt: skip
+        metrics = _parity(
+            lambda x: Outputs(*session.run(["logits", "features"], {"image": x})),
+            expected, pixels, TOLERANCE["fp32"], str(out / "model.onnx"),
+        )  # fmt: skip
+    return Artifact(
+        kind="onnx",
+        files={"model.onnx": sha256(out / "model.onnx")},
+        layer=source.layer,
+        parents={source.kind: source.sha256},
+        metrics=metrics,
+        settings={"input": PIXELS},
+        versions=versions("onnx", "onnxruntime"),
+        **_inherited(source),
+    ).save(out)
+
+
+def _write_onnx_file(source: Artifact, out: Path, precision: str, static: bool) -> list[str]:
+    """ONNX as it is, or in FP16 inside; for a static batch, of one image."""
+    if source.kind != "onnx" or precision == "bf16":
+        raise EdgeKDError(f"onnxruntime runs no {precision} made from {source.path.name}")
+    model = graphs.read(source.path)
+    model = model if precision == source.precision else graphs.half(model)
+    model = graphs.of_one(model) if static else model
+    (out / "model.onnx").write_bytes(model.SerializeToString())
+    return ["model.onnx"]
+
+
+def _write_program(source: Artifact, out: Path, precision: str, static: bool) -> list[str]:
+    """The torch program beside the ONNX file."""
+    if precision != "fp32" or static:
+        raise EdgeKDError(f"the torch runtime runs fp32 and any batch, not static {precision}")
+    return [p.name for p in runtimes.get("torch").build(source.path, out, _cpu("torch"))]
 
 
 @contextlib.contextmanager
@@ -147,11 +245,13 @@ def _making(out: Path, source: Artifact, images: np.ndarray) -> Iterator[Path]:
             path.replace(out / path.name)
 
 
-def _write_ir(source: Artifact, out: Path) -> None:
+def _write_ir(source: Artifact, out: Path, precision: str, static: bool) -> list[str]:
     """OpenVINO IR with the keys under which OpenVINO's Model API finds how to use it."""
     from edgekd.runtimes import openvino as runtime
 
     model = runtime.read(source.path)
+    if static:
+        runtime.fix_batch(model, 1)
     spec = source.spec
     info = {
         "model_type": "Classification",
@@ -168,7 +268,8 @@ def _write_ir(source: Artifact, out: Path) -> None:
     for key, value in info.items():
         model.set_rt_info(value, ["model_info", key])
     model.set_rt_info(json.dumps(spec.model_dump(mode="json")), ["edgekd", "spec"])
-    runtime.ov.save_model(model, out / "model.xml", compress_to_fp16=False)
+    runtime.ov.save_model(model, out / "model.xml", compress_to_fp16=precision == "fp16")
+    return ["model.xml", "model.bin"]
 
 
 def _inherited(parent: Artifact) -> dict:
@@ -176,6 +277,24 @@ def _inherited(parent: Artifact) -> dict:
     fields = ("model", "spec", "arch", "role", "params", "macs", "calibration",
               "data_fingerprint", "split_rule", "seed")  # fmt: skip
     return {f: getattr(parent, f) for f in fields}
+
+
+def _write_plan(source: Artifact, out: Path, precision: str, static: bool) -> list[str]:
+    """A TensorRT plan for the GPU of this machine."""
+    if precision != source.precision:
+        raise EdgeKDError(
+            f"TensorRT builds what the file says, {source.precision}, not {precision}"
+        )
+    profile = Profile(name="build", runtime="tensorrt", device="cuda:0", static_batch=static)
+    return [p.name for p in runtimes.get("tensorrt").build(source.path, out, profile)]
+
+
+WRITERS = {"openvino": _write_ir, "onnxruntime": _write_onnx_file, "torch": _write_program,
+           "tensorrt": _write_plan}  # fmt: skip
+KINDS: dict[str, Kind] = {"openvino": "openvino", "onnxruntime": "onnx", "torch": "torch",
+                          "tensorrt": "tensorrt"}  # fmt: skip
+PACKAGES = {"openvino": ("openvino",), "onnxruntime": ("onnxruntime", "onnx"), "torch": ("torch",),
+            "tensorrt": ("tensorrt", "tensorrt-rtx")}  # fmt: skip
 
 
 def _metadata(artifact: Artifact, layer: str) -> dict[str, str]:
@@ -198,7 +317,7 @@ def _reference() -> tuple[str, runtimes.Runtime]:
 
 def _cpu(runtime: str) -> Profile:
     """The plain reference: this machine's CPU."""
-    return Profile(name="cpu", runtime=runtime, device="CPU")
+    return Profile(name="cpu", runtime=runtime, device="cpu" if runtime == "torch" else "CPU")
 
 
 def _parity(

@@ -31,6 +31,16 @@ def half(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(changed)
 
 
+def of_one(model: onnx.ModelProto) -> onnx.ModelProto:
+    """For a batch of one image, which some devices want to know beforehand."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    for value in (*changed.graph.input, *changed.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    del changed.graph.value_info[:]
+    return onnx.shape_inference.infer_shapes(changed, strict_mode=True)
+
+
 def of_pixels(model: onnx.ModelProto, spec: Spec) -> onnx.ModelProto:
     """The same graph for pixels: uint8 (N, H, W, 3) in, RGB, already resized.
 

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -16,8 +16,12 @@ from edgekd.records import (
     GateMissed,
     Record,
     RuntimeUnavailable,
+    Track,
     Training,
 )
+
+if TYPE_CHECKING:
+    from edgekd.stages import Place
 
 
 class Group(TyperGroup):
@@ -168,6 +172,15 @@ def training_of(settings: list[str] | None, **flags: Any) -> Training:
             raise EdgeKDError(f"{name} is given twice, as an option and with --set")
         table[name] = value
     return Training.parse(table, "--set")
+
+
+def place(root: Path, run: Path | None, profile: str | None, track: Track) -> Place:
+    """The run to go on with; which one, and why that one, is said on stderr."""
+    from edgekd import show, stages
+
+    here = stages.Place.find(root, run, profile, track)
+    show.say(f"run {here.folder} ({here.chosen}), profile {here.run.profile.name}")
+    return here
 
 
 def result(as_json: bool, data: Record | dict | list, shown: Any) -> None:

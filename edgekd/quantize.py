@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekd import quantizers, runtimes
+from edgekd import golden, quantizers, runtimes
 from edgekd.data import Sample
 from edgekd.quantizers import How
 from edgekd.records import Artifact, EdgeKDError, Profile, make_folder, sha256, versions
+from edgekd.runtimes import Session
 
 
 def pick_calibration(samples: Sequence[Sample], n: int, seed: int) -> list[Sample]:
@@ -64,8 +65,9 @@ def quantize(
     with tempfile.TemporaryDirectory(dir=out, prefix=".making-") as folder:
         made = Path(folder)
         found = module.write(source.path, calibration, made, how)
-        _run_once(made / module.FILES[0], runtime, calibration[:4], source.path)
-        for name in module.FILES:
+        session = _run_once(made / module.FILES[0], runtime, calibration[:4], source.path)
+        names = [*module.FILES, golden.write(made, session, source.spec, "int8")]
+        for name in names:
             (made / name).replace(out / name)
     inherited = ("model", "spec", "arch", "layer", "role", "params", "macs", "calibration",
                  "data_fingerprint", "split_rule")  # fmt: skip
@@ -73,7 +75,7 @@ def quantize(
     return Artifact(
         kind=module.KIND,
         precision="int8",
-        files={f: sha256(out / f) for f in module.FILES},
+        files={f: sha256(out / f) for f in names},
         parents={"onnx": source.sha256},
         seed=seed,
         settings=settings | {"keep": list(keep), "calibration_images": len(calibration)} | found,
@@ -82,13 +84,14 @@ def quantize(
     ).save(out)
 
 
-def _run_once(path: Path, runtime: str, images: np.ndarray, source: Path) -> None:
-    """EdgeKDError unless the file answers something finite in `runtime` on this CPU.
+def _run_once(path: Path, runtime: str, images: np.ndarray, source: Path) -> Session:
+    """The file, open; EdgeKDError unless it answers something finite in `runtime` on this CPU.
 
     TensorRT is not on a CPU: there ONNX Runtime reads the same Q/DQ nodes.
     """
     runtime = "onnxruntime" if runtime == "tensorrt" else runtime
     cpu = Profile(name="cpu", runtime=runtime, device="CPU")
-    answer = runtimes.get(runtime).load(path, cpu, "int8", None)(images)
-    if not all(np.isfinite(x).all() for x in answer):
+    session = runtimes.get(runtime).load(path, cpu, "int8", None)
+    if not all(np.isfinite(x).all() for x in session(images)):
         raise EdgeKDError(f"{source} in int8 answers nothing finite: deploy fp32 instead")
+    return session

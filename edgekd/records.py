@@ -45,6 +45,10 @@ __all__ = [  # one door: the others import these from here
 ]  # fmt: skip
 
 
+Kind = Literal["teacher", "supernet", "student", "onnx", "openvino", "torch", "tensorrt"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+
+
 class Budget(Record):
     """What the device allows; an absent limit is not judged."""
 
@@ -66,7 +70,7 @@ class Profile(Record):
     description: str = ""
     runtime: str  # a file in edgekd/runtimes
     device: str  # in the runtime's own words: "CPU", "NPU", "cuda:0"
-    precisions: tuple[Literal["fp32", "bf16", "fp16", "int8"], ...] = ("fp32",)
+    precisions: tuple[Precision, ...] = ("fp32",)
     space: str = "ofa-lite-w1.0"  # of the supernet that its student is cut from
     student: str = ""  # a named sub-net, trained alone; empty: searched for in the supernet
     resolutions: tuple[Resolution, ...] = Field(default=(128,), min_length=1)  # pixels a side
@@ -197,9 +201,9 @@ class Artifact(Stored):
     FILE: ClassVar[str] = "artifact.json"
     folder: Path = Field(default=Path(), exclude=True)  # where it was loaded from; not stored
 
-    kind: Literal["teacher", "supernet", "student", "onnx", "openvino"]
+    kind: Kind
     model: str  # timm name, or the name of the sub-net
-    precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
+    precision: Precision = "fp32"
     files: dict[str, str]  # name in the folder -> sha256; the first is the one that is loaded
     spec: Spec
     arch: Arch | None = None
@@ -235,8 +239,9 @@ class Artifact(Stored):
 
     @property
     def size_bytes(self) -> int:
-        """Of what a device loads: all files but the torch program kept beside an ONNX file."""
-        deployed = [f for f in self.files if not f.endswith(".pt2")]
+        """Of what a device loads: not the torch program and golden samples kept beside it."""
+        first = next(iter(self.files))
+        deployed = [f for f in self.files if f == first or not f.endswith((".pt2", ".npz"))]
         return sum((self.folder / f).stat().st_size for f in deployed)
 
     @model_validator(mode="after")

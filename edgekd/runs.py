@@ -296,10 +296,12 @@ def exports(folder: Path) -> list[Artifact]:
     """
     family = {Artifact.load(folder / "student").sha256}
     found: dict[str, Artifact] = {}
-    for name in ("onnx", "onnx-fp32", "int8", "openvino-fp32", "openvino-int8"):
+    low = ("bf16", "fp16", "int8")
+    exported = [f"{kind}-{p}" for p in ("fp32", *low) for kind in ("onnx", "openvino")]
+    for name in ("onnx", *low, *exported):
         if (folder / name / Artifact.FILE).exists():
             artifact = Artifact.load(folder / name)
             if family & set(artifact.parents.values()):
                 family.add(artifact.sha256)
                 found[artifact.precision] = artifact
-    return [found[p] for p in ("fp32", "int8") if p in found]
+    return [found[p] for p in ("fp32", *low) if p in found]

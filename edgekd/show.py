@@ -25,8 +25,12 @@ from edgekd.records import Artifact, Fidelity, Metric, Profile, T, Timing, Track
 from edgekd.spaces import title as title_of
 
 if TYPE_CHECKING:
+    from edgekd.candidates import Choice
     from edgekd.data import Findings
+    from edgekd.devices import Outlook
+    from edgekd.doctor import Check
     from edgekd.front import Front, Member
+    from edgekd.golden import Verified
     from edgekd.latency import Table as LatencyTable
     from edgekd.recipes import Recipe
     from edgekd.seek import Sought
@@ -370,3 +374,61 @@ def fidelity(found: Fidelity) -> Group:
     if found.mask_share is not None:
         lines.append(f"masks cover {100 * found.mask_share:.1f} % of their images")
     return Group(table, *(_text(line) for line in lines))
+
+
+def quantized(made: Artifact, before: Artifact, choice: Choice | None) -> Group:
+    """The candidates, where there was a choice, and the file to deploy beside what it is of."""
+    parts: list[Any] = [candidates(choice), _text("")] if choice else []
+    return Group(*parts, artifact(made, before))
+
+
+def candidates(choice: Choice) -> Table:
+    """From fast to slow, each with why it was or was not chosen."""
+    table = _table("candidate", "p50 ms", "p95 ms", "MB", "points lost", "flips", "maps", "")
+    for c in choice.candidates:
+        ms = ["-" if x is None else f"{x:.2f}" for x in (c.p50_ms, c.p95_ms)]
+        size = f"{c.size_bytes / 1e6:.1f}" if c.size_bytes else "-"
+        flips, maps = ("-" if x is None else f"{x:.3g}" for x in (c.flips, c.agreement))
+        drop = "-" if c.drop_pt is None else f"{c.drop_pt.value:+.1f}"
+        style = "bold" if c.state == "chosen" else "dim"
+        table.add_row(c.name, *ms, size, drop, flips, maps, _text(f"{c.state}: {c.reason}"),
+                      style=style)  # fmt: skip
+    return table
+
+
+def exported(made: list[Artifact], outlooks: list[Outlook]) -> Group:
+    """Every file, and what is to be done for a device that is not here."""
+    parts: list[Any] = [artifact(a) for a in made]
+    for o in outlooks:
+        layers = ", ".join(f"{n} in {p}" for p, n in o.layers.items())
+        parts.append(_text(f"{o.device}, by {o.checked_by}: layers that multiply: {layers}"))
+        for what, names in (("neither INT8 nor FP16", o.slow), ("not on a DLA", o.off_dla)):
+            if names:
+                more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+                parts.append(_text(f"{what}: {', '.join(names[:5])}{more}"))
+        parts += [Text(f"problem: {p}", style="bold red") for p in o.problems]
+        parts += [_text(f"{i}. {step}") for i, step in enumerate(o.remains, 1)]
+    return Group(*parts)
+
+
+def verified(found: Verified) -> Table:
+    """How far a file's answers are from those it was stored with."""
+    table = _table("golden samples", "logits", "features", "other predictions", "tolerance", "")
+    errors = ["NaN" if x is None else f"{x:.2g}" for x in (found.logits, found.features)]
+    table.add_row(
+        f"{found.runtime} on {found.device}", *errors,
+        str(found.predictions), f"{found.tolerance:g}",
+        "as stored" if found.ok else "NOT as stored",
+    )  # fmt: skip
+    return table
+
+
+def checks(found: list[Check]) -> Table:
+    """What works here, what does not, and what to do about it."""
+    colours = {"PASS": "green", "FAIL": "bold red", "ABSENT": "dim"}
+    table = _table("", "", "", "fix")
+    for column in table.columns[1:]:
+        column.justify = "left"
+    for c in found:
+        table.add_row(c.what, Text(c.state, style=colours[c.state]), _text(c.detail), _text(c.fix))
+    return table

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from edgekd import report as page_module
     from edgekd.fidelity import Maps
 
-FORMATS = ("onnx", "openvino")
 MAPS = "maps.npz"  # name of a comparison -> (N, g, g) float32
 
 
@@ -93,83 +92,6 @@ class Place:
         self.student_onnx(dataset)
         teacher = self.teacher_onnx(dataset)
         return [*([teacher] if teacher else []), *runs.exports(self.folder)]
-
-
-def quantize(place: Place, *, images: int, force: bool) -> tuple[Artifact, Artifact]:
-    """(INT8 file, the FP32 ONNX it was made from), both judged on the test split."""
-    from edgekd import quantize as engine
-
-    if "int8" not in place.run.profile.precisions:
-        raise EdgeKDError(f"profile {place.run.profile.name} does not allow int8")
-    dataset = place.dataset()
-    source = place.student_onnx(dataset)
-    folder = place.folder / "int8"
-    if (folder / Artifact.FILE).exists() and not force:
-        made = Artifact.load(folder)
-        same = made.settings.get("calibration_images") == min(images, len(dataset.splits["train"]))
-        if same and made.parents.get("onnx") == source.sha256:
-            profile, _ = runs.host(place.run.profile, made)
-            rivals = place.rivals(dataset, source)
-            return runs.judged(made, profile, dataset, source, place.track, rivals=rivals), source
-        if same or made.parents.get("onnx") == source.sha256:
-            raise EdgeKDError(f"{folder} was made otherwise: --force replaces it")
-    chosen = engine.pick_calibration(dataset.splits["train"], images, place.run.seed)
-    pixels = data.load_pixels(chosen, source.spec, place.track)
-    calibration = imaging.normalise(pixels, source.spec)
-    made = engine.quantize(source, calibration, folder, seed=place.run.seed)
-    profile, _ = runs.host(place.run.profile, made)
-    rivals = place.rivals(dataset, source)
-    return runs.judged(made, profile, dataset, source, place.track, rivals=rivals), source
-
-
-def check_drop(after: Artifact, before: Artifact, max_drop: float) -> None:
-    """GateMissed if INT8 lost over `max_drop` points of balanced accuracy on the test split."""
-    key = "test_balanced_accuracy"
-    drop = 100 * (before.metrics[key].value - after.metrics[key].value)
-    if drop > max_drop:
-        raise GateMissed(
-            f"int8 loses {drop:.1f} points of balanced accuracy, {max_drop:g} are allowed "
-            "(--max-drop); more --calibration-images may help, or deploy fp32"
-        )
-
-
-def export(place: Place, format_name: str, precision: str | None, *, tolerance: float) -> Artifact:
-    """The deployable file in `<run>/<format>-<precision>/`, judged on the test split itself."""
-    from edgekd import export as exporter
-
-    if format_name not in FORMATS:
-        raise EdgeKDError(unknown("format", format_name, FORMATS))
-    if precision not in (None, "fp32", "int8"):
-        raise EdgeKDError(unknown("precision", str(precision), ("fp32", "int8")))
-    quantised = (place.folder / "int8" / Artifact.FILE).exists()
-    if precision is None:
-        precision = "int8" if quantised and format_name == "openvino" else "fp32"
-    dataset = place.dataset()
-    source = place.student_onnx(dataset, tolerance)
-    images = runs.sample_images(dataset, source.spec, "val", runs.PARITY_IMAGES)
-    out = place.folder / f"{format_name}-{precision}"
-    if format_name == "onnx":
-        if precision == "int8":
-            raise EdgeKDError("int8 is an OpenVINO file here: edgekd export --format openvino")
-        return runs.onnx_of(
-            place.student(),
-            out,
-            dataset,
-            place.track,
-            tolerance=tolerance,
-            rivals=place.rivals(dataset),
-        )
-    rivals = place.rivals(dataset)
-    if precision == "int8":
-        if not quantised:
-            raise EdgeKDError(f"{place.folder} has no int8 yet: run edgekd quantize first")
-        small = Artifact.load(place.folder / "int8")
-        if small.parents.get("onnx") != source.sha256:
-            raise EdgeKDError(f"{small.folder} is of an earlier student: edgekd quantize --force")
-        rivals, source = place.rivals(dataset, source), small
-    made = exporter.to_runtime(source, images, out, format_name, tolerance=tolerance)
-    profile, _ = runs.host(place.run.profile, made)
-    return runs.judged(made, profile, dataset, source, place.track, rivals=rivals)
 
 
 def bench(place: Place, *, runtime: str | None, seconds: float) -> list[Timing]:

@@ -23,7 +23,7 @@ def test_the_onnx_file_is_pinned_whole_and_describes_itself(module, tmp_path, ca
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "artifact.json", "model.onnx", "model.pt2",
+        "artifact.json", "golden.npz", "model.onnx", "model.pt2",
     ]  # fmt: skip
     model = onnx.load(made.path)
     assert model.ir_version == 10
@@ -146,7 +146,7 @@ def test_openvino_ir_carries_what_model_api_reads(module, tmp_path):
     made = export.to_runtime(source, pictures(), tmp_path / "ir", "openvino")
     assert made.kind == "openvino"
     assert made.parents == {"onnx": source.sha256}
-    assert list(made.files) == ["model.xml", "model.bin"]
+    assert list(made.files) == ["model.xml", "model.bin", "golden.npz"]
     assert made.metrics["parity_max_abs_logits"].value < 1e-5
     model = openvino.read(made.path)
     info = {k: v.astype(str) for k, v in model.get_rt_info(["model_info"]).astype(dict).items()}
@@ -161,5 +161,72 @@ def test_openvino_ir_carries_what_model_api_reads(module, tmp_path):
 
 def test_what_cannot_be_written_is_said(module, tmp_path):
     source = export.to_onnx(module, artifact(), pictures(), tmp_path / "onnx")
-    with pytest.raises(EdgeKDError, match="no export to tensorrt"):
-        export.to_runtime(source, pictures(), tmp_path / "x", "tensorrt")
+    with pytest.raises(EdgeKDError, match="no export to tflite: openvino, onnxruntime"):
+        export.to_runtime(source, pictures(), tmp_path / "x", "tflite")
+
+
+@pytest.mark.parametrize(("runtime", "file"), [("onnxruntime", "model.onnx"),
+                                               ("openvino", "model.xml")])  # fmt: skip
+def test_fp16_is_half_the_size_and_fp32_at_both_ends(tmp_path, runtime, file):
+    torch.manual_seed(0)
+    wide = Tiny()
+    wide.body.extend([torch.nn.Conv2d(16, 512, 1), torch.nn.ReLU6(), torch.nn.Conv2d(512, 16, 1)])
+    source = export.to_onnx(wide.eval(), artifact(), pictures(), tmp_path / "onnx")
+    made = export.to_runtime(source, pictures(), tmp_path / "half", runtime, precision="fp16")
+    assert made.precision == "fp16"
+    assert next(iter(made.files)) == file
+    assert 0 < made.metrics["parity_max_abs_logits"].value < export.TOLERANCE["fp16"]
+    full = export.to_runtime(source, pictures(), tmp_path / "full", runtime)
+    bulk = [(a.folder / {"model.xml": "model.bin"}.get(file, file)).stat() for a in (made, full)]
+    assert bulk[0].st_size < 0.7 * bulk[1].st_size
+    if runtime == "onnxruntime":
+        model = onnx.load(made.path)
+        types = {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)}
+        assert types == {onnx.TensorProto.FLOAT}
+        assert any(i.data_type == onnx.TensorProto.FLOAT16 for i in model.graph.initializer)
+
+
+def test_what_has_lost_precision_does_not_get_it_back(module, tmp_path):
+    source = export.to_onnx(module, artifact(), pictures(), tmp_path / "onnx")
+    half = export.to_runtime(source, pictures(), tmp_path / "h", "onnxruntime", precision="fp16")
+    with pytest.raises(EdgeKDError, match="is fp16: no fp32 can be made of it"):
+        export.to_runtime(half, pictures(), tmp_path / "x", "openvino", precision="fp32")
+    with pytest.raises(EdgeKDError, match=r"runs no bf16 made from model\.onnx"):
+        export.to_runtime(source, pictures(), tmp_path / "x", "onnxruntime", precision="bf16")
+
+
+def test_a_static_profile_gets_a_static_file(module, tmp_path):
+    from edgekd.records import Profile
+
+    source = export.to_onnx(module, artifact(), pictures(), tmp_path / "onnx")
+    npu = Profile(name="npu", runtime="openvino", device="NPU", static_batch=True)
+    made = export.to_runtime(source, pictures(), tmp_path / "ir", "openvino", profile=npu)
+    from edgekd.runtimes import openvino
+
+    assert openvino.read(made.path).input(0).shape == [1, 3, 32, 32]
+    one = export.to_runtime(
+        source, pictures(1), tmp_path / "o", "onnxruntime",
+        profile=npu.model_copy(update={"runtime": "onnxruntime"}),
+    )  # fmt: skip
+    shape = onnx.load(one.path).graph.input[0].type.tensor_type.shape
+    assert [d.dim_value for d in shape.dim] == [1, 3, 32, 32]
+
+
+def test_pixels_in_give_what_prepared_images_give(module, tmp_path):
+    source = export.to_onnx(module, artifact(), pictures(), tmp_path / "onnx")
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    made = export.of_pixels(source, pixels, tmp_path / "pixels")
+    assert made.metrics["parity_max_abs_logits"].value < 1e-5
+    graph = onnx.load(made.path).graph
+    assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    with pytest.raises(EdgeKDError, match=r"takes uint8 \(N, H, W, 3\): it is for other programs"):
+        runtimes.open_session(made, export._cpu("onnxruntime"))
+
+
+def test_the_torch_program_is_a_file_of_its_own(module, tmp_path):
+    source = export.to_onnx(module, artifact(), pictures(), tmp_path / "onnx")
+    made = export.to_runtime(source, pictures(), tmp_path / "torch", "torch")
+    assert (made.kind, next(iter(made.files))) == ("torch", "model.pt2")
+    assert made.metrics["parity_max_abs_logits"].value < 1e-5
+    with pytest.raises(EdgeKDError, match="the torch runtime runs fp32"):
+        export.to_runtime(source, pictures(), tmp_path / "x", "torch", precision="fp16")

@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "edgekd"
 GLUE = {  # may know every stage
-    "cli", "cli_aside", "options", "workplace", "seek", "trial", "stages", "runs", "show",
-    "__main__",
+    "cli", "cli_aside", "cli_files", "options", "workplace", "seek", "trial", "candidates",
+    "files", "stages", "runs", "show", "__main__",
 }  # fmt: skip
 ALLOWED = {
     "stored": set(),
@@ -56,8 +56,14 @@ ALLOWED = {
                 "models", "metrics", "operating", "supernet", "targets", "training"},
     "shrink": {"records", "augment", "data", "distill", "losses", "models", "spaces", "supernet",
                "training"},
-    "export": {"records", "runtimes"},
-    "quantize": {"records", "runtimes", "data"},
+    "graphs": {"records"},
+    "golden": {"records", "runtimes", "imaging", "phantom"},
+    "export": {"records", "runtimes", "golden", "graphs", "imaging"},
+    "quantizers": {"records", "runtimes"},
+    "quantize": {"records", "runtimes", "data", "golden", "quantizers"},
+    "repair": {"records", "runtimes", "confidence", "graphs"},
+    "devices": {"records", "runtimes"},
+    "doctor": {"records", "runtimes", "golden", "quantizers"},
     "bench": {"records", "runtimes"},
     "explain": {"records", "runtimes", "confidence"},
     "fidelity": {"records", "runtimes", "confidence", "explain"},
@@ -117,6 +123,8 @@ def test_the_command_line_starts_without_heavy_packages(arguments):
         "explain",
         "fidelity",
         "bench",
+        "golden",
+        "doctor",
         "predictor",
         "search",
     ],

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
-from edgekd.records import EdgeKDError, unknown
+from edgekd.records import EdgeKDError, Kind, unknown
 
 
 class How(NamedTuple):
@@ -34,9 +34,10 @@ class Engine(Protocol):
 
     METHODS: Mapping[str, str]  # name -> what it does; the first is the default
     FILES: tuple[str, ...]  # that `write` leaves; the first is the one that is loaded
-    KIND: str  # of the artifact: what wrote the files' format
+    KIND: Kind  # of the artifact: what wrote the files' format
     RUNTIMES: tuple[str, ...]  # that load them
     PACKAGES: tuple[str, ...]  # whose versions are recorded
+    KEEPS: bool  # whether it can leave chosen nodes in FP32
 
     def write(self, onnx: Path, images: np.ndarray, out: Path, how: How) -> dict[str, Any]:
         """Quantise the FP32 graph in `onnx`, calibrated on (n, 3, H, W) float32 images.

@@ -36,6 +36,7 @@ FILES = ("model.onnx",)
 KIND = "onnx"
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt")
 PACKAGES = ("neural-compressor-pt", "torchao", "torch")
+KEEPS = False
 BATCH = 16
 SAME = 0.01  # share of answers that may change before autotune stops looking
 
@@ -51,7 +52,7 @@ def write(onnx: Path, images: np.ndarray, out: Path, how: How) -> dict[str, Any]
     any_batch = ({0: torch.export.Dim("batch", min=1, max=4096)},)
     opset = next(o.version for o in format_.load(onnx).opset_import if o.domain == "")
     with quiet():
-        module = torch.export.load(program).module()
+        module: Any = torch.export.load(program).module()
         module._exported, module.dynamic_shapes = True, any_batch  # as its own export marks it
         quantised, chosen = _quantised(module, batches, how)
         again = torch.export.export(quantised, (batches[0][:2],), dynamic_shapes=any_batch)

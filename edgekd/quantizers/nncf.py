@@ -30,6 +30,7 @@ FILES = ("model.xml", "model.bin")
 KIND = "openvino"
 RUNTIMES = ("openvino",)
 PACKAGES = ("nncf", "openvino")
+KEEPS = True
 
 
 def write(onnx: Path, images: np.ndarray, out: Path, how: How) -> dict[str, Any]:
@@ -51,6 +52,7 @@ def write(onnx: Path, images: np.ndarray, out: Path, how: How) -> dict[str, Any]
             fast_bias_correction=how.method != "bias-correction",
             ignored_scope=nncf.IgnoredScope(names=list(how.keep), validate=True),
             advanced_parameters=advanced,
+            model_type=nncf.ModelType.TRANSFORMER if how.method == "smooth-quant" else None,
         )
     openvino.ov.save_model(model, out / FILES[0], compress_to_fp16=False)
     found = sum(op.get_type_name() == "FakeQuantize" for op in model.get_ops())

@@ -24,6 +24,7 @@ FILES = ("model.onnx",)
 KIND = "onnx"
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt")
 PACKAGES = ("onnxruntime", "onnx")
+KEEPS = True
 CHUNK = 16  # images whose activations are held in memory
 
 

@@ -14,8 +14,6 @@ import numpy as np
 
 from edgekd.records import Artifact, EdgeKDError, Profile, RuntimeUnavailable, unknown
 
-COMING = ("tensorrt",)  # named by the jetson profile; no file here yet
-
 
 class Outputs(NamedTuple):
     """What every model answers, as host arrays that later calls leave alone."""
@@ -52,10 +50,6 @@ def names() -> list[str]:
 def get(name: str) -> Runtime:
     """The runtime called `name`, imported now and not before."""
     check(name)
-    if name in COMING:
-        raise RuntimeUnavailable(
-            f"this edgekd has no runtime {name} yet: export to onnx and build on the device"
-        )
     try:
         return cast(Runtime, importlib.import_module(f"{__name__}.{name}"))
     except ModuleNotFoundError as e:
@@ -68,8 +62,18 @@ def get(name: str) -> Runtime:
 
 def check(name: str) -> None:
     """EdgeKDError with the nearest name if no profile may say `name`."""
-    if name not in names() and name not in COMING:
-        raise EdgeKDError(unknown("runtime", name, [*names(), *COMING]))
+    if name not in names():
+        raise EdgeKDError(unknown("runtime", name, names()))
+
+
+def one_by_one(run: Session) -> Session:
+    """For a file of a static batch of 1: any number of images, each asked alone."""
+
+    def each(images: np.ndarray) -> Outputs:
+        parts = [run(images[i : i + 1]) for i in range(len(images))]
+        return Outputs(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+
+    return each
 
 
 def open_session(artifact: Artifact, profile: Profile, batch: int | None = None) -> Session:
@@ -84,6 +88,9 @@ def open_session(artifact: Artifact, profile: Profile, batch: int | None = None)
             f"runtime {profile.runtime} loads {', '.join(runtime.SUFFIXES)} files, "
             f"not {artifact.path}: edgekd export makes them"
         )
+    if "input" in artifact.settings:
+        taken = artifact.settings["input"]
+        raise EdgeKDError(f"{artifact.folder} takes {taken}: it is for other programs")
     run = runtime.load(artifact.path, profile, artifact.precision, batch)
     height, width = artifact.spec.size
     expected = ("N" if batch is None else str(batch)) + f", 3, {height}, {width}"

@@ -10,7 +10,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 from edgekd.records import EdgeKDError, Profile, RuntimeUnavailable
-from edgekd.runtimes import Outputs, Session
+from edgekd.runtimes import Outputs, Session, one_by_one
 
 SUFFIXES = (".onnx",)
 # Its exceptions share no base class.
@@ -32,7 +32,7 @@ def load(path: Path, profile: Profile, precision: str, batch: int | None) -> Ses
         raise RuntimeUnavailable(
             f"onnxruntime has no device {profile.device} here, only {', '.join(devices())}"
         )
-    if precision not in ("fp32", "int8"):  # int8: Q/DQ nodes in the graph
+    if precision == "bf16":  # fp16 and int8 are so in the graph
         raise EdgeKDError(f"onnxruntime runs {path} as it is written, not in {precision}")
     options = ort.SessionOptions()
     options.intra_op_num_threads = profile.threads
@@ -58,7 +58,7 @@ def load(path: Path, profile: Profile, precision: str, batch: int | None) -> Ses
     def run(images: np.ndarray) -> Outputs:
         return Outputs(*session.run(["logits", "features"], {"image": images}))
 
-    return run
+    return one_by_one(run) if profile.static_batch and batch is None else run
 
 
 def devices() -> list[str]:

@@ -14,7 +14,7 @@ sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 import openvino as ov  # noqa: E402
 
 from edgekd.records import EdgeKDError, Profile, RuntimeUnavailable  # noqa: E402
-from edgekd.runtimes import Outputs, Session  # noqa: E402
+from edgekd.runtimes import Outputs, Session, one_by_one  # noqa: E402
 
 SUFFIXES = (".xml", ".onnx")
 # Without a hint a CPU with AVX512-BF16 or AMX runs an fp32 model in bfloat16.
@@ -34,6 +34,12 @@ def read(path: Path) -> ov.Model:
         return ov.Core().read_model(path)
     except RuntimeError as e:
         raise EdgeKDError(f"openvino cannot read {path}: {_reason(e)}") from None
+
+
+def fix_batch(model: ov.Model, batch: int) -> None:
+    """Make the model's batch dimension static."""
+    _, *image = model.input(0).partial_shape
+    model.reshape({0: [batch, *(side.get_length() for side in image)]})
 
 
 def converted(path: Path) -> ov.Model:
@@ -62,8 +68,7 @@ def compiled(path: Path, profile: Profile, precision: str, batch: int | None) ->
         )
     model = read(path)
     if profile.static_batch or batch is not None:
-        _, *image = model.input(0).partial_shape
-        model.reshape({0: [batch or 1, *(side.get_length() for side in image)]})
+        fix_batch(model, batch or 1)
     config = {
         "INFERENCE_PRECISION_HINT": HINTS[precision],
         "PERFORMANCE_HINT": "LATENCY",
@@ -92,11 +97,7 @@ def load(path: Path, profile: Profile, precision: str, batch: int | None) -> Ses
         result = model(images, share_inputs=True)
         return Outputs(np.array(result[logits]), np.array(result[features]))
 
-    def one_by_one(images: np.ndarray) -> Outputs:
-        parts = [run(images[i : i + 1]) for i in range(len(images))]
-        return Outputs(*(np.concatenate(x) for x in zip(*parts, strict=True)))
-
-    return one_by_one if profile.static_batch and batch is None else run
+    return one_by_one(run) if profile.static_batch and batch is None else run
 
 
 def devices() -> list[str]:

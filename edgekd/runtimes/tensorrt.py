@@ -1,7 +1,8 @@
 """TensorRT 10 or newer, or TensorRT-RTX where that is what is installed; `package` says which.
 
-Networks are strongly typed: INT8 is what has Q/DQ nodes, FP16 what is FP16 in the ONNX file. A plan
-fits one GPU and one version, so it is built where it runs, and both are checked before it is opened.
+Networks are strongly typed: INT8 is what has Q/DQ nodes, FP16 what is FP16 in the ONNX file.
+A plan fits one GPU and one version: it is built where it runs, and both are checked before it is
+opened.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def serialised(
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
     cache = None
-    if timings is not None:
+    if timings is not None and trt.__name__ == "tensorrt":  # TensorRT-RTX has no use for one
         known = timings.read_bytes() if timings.is_file() else b""
         cache = config.create_timing_cache(known)
         if cache is not None:
@@ -220,7 +221,7 @@ def _device(profile: Profile) -> int:
 
 @contextlib.contextmanager
 def _current(device: int) -> Iterator[None]:
-    """This GPU is the thread's for as long."""
+    """As long as this lasts the thread's GPU is `device`."""
     before = _ok(cuda.cudaGetDevice())
     _ok(cuda.cudaSetDevice(device))
     try:

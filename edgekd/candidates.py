@@ -1,0 +1,337 @@
+"""Which file is the fastest that keeps its answers? Every candidate made, judged, explained, timed.
+
+INT8 is not faster by itself: on one runtime an engine's file runs twice as fast as FP32, on another
+twice as slow. So each precision and engine that the profile allows is tried in the profile's own
+runtime. What loses too much accuracy on the validation split, or explains its answers otherwise
+than FP32 does, is out; where that leaves no INT8, layers go back to FP32 until one holds. What is
+left is timed in one interleaved run and the fastest is chosen. The test split is not looked at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+
+from edgekd import (
+    bench,
+    data,
+    export,
+    fidelity,
+    imaging,
+    paired,
+    quantize,
+    quantizers,
+    repair,
+    runs,
+    runtimes,
+)
+from edgekd.confidence import log_softmax
+from edgekd.evaluation import Truth, truth
+from edgekd.metrics import answers
+from edgekd.records import (
+    Aggregate,
+    Artifact,
+    EdgeKDError,
+    Machine,
+    Metric,
+    Precision,
+    Profile,
+    Record,
+    RuntimeUnavailable,
+    Stored,
+    Timing,
+    Track,
+    make_folder,
+    untracked,
+)
+
+EXPLAINED = 12  # validation images whose maps are compared
+AGREEMENT = 0.8  # of a candidate's maps with FP32's: 1 the same, 0 as alike as strangers' maps
+SECONDS = 2.0  # of timing a candidate
+WHY = Literal["chosen", "slower", "loses accuracy", "explains otherwise", "does not run"]
+
+
+class Candidate(Record):
+    """One precision by one engine, and what became of it."""
+
+    name: str  # of its folder: "fp32", "int8-nncf"
+    precision: str
+    engine: str = ""
+    state: WHY
+    reason: str
+    artifact_sha256: str = ""  # empty: there is no file
+    size_bytes: int = 0
+    drop_pt: Metric | None = None  # points of balanced accuracy lost to FP32, validation, paired
+    flips: int | None = None  # validation images that are answered otherwise than by FP32
+    agreement: float | None = None  # of its maps; None: not asked
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+
+
+class Choice(Stored):
+    """All candidates, and which one is deployed."""
+
+    FILE: ClassVar[str] = "choice.json"
+    source: str  # sha256 of the FP32 ONNX file
+    profile: Profile
+    max_drop: float  # points
+    images: int  # calibration
+    engines: tuple[str, ...]
+    chosen: str
+    candidates: tuple[Candidate, ...]
+    machine: Machine
+
+
+class Judged(NamedTuple):
+    """A file that ran, beside FP32 on the validation split."""
+
+    name: str
+    artifact: Artifact
+    drop: Metric  # points
+    flips: int
+    agreement: float
+
+    def lost(self, max_drop: float) -> tuple[WHY, str] | None:
+        """(state, reason) of one that is out; None of one that may be chosen."""
+        if self.drop.value > max_drop:
+            reason = f"{self.drop.value:.1f} points lost on validation, {max_drop:g} are allowed"
+            return "loses accuracy", reason
+        if not self.agreement >= AGREEMENT:
+            return "explains otherwise", f"agreement {self.agreement:.2f}, under {AGREEMENT:g}"
+        return None
+
+
+class Bench(NamedTuple):
+    """What all candidates of one choice share."""
+
+    source: Artifact
+    profile: Profile
+    calibration: np.ndarray  # (n, 3, H, W) float32
+    images: np.ndarray  # (N, 3, H, W) float32, the validation split
+    truth: Truth
+    log_p: np.ndarray  # (N, K) FP32's log probabilities
+    cases: fidelity.Cases  # what is explained
+    explained: np.ndarray  # (M,) which images that are
+    maps: fidelity.Maps  # FP32's
+    seed: int
+    track: Track
+
+
+def choose(
+    source: Artifact,
+    dataset: data.Dataset,
+    profile: Profile,
+    out: Path,
+    *,
+    images: int,
+    max_drop: float,
+    engines: Sequence[str] | None = None,
+    seed: int = 0,
+    track: Track = untracked,
+) -> Choice:
+    """The best file for `profile`, whose device must be here; all are kept in `out`.
+
+    source: FP32 ONNX artifact. images: how many of the training split calibrate. max_drop: points
+    of balanced accuracy. engines: to try for INT8; None: all that write for the profile's runtime.
+    """
+    if profile.device not in runtimes.get(profile.runtime).devices():
+        raise RuntimeUnavailable(
+            f"--engine auto measures on the device, and {profile.runtime} sees no {profile.device} "
+            f"here: run it there, or name an engine: {', '.join(quantizers.names())}"
+        )
+    (make_folder(out) / Choice.FILE).unlink(missing_ok=True)
+    here = bench.machine()
+    wanted = tuple(engines) if engines is not None else writers(profile.runtime)
+    ways = _ways(source, profile, out, wanted)
+    shared = _shared(source, dataset, profile, images, seed, track)
+    judged: list[Judged] = []
+    failed: list[Candidate] = []
+    for name in track(ways, "making candidates", len(ways)):
+        try:
+            judged.append(judge(name, ways[name](shared), shared))
+        except EdgeKDError as e:
+            failed.append(_failed(name, str(e)))
+    small = [j for j in judged if j.artifact.precision == "int8"]
+    if small and all(j.lost(max_drop) for j in small):
+        judged += mended(small, shared, out, max_drop)
+    timings = bench.bench(
+        [j.artifact for j in judged], profile, out / "timings",
+        seconds=SECONDS, on_device=True, seed=seed, track=track,
+    )  # fmt: skip
+    rows = _rows(judged, timings, max_drop)
+    return Choice(
+        source=source.sha256, profile=profile, max_drop=max_drop, images=len(shared.calibration),
+        engines=wanted, chosen=next(r.name for r in rows if r.state == "chosen"),
+        candidates=(*rows, *failed), machine=here,
+    ).save(out)  # fmt: skip
+
+
+def writers(runtime: str) -> tuple[str, ...]:
+    """Engines whose files `runtime` loads, of those that are installed."""
+    found = []
+    for name in quantizers.names():
+        with contextlib.suppress(EdgeKDError):
+            if runtime in quantizers.get(name).RUNTIMES:
+                found.append(name)
+    return tuple(found)
+
+
+Make = Callable[[Bench], Artifact]
+
+
+def _ways(source: Artifact, profile: Profile, out: Path, engines: Sequence[str]) -> dict[str, Make]:
+    """Name of each candidate and how it is made; FP32, that all are compared with, is one."""
+
+    def whole(precision: Precision) -> Make:
+        return lambda b: export.to_runtime(
+            source, b.calibration[: export.COMPARED], out / precision, profile.runtime,
+            precision=precision, profile=profile,
+        )  # fmt: skip
+
+    def small(engine: str) -> Make:
+        return lambda b: quantize.quantize(
+            source, b.calibration, out / f"int8-{engine}",
+            engine=engine, runtime=profile.runtime, seed=b.seed,
+        )  # fmt: skip
+
+    floats: dict[Precision, None] = dict.fromkeys(
+        ("fp32", *(p for p in profile.precisions if p != "int8"))
+    )
+    found: dict[str, Make] = {p: whole(p) for p in floats}
+    if "int8" in profile.precisions:
+        found |= {f"int8-{e}": small(e) for e in engines}
+    return found
+
+
+def _shared(
+    source: Artifact,
+    dataset: data.Dataset,
+    profile: Profile,
+    images: int,
+    seed: int,
+    track: Track,
+) -> Bench:
+    """FP32's answers and maps, by ONNX Runtime's or the profile's own runtime."""
+    spec, samples = source.spec, dataset.splits["val"]
+
+    def prepared(chosen: Sequence[data.Sample]) -> np.ndarray:
+        return imaging.normalise(data.load_pixels(chosen, spec, track), spec)
+
+    calibration = prepared(quantize.pick_calibration(dataset.splits["train"], images, seed))
+    pictures, known = prepared(samples), truth(samples)
+    session = runtimes.open_session(source, runs.host(profile, source)[0])
+    logits = answers(session, pictures, track=track)
+    few = quantize.pick_calibration(samples, EXPLAINED, seed)
+    place = {s.digest: i for i, s in enumerate(samples)}
+    chosen = np.array([place[s.digest] for s in few])
+    names = [spec.classes[k] for k in logits[chosen].argmax(1)]
+    cases = fidelity.Cases(
+        images=[known.images[i] for i in chosen],
+        labels=[spec.classes[known.labels[i]] for i in chosen],
+        explained=names,
+        groups=[known.groups[i] for i in chosen],
+    )
+    maps = fidelity.explain_set(
+        session, pictures[chosen], logits[chosen].argmax(1), track=track
+    )  # fmt: skip
+    return Bench(source, profile, calibration, pictures, known, log_softmax(logits), cases, chosen,
+                 maps, seed, track)  # fmt: skip
+
+
+def judge(name: str, artifact: Artifact, shared: Bench) -> Judged:
+    """The file itself in the profile's runtime, beside FP32."""
+    session = runtimes.open_session(artifact, shared.profile)
+    log_p = log_softmax(answers(session, shared.images, track=shared.track))
+    found = paired.compare(
+        log_p, shared.log_p, shared.truth.labels, shared.truth.groups, shared.source,
+        seed=shared.seed,
+    ).differences["balanced_accuracy"]  # fmt: skip
+    drop = Metric(value=-100 * found.value, low=_less(found.high), high=_less(found.low))
+    asked = shared.log_p[shared.explained].argmax(1)
+    maps = fidelity.explain_set(session, shared.images[shared.explained], asked,
+                                track=shared.track)  # fmt: skip
+    own = fidelity.compare(
+        name, artifact, shared.profile.runtime, shared.cases, shared.maps, maps, seed=shared.seed
+    ).aggregate.get("pearson")
+    flips = int((log_p.argmax(1) != shared.log_p.argmax(1)).sum())
+    return Judged(name, artifact, drop, flips, _beyond_chance(own))
+
+
+def _less(points: float | None) -> float | None:
+    return None if points is None else -100 * points
+
+
+def _beyond_chance(own: Aggregate | None) -> float:
+    """Agreement of maps, 0 where they are as alike as strangers' maps and 1 where the same."""
+    if own is None:
+        return float("nan")
+    null = own.null or 0.0
+    return (own.value - null) / (1 - null) if null < 1 else float("nan")
+
+
+def mended(small: Sequence[Judged], shared: Bench, out: Path, max_drop: float) -> list[Judged]:
+    """The INT8 file that lost least, with layers put back to FP32; empty if that takes too many."""
+    best = min(small, key=lambda j: (j.drop.value, -j.agreement))
+    engine = best.artifact.settings["engine"]
+    name = f"int8-{engine}-repaired"
+
+    def made(keep: Sequence[str], calibration: np.ndarray, folder: Path) -> Artifact:
+        return quantize.quantize(
+            shared.source, calibration, folder,
+            engine=engine, runtime=shared.profile.runtime, keep=keep, seed=shared.seed,
+        )  # fmt: skip
+
+    def holds(artifact: Artifact) -> Judged | None:
+        found = judge(name, artifact, shared)
+        return None if found.lost(max_drop) else found
+
+    if not quantizers.get(engine).KEEPS:
+        return []
+    found = repair.repair(
+        shared.source,
+        shared.profile,
+        made,
+        holds,
+        shared.images,
+        shared.calibration,
+        out / name,
+        track=shared.track,
+    )
+    return [found] if found else []
+
+
+def _rows(judged: Sequence[Judged], timings: Sequence[Timing], max_drop: float) -> list[Candidate]:
+    """From fast to slow."""
+    ms = {t.artifact_sha256 + t.precision: bench.percentiles(t.samples_ms) for t in timings}
+    order = sorted(judged, key=lambda j: ms[j.artifact.sha256 + j.artifact.precision]["p50"])
+    chosen = next(j for j in order if not j.lost(max_drop))
+    best = ms[chosen.artifact.sha256 + chosen.artifact.precision]["p50"]
+    rows = []
+    for j in order:
+        a = j.artifact
+        p = ms[a.sha256 + a.precision]
+        slower = f"{p['p50'] / best:.2f} x the time of {chosen.name}"
+        fastest = "the fastest that keeps accuracy and explanations"
+        alike = round(j.agreement, 4) if np.isfinite(j.agreement) else None
+        state, reason = j.lost(max_drop) or (
+            ("chosen", fastest) if j is chosen else ("slower", slower)
+        )
+        rows.append(
+            Candidate(
+                name=j.name, precision=a.precision, engine=a.settings.get("engine", ""),
+                state=state, reason=reason, artifact_sha256=a.sha256, size_bytes=a.size_bytes,
+                drop_pt=j.drop, flips=j.flips, agreement=alike,
+                p50_ms=p["p50"], p95_ms=p["p95"],
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _failed(name: str, reason: str) -> Candidate:
+    precision, _, engine = name.partition("-")
+    return Candidate(name=name, precision=precision, engine=engine, state="does not run",
+                     reason=reason)  # fmt: skip

@@ -1,0 +1,102 @@
+"""Which layers of an INT8 file cost the most? They go back to FP32 until the file holds.
+
+A layer's cost is what is won by sparing it alone: the file is made once more with that layer in
+FP32, and its answers and feature maps are compared with FP32's. That is a file a layer, so minutes,
+and it is done only where no INT8 file holds.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from edgekd import graphs, runtimes
+from edgekd.confidence import log_softmax
+from edgekd.records import Artifact, EdgeKDError, Profile, Track, untracked
+from edgekd.runtimes import Outputs, Session
+
+IMAGES = 32  # that files are compared on
+CALIBRATION = 32  # images for the files that are only compared
+MOST = 0.5  # share of the layers in FP32 beyond which INT8 is not worth it
+
+T = TypeVar("T")
+Make = Callable[[Sequence[str], np.ndarray, Path], Artifact]  # (layers kept, images, folder)
+
+
+class Cost(NamedTuple):
+    """Of one layer in INT8: what the file's error would be without it."""
+
+    layer: str
+    left: float  # error of the file that spares it; lower: it costs more
+
+
+def repair(
+    source: Artifact,
+    profile: Profile,
+    make: Make,
+    holds: Callable[[Artifact], T | None],
+    images: np.ndarray,
+    calibration: np.ndarray,
+    out: Path,
+    *,
+    track: Track = untracked,
+) -> T | None:
+    """What `holds` says of the first file in `out` that does; None if half the layers are spared.
+
+    source: FP32 ONNX. make: an INT8 file with some layers kept. images, calibration: (n, 3, H, W)
+    float32. 1, 2, 4, ... of the layers are kept, those that cost the most first.
+    """
+    costs = sensitivity(source, profile, make, images, calibration, track=track)
+    count = 1
+    while count <= MOST * len(costs):
+        made = make([c.layer for c in costs[:count]], calibration, out)
+        found = holds(made)
+        if found is not None:
+            return found
+        count *= 2
+    (out / Artifact.FILE).unlink(missing_ok=True)
+    return None
+
+
+def sensitivity(
+    source: Artifact,
+    profile: Profile,
+    make: Make,
+    images: np.ndarray,
+    calibration: np.ndarray,
+    *,
+    track: Track = untracked,
+) -> list[Cost]:
+    """Every layer of the ONNX file, the one whose INT8 costs the most first."""
+    names = graphs.layers(source.path)
+    few = images[:IMAGES]
+    reference = Profile(name="reference", runtime="onnxruntime", device="CPU")
+    right = _whole(runtimes.open_session(source, reference), few)
+    found = []
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+        for name in track(names, "finding costly layers", len(names)):
+            try:
+                made = make([name], calibration[:CALIBRATION], Path(folder) / "one")
+            except EdgeKDError:  # an engine that cannot spare this one
+                continue
+            session = runtimes.open_session(made, profile)
+            found.append(Cost(name, error(right, _whole(session, few))))
+    return sorted(found, key=lambda c: c.left)
+
+
+def _whole(session: Session, images: np.ndarray) -> Outputs:
+    parts = [session(images[i : i + 8]) for i in range(0, len(images), 8)]
+    return Outputs(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+
+
+def error(right: Outputs, other: Outputs) -> float:
+    """Kullback-Leibler divergence of the answers plus the features' relative squared error."""
+    p, q = log_softmax(right.logits), log_softmax(other.logits)
+    divergence = float((np.exp(p) * (p - q)).sum(1).mean())
+    power = float(np.square(right.features).mean())
+    noise = float(np.square(right.features - other.features).mean())
+    return divergence + (noise / power if power else 0.0)

@@ -1,0 +1,181 @@
+"""The fastest file that keeps its answers: who is out, who is chosen, and why."""
+
+import numpy as np
+import pytest
+import torch
+from test_runtimes import Tiny, artifact
+
+from edgekd import candidates, data, export, quantizers, repair
+from edgekd.candidates import Choice, Judged
+from edgekd.records import Artifact, EdgeKDError, Metric, Profile, RuntimeUnavailable, Spec, Timing
+
+CPU = Profile(name="cpu", runtime="openvino", device="CPU", threads=1,
+              precisions=("int8", "fp32"))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(phantoms, tmp_path_factory):
+    """(data set, FP32 ONNX of a network with a made-up head that tells phantoms apart a little)."""
+    dataset = data.open_dataset(phantoms)
+    spec = Spec(classes=dataset.classes, size=(32, 32), channels="grey")
+    torch.manual_seed(1)
+    module = Tiny().eval()
+    made = artifact(spec=spec.model_dump())
+    images = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
+    return dataset, export.to_onnx(module, made, images, tmp_path_factory.mktemp("onnx"))
+
+
+@pytest.fixture(scope="module")
+def choice(trained, tmp_path_factory):
+    out = tmp_path_factory.mktemp("candidates")
+    made = candidates.choose(
+        trained[1], trained[0], CPU, out, images=16, max_drop=100, engines=("nncf", "ort")
+    )
+    return made, out
+
+
+def test_every_candidate_ran_and_is_kept_with_its_figures(choice):
+    made, out = choice
+    assert Choice.load(out) == made
+    assert {c.name for c in made.candidates} == {"fp32", "int8-nncf", "int8-ort"}
+    for c in made.candidates:
+        assert Artifact.load(out / c.name).sha256 == c.artifact_sha256
+        assert c.p50_ms > 0
+        assert c.drop_pt is not None
+    fp32 = next(c for c in made.candidates if c.name == "fp32")
+    assert (fp32.flips, fp32.drop_pt.value) == (0, 0)
+    assert fp32.agreement == pytest.approx(1, abs=1e-3)
+
+
+def test_the_fastest_of_those_that_hold_is_chosen(choice):
+    made, _ = choice
+    chosen = [c for c in made.candidates if c.state == "chosen"]
+    assert [c.name for c in chosen] == [made.chosen]
+    hold = [c for c in made.candidates if c.state in ("chosen", "slower")]
+    assert chosen[0].p50_ms == min(c.p50_ms for c in hold)
+    assert [c.p50_ms for c in made.candidates] == sorted(c.p50_ms for c in made.candidates)
+
+
+def judged(name, ms, *, drop=0.0, agreement=1.0, precision="int8"):
+    made = artifact(precision=precision, kind="onnx", files={f"{name}.onnx": name.ljust(64, "0")})
+    j = Judged(name, made, Metric(value=drop, low=None, high=None), 0, agreement)
+    timing = Timing.model_construct(artifact_sha256=made.sha256, precision=precision,
+                                    samples_ms=(ms,) * 20)  # fmt: skip
+    return j, timing
+
+
+def rows(monkeypatch, *given, max_drop=1.0):
+    monkeypatch.setattr(Artifact, "size_bytes", property(lambda self: 1))
+    pairs = list(given)
+    return {r.name: r for r in candidates._rows([j for j, _ in pairs], [t for _, t in pairs],
+                                                max_drop)}  # fmt: skip
+
+
+def test_what_loses_accuracy_or_explains_otherwise_is_out_however_fast(monkeypatch):
+    found = rows(
+        monkeypatch,
+        judged("fp32", 4.0, precision="fp32"),
+        judged("a", 1.0, drop=1.1),
+        judged("b", 1.5, agreement=0.79),
+        judged("c", 2.0, agreement=float("nan")),
+        judged("d", 3.0, drop=1.0, agreement=0.8),
+    )
+    assert {n: r.state for n, r in found.items()} == {
+        "a": "loses accuracy", "b": "explains otherwise", "c": "explains otherwise",
+        "d": "chosen", "fp32": "slower",
+    }  # fmt: skip
+    assert found["a"].reason == "1.1 points lost on validation, 1 are allowed"
+    assert found["fp32"].reason == "1.33 x the time of d"
+
+
+def test_int8_that_is_slower_than_fp32_is_not_chosen(monkeypatch):
+    found = rows(monkeypatch, judged("fp32", 2.0, precision="fp32"), judged("a", 3.0))
+    assert found["fp32"].state == "chosen"
+
+
+def test_what_cannot_be_made_is_told_and_the_rest_goes_on(trained, tmp_path, monkeypatch):
+    real = quantizers.get("ort").write
+
+    def fails(*given):
+        raise EdgeKDError("no such operator")
+
+    monkeypatch.setattr(quantizers.get("ort"), "write", fails)
+    made = candidates.choose(trained[1], trained[0], CPU, tmp_path, images=16, max_drop=100,
+                             engines=("ort",))  # fmt: skip
+    assert real
+    assert made.chosen == "fp32"
+    lost = next(c for c in made.candidates if c.name == "int8-ort")
+    assert (lost.state, lost.reason, lost.p50_ms) == ("does not run", "no such operator", None)
+
+
+def test_an_absent_device_is_an_error_not_another_machines_choice(trained, tmp_path):
+    npu = CPU.model_copy(update={"device": "NPU"})
+    with pytest.raises(RuntimeUnavailable, match="auto measures on the device, and"):
+        candidates.choose(trained[1], trained[0], npu, tmp_path, images=16, max_drop=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_agreement_is_what_is_left_above_chance():
+    from edgekd.records import Aggregate
+
+    own = Aggregate(value=0.9, low=0.8, high=1, null=0.5, n=4)
+    assert candidates._beyond_chance(own) == pytest.approx(0.8)
+    assert np.isnan(candidates._beyond_chance(None))
+
+
+def test_a_destroyed_copy_loses_accuracy_or_explanations(trained, tmp_path):
+    """The gate of the choice fails what it must: other weights under the same name."""
+    dataset, source = trained
+    shared = candidates._shared(source, dataset, CPU, 16, 0, candidates.untracked)
+    torch.manual_seed(99)
+    other = export.to_onnx(Tiny().eval(), artifact(spec=source.spec.model_dump()),
+                           shared.calibration[:4], tmp_path)  # fmt: skip
+    found = candidates.judge("other", other, shared)
+    assert found.lost(1.0) is not None
+    assert found.flips > 0
+    assert candidates.judge("same", source, shared).lost(1.0) is None
+
+
+def test_the_costliest_layer_is_found_and_put_back(tmp_path):
+    """One layer is given weights that INT8 ruins; sparing that one alone mends the file."""
+    torch.manual_seed(0)
+    module = Tiny().eval()
+    with torch.no_grad():
+        hurt = module.body[5].weight  # the last 1x1: one giant weight makes the others round to 0
+        hurt[:, 0] *= 400
+    images = np.random.default_rng(0).standard_normal((24, 3, 32, 32)).astype(np.float32)
+    images *= 0.05
+    source = export.to_onnx(module, artifact(), images, tmp_path / "onnx")
+    from edgekd import graphs, quantize
+
+    def make(keep, calibration, out):
+        return quantize.quantize(source, calibration, out, engine="ort", runtime="openvino",
+                                 keep=keep)  # fmt: skip
+
+    costs = repair.sensitivity(source, CPU, make, images, images)
+    assert len(costs) == len(graphs.layers(source.path))
+    assert [c.left for c in costs] == sorted(c.left for c in costs)
+    tried = []
+
+    def holds(made):
+        tried.append(made.settings["keep"])
+        return made if len(tried) == 2 else None
+
+    found = repair.repair(source, CPU, make, holds, images, images, tmp_path / "mended")
+    assert [len(k) for k in tried] == [1, 2]
+    assert tried[0] == [costs[0].layer]
+    assert found.settings["keep"] == [c.layer for c in costs[:2]]
+    assert (
+        repair.repair(source, CPU, make, lambda made: None, images, images, tmp_path / "m") is None
+    )
+    assert not (tmp_path / "m" / "artifact.json").exists()
+
+
+@pytest.mark.parametrize(("lost", "times"), [(None, 0), (("loses accuracy", "much"), 1)])
+def test_repair_is_tried_only_where_no_int8_holds(trained, tmp_path, monkeypatch, lost, times):
+    asked = []
+    monkeypatch.setattr(candidates, "mended", lambda *a: asked.append(a) or [])
+    monkeypatch.setattr(Judged, "lost", lambda self, m: None if self.name == "fp32" else lost)
+    candidates.choose(trained[1], trained[0], CPU, tmp_path, images=16, max_drop=100,
+                      engines=("ort",))  # fmt: skip
+    assert len(asked) == times

@@ -1,0 +1,107 @@
+"""Every engine passes the same tests. A new file in edgekd/quantizers needs no edit here."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from test_runtimes import Tiny, artifact, exported, pictures, profile  # noqa: F401
+
+from edgekd import export, graphs, quantize, quantizers, runtimes
+from edgekd.records import EdgeKDError
+
+WAYS = [(name, method) for name in quantizers.names() for method in quantizers.get(name).METHODS]
+
+
+def small(engine, source, out, **more):
+    return quantize.quantize(source, pictures(32, seed=3), out, engine=engine, **more)
+
+
+def distance(made, source, runtime):
+    images = pictures(16, seed=4)
+    got = runtimes.open_session(made, profile(runtime))(images)
+    want = runtimes.open_session(source, profile("onnxruntime"))(images)
+    return [float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(got, want, strict=True)]
+
+
+@pytest.mark.parametrize(("engine", "method"), WAYS)
+def test_every_method_is_near_fp32(exported, tmp_path, engine, method):  # noqa: F811
+    made = small(engine, exported[1], tmp_path, method=method)
+    assert made.settings["engine"] == engine
+    assert made.settings["method"] == method
+    assert made.settings["quantised"] > 3
+    assert made.kind == quantizers.get(engine).KIND
+    for runtime in set(quantizers.get(engine).RUNTIMES) - {"tensorrt"}:
+        assert all(0 < d < 0.2 for d in distance(made, exported[1], runtime))
+
+
+@pytest.mark.parametrize("engine", quantizers.names())
+def test_the_weights_are_stored_in_eight_bits(tmp_path, engine):
+    torch.manual_seed(0)
+    wide = Tiny()
+    wide.body.extend([torch.nn.Conv2d(16, 2048, 1), torch.nn.ReLU6(), torch.nn.Conv2d(2048, 16, 1)])
+    source = export.to_onnx(wide.eval(), artifact(), pictures(), tmp_path / "onnx")
+    made = small(engine, source, tmp_path / "int8")
+    weights = 16 * 2048 * 2
+    assert source.size_bytes > 4 * weights
+    assert made.size_bytes < 2.2 * weights  # a byte a weight, biases, and the graph
+
+
+@pytest.mark.parametrize("engine", quantizers.names())
+def test_the_same_images_give_the_same_answers(exported, tmp_path, engine):  # noqa: F811
+    images = pictures(8, seed=5)
+    one, two = (
+        runtimes.open_session(made, profile(quantizers.get(engine).RUNTIMES[0]))(images)
+        for made in (small(engine, exported[1], tmp_path / x) for x in "ab")
+    )
+    np.testing.assert_array_equal(one.logits, two.logits)
+
+
+@pytest.mark.parametrize("engine", [n for n in quantizers.names() if quantizers.get(n).KEEPS])
+def test_a_layer_that_is_kept_is_not_quantised(exported, tmp_path, engine):  # noqa: F811
+    names = graphs.layers(exported[1].path)
+    every = small(engine, exported[1], tmp_path / "all")
+    fewer = small(engine, exported[1], tmp_path / "fewer", keep=names[-2:])
+    assert fewer.settings["keep"] == names[-2:]
+    assert fewer.settings["quantised"] < every.settings["quantised"]
+    runtime = quantizers.get(engine).RUNTIMES[0]
+    assert distance(fewer, exported[1], runtime)[1] < distance(every, exported[1], runtime)[1]
+
+
+def test_what_tensorrt_gets_is_symmetric(exported, tmp_path):  # noqa: F811
+    made = small("ort", exported[1], tmp_path, runtime="tensorrt")
+    assert made.settings["symmetric"]
+    graph = onnx.load(made.path).graph
+    values = {i.name: onnx.numpy_helper.to_array(i) for i in graph.initializer}
+    zeros = [values[n.input[2]] for n in graph.node if n.op_type.endswith("quantizeLinear")
+             or n.op_type in ("QuantizeLinear", "DequantizeLinear")]  # fmt: skip
+    assert zeros
+    assert all(z.dtype == np.int8 and not z.any() for z in zeros)
+
+
+def test_what_an_engine_cannot_do_is_said(exported, tmp_path):  # noqa: F811
+    with pytest.raises(EdgeKDError, match='no engine "nnfc"; did you mean "nncf"'):
+        small("nnfc", exported[1], tmp_path)
+    with pytest.raises(EdgeKDError, match='no method of ort "histogram"'):
+        small("ort", exported[1], tmp_path, method="histogram")
+    with pytest.raises(EdgeKDError, match="engine nncf writes for openvino, not for onnxruntime"):
+        small("nncf", exported[1], tmp_path, runtime="onnxruntime")
+    with pytest.raises(EdgeKDError, match="it keeps no layers"):
+        small("inc", exported[1], tmp_path, keep=["x"])
+    assert not list(tmp_path.glob("artifact.json"))
+
+
+def test_metadata_and_versions_are_those_of_the_source(exported, tmp_path):  # noqa: F811
+    for engine in ("ort", "inc"):
+        made = small(engine, exported[1], tmp_path / engine)
+        model, before = onnx.load(made.path), onnx.load(exported[1].path)
+        assert model.ir_version == before.ir_version
+        assert {p.key: p.value for p in model.metadata_props} == {
+            p.key: p.value for p in before.metadata_props
+        }
+        assert {o.domain for o in model.opset_import} <= {""}
+
+
+def test_engines_print_nothing(exported, tmp_path, capfd):  # noqa: F811
+    for engine in quantizers.names():
+        small(engine, exported[1], tmp_path / engine)
+    assert capfd.readouterr() == ("", "")
