@@ -7,6 +7,7 @@ pictures are drawn, no patient's. Needs no torch.
 from __future__ import annotations
 
 import io
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from edgekd.runtimes import Outputs, Session
 
 FILE = "golden.npz"  # pixels (n, H, W, 3) uint8, logits, features, tolerance
 COUNT = 3
+LARGEST = 256_000_000  # bytes, unpacked
 # Largest difference of an output, of the largest value: another machine's kernels add up in another
 # order, and one rounding that falls the other way is one step of the precision.
 TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2, "int8": 5e-2}
@@ -72,9 +74,18 @@ def read(artifact: Artifact) -> Golden:
     """The artifact's golden samples, whose hash was checked when it was loaded."""
     if FILE not in artifact.files:
         raise EdgeKDError(f"{artifact.folder} has no golden samples: export it again")
-    with np.load(artifact.folder / FILE, allow_pickle=False) as stored:
-        outputs = Outputs(stored["logits"], stored["features"])
-        return Golden(stored["pixels"], outputs, float(stored["tolerance"]))
+    path = artifact.folder / FILE
+    try:
+        with zipfile.ZipFile(path) as parts:
+            size = sum(p.file_size for p in parts.infolist())
+        if size > LARGEST:
+            raise EdgeKDError(f"{path} unpacks to {size} bytes, over {LARGEST}: export it again")
+        with np.load(path, allow_pickle=False) as stored:
+            outputs = Outputs(stored["logits"], stored["features"])
+            return Golden(stored["pixels"], outputs, float(stored["tolerance"]))
+    except (OSError, ValueError, KeyError, MemoryError, zipfile.BadZipFile) as e:
+        reason = " ".join(str(e).split())[:120]
+        raise EdgeKDError(f"{path} holds no golden samples: {reason}; export it again") from None
 
 
 def verify(artifact: Artifact, session: Session, runtime: str, device: str) -> Verified:
