@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,9 +33,10 @@ def line(phantoms, tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     edgekd("distill", "--data", phantoms, "--teacher", "test_resnet", "--teacher-epochs", "2",
            *ONCE, *SMALL, "--runs", runs)  # fmt: skip
-    edgekd("quantize", "--calibration-images", "16", "--max-drop", "100", "--runs", runs)
+    edgekd("quantize", "--engine", "nncf", "--calibration-images", "16", "--max-drop", "100",
+           "--runs", runs)  # fmt: skip
     edgekd("export", "--format", "openvino", "--runs", runs)
-    edgekd("export", "--format", "onnx", "--runs", runs)
+    edgekd("export", "--format", "onnx", "--precision", "fp32", "--runs", runs)
     bench = edgekd("bench", "--seconds", "0.5", "--runs", runs, "--json")
     explain = edgekd("explain", "--images", "18", "--runs", runs, "--json")
     report = edgekd("report", "--runs", runs)
@@ -118,9 +120,51 @@ def test_export_refuses_what_it_cannot_do(line):
         'no format "openvin"; did you mean' in edgekd("export", "-f", "openvin", *at, code=1).stderr
     )
     refused = edgekd("export", "-f", "onnx", "--precision", "int8", *at, code=1)
-    assert "int8 is an OpenVINO file" in refused.stderr
-    exact = edgekd("export", "-f", "onnx", "--tolerance", "0", "--run", run, code=1)
+    assert "is engine nncf's and OpenVINO's alone: edgekd quantize --engine ort" in refused.stderr
+    exact = edgekd("export", "-f", "onnx", "--precision", "fp32", "--tolerance", "0", "--run", run,
+                   code=1)  # fmt: skip
     assert "tolerance" in exact.stderr
+
+
+def test_auto_says_what_it_chose_from_and_export_follows(line):
+    """In a run of its own place: what auto chose is what export writes without being told."""
+    run, *_ = line
+    other = run.parent / "auto"
+    shutil.copytree(run, other, ignore=shutil.ignore_patterns("bench", "explain", "openvino-*"))
+    made = json.loads(edgekd("quantize", "--calibration-images", "16", "--max-drop", "100",
+                             "--run", other, "--json").stdout)  # fmt: skip
+    choice = made["choice"]
+    chosen = next(c for c in choice["candidates"] if c["name"] == choice["chosen"])
+    assert made["precision"] == chosen["precision"]
+    names = {c["name"] for c in choice["candidates"]}
+    assert {"fp32", "bf16", "int8-nncf", "int8-ort", "int8-inc"} <= names
+    again = edgekd("quantize", "--calibration-images", "16", "--max-drop", "100", "--run", other)
+    assert "chosen: the fastest that keeps accuracy and explanations" in " ".join(
+        again.stdout.split()
+    )
+    exported = json.loads(edgekd("export", "-f", "openvino", "--run", other, "--json").stdout)
+    assert exported["precision"] == chosen["precision"]
+
+
+def test_one_engine_by_name_and_every_format(line):
+    run, *_ = line
+    at = ["--run", run.parent / "ort"]
+    shutil.copytree(run, run.parent / "ort", ignore=shutil.ignore_patterns("bench", "explain"))
+    stale = edgekd("quantize", "--engine", "ort", *at, code=1)
+    assert "int8 was made with another engine: --force replaces it" in stale.stderr
+    edgekd("quantize", "--engine", "ort", "--method", "percentile", "--calibration-images", "16",
+           "--max-drop", "100", "--force", *at)  # fmt: skip
+    made = json.loads(edgekd("export", "-f", "all", "--precision", "fp32", *at, "--json").stdout)
+    assert {a["kind"] for a in made} == {"onnx", "openvino", "torch"}
+    half = json.loads(edgekd("export", "-f", "onnx", "--precision", "fp16", *at, "--json").stdout)
+    assert half["precision"] == "fp16"
+    pixels = json.loads(edgekd("export", "-f", "onnx", "--pixels", *at, "--json").stdout)
+    assert pixels["settings"]["input"] == "uint8 (N, H, W, 3)"
+    int8 = edgekd("export", "-f", "onnx", "--precision", "int8", *at)
+    assert "student int8" in int8.stdout
+    assert "as stored" in edgekd("verify", run.parent / "ort" / "onnx-int8").stdout
+    wrong = edgekd("export", "-f", "tensorrt", "--precision", "int8", *at, code=1)
+    assert "asymmetric activations, which TensorRT refuses" in wrong.stderr
 
 
 def test_changed_data_is_noticed(line, phantoms):
