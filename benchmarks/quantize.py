@@ -1,0 +1,163 @@
+"""Which precision and engine wins in which runtime, what does it cost, and does `auto` find it?
+
+    python benchmarks/quantize.py [--quick] [--data DIR] [--runs DIR] [--nets NAME ...]
+
+Three networks trained on real MRI slices: OFA-595 (h-swish, squeeze-and-excitation), a sub-net of
+the lite space (relu6), and timm's MobileNetV3-Large. Each in FP32, BF16 and INT8 by every engine,
+in OpenVINO and in ONNX Runtime, each file in a process of its own, timed in turns. Accuracy is of
+the test split: FP32's, that of the quantised graph computed in FP32 (fake-quant), and that of the
+deployed file as it runs. `auto` chose before, by the validation split and a timing of its own; its
+regret is what it is slower, in this run, than the fastest file that it was allowed to take. About
+an hour on 2 cores, most of it for training; interrupted, it goes on where it stopped. --quick (one
+epoch, 64 pixels, one network) writes no result file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from workbench import FLIP, RUNS, arguments, data_folder, edgekd, keep, lite0_weights
+
+from edgekd import bench, data, imaging, runtimes
+from edgekd.candidates import Choice
+from edgekd.files import CANDIDATES
+from edgekd.metrics import answers
+from edgekd.records import Artifact, Profile
+
+NETS = {  # name -> how it is trained
+    "ofa595": ["--student", "ofa-595", "--epochs", 12, "--lr", 0.003],
+    "lite": ["--student", "ofa-lite-w1.0:mid", "--start", "tf_efficientnet_lite0", "--epochs", 6,
+             "--lr", 0.001],
+    "mobilenetv3": ["--student", "mobilenetv3_large_100", "--epochs", 12, "--lr", 0.003],
+}  # fmt: skip
+PROFILES = {  # runtime -> what a file may be
+    "openvino": Profile(name="openvino", runtime="openvino", device="CPU",
+                        precisions=("int8", "bf16", "fp32")),
+    "onnxruntime": Profile(name="onnxruntime", runtime="onnxruntime", device="CPU",
+                           precisions=("int8", "fp32")),
+}  # fmt: skip
+SECONDS = 6.0
+
+
+class Split(NamedTuple):
+    """The test split as one network sees it."""
+
+    images: np.ndarray  # (N, 3, H, W) float32
+    labels: np.ndarray  # (N,)
+
+
+def balanced(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean recall of the classes."""
+    said = logits.argmax(1)
+    return float(np.mean([(said[labels == c] == c).mean() for c in np.unique(labels)]))
+
+
+def fake_quantised(artifact: Artifact, split: Split) -> np.ndarray | None:
+    """(N, K) logits of the quantised graph with every operator computed in FP32."""
+    if artifact.path.suffix == ".onnx":
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = ort.InferenceSession(artifact.path, options, providers=["CPUExecutionProvider"])
+        parts = np.array_split(split.images, -(-len(split.images) // 16))
+        return np.concatenate([session.run(["logits"], {"image": x})[0] for x in parts])
+    return None
+
+
+def trained(data_path: Path, runs: Path, net: str, quick: bool) -> None:
+    """The network as a run of its own for each runtime; one training, whose student is shared."""
+    at = ["--data", data_path, "--size", 64 if quick else 128, "--no-teacher", *FLIP]
+    how = [*NETS[net][:-4], "--epochs", 1, "--lr", 0.001] if quick else NETS[net]
+    more = ["--start-weights", lite0_weights()] if "--start" in how else []
+    for runtime, profile in PROFILES.items():
+        path = runs / f"{runtime}.toml"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            allowed = ", ".join(f'"{p}"' for p in profile.precisions)
+            path.write_text(f'runtime = "{runtime}"\ndevice = "CPU"\nprecisions = [{allowed}]\n')
+        run = ["--run", runs / f"{net}-{runtime}"]
+        edgekd("distill", "-p", path, *at, *how, *more, *run)
+        edgekd("quantize", "--max-drop", 100 if quick else 1, *run)
+
+
+def measured(runs: Path, net: str, runtime: str, split: Split) -> list[dict[str, Any]]:
+    """One row a candidate: size, three accuracies, flips, agreement, latency; and the choice."""
+    folder = runs / f"{net}-{runtime}" / CANDIDATES
+    choice = Choice.load(folder)
+    profile = PROFILES[runtime]
+    made = {c.name: Artifact.load(folder / c.name) for c in choice.candidates if c.p50_ms}
+    timings = bench.bench(
+        list(made.values()), profile, runs / f"{net}-{runtime}" / "timed", seconds=SECONDS,
+        on_device=True, seed=1,
+    )  # fmt: skip
+    ms = {name: bench.percentiles(t.samples_ms) for name, t in zip(made, timings, strict=True)}
+    logits = {n: answers(runtimes.open_session(a, profile), split.images) for n, a in made.items()}
+    rows = []
+    for c in choice.candidates:
+        row: dict[str, Any] = {"net": net, "runtime": runtime, "candidate": c.name,
+                               "state": c.state, "reason": c.reason}  # fmt: skip
+        if c.name in made:
+            fake = fake_quantised(made[c.name], split) if c.precision == "int8" else None
+            row |= {
+                "size_bytes": made[c.name].size_bytes,
+                "fp32": balanced(logits["fp32"], split.labels),
+                "fake_quant": None if fake is None else balanced(fake, split.labels),
+                "deployed": balanced(logits[c.name], split.labels),
+                "flips": int((logits[c.name].argmax(1) != logits["fp32"].argmax(1)).sum()),
+                "agreement": c.agreement, "p50_ms": ms[c.name]["p50"],
+                "p95_ms": ms[c.name]["p95"],
+            }  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Regret of each choice, and what INT8 brings and costs."""
+    found: dict[str, float] = {}
+    regrets, over_fp32 = [], []
+    for net, runtime in dict.fromkeys((r["net"], r["runtime"]) for r in rows):
+        own = [r for r in rows if (r["net"], r["runtime"]) == (net, runtime) and "p50_ms" in r]
+        chosen = next(r for r in own if r["state"] == "chosen")
+        best = min(r["p50_ms"] for r in own if r["state"] in ("chosen", "slower"))
+        fp32 = next(r for r in own if r["candidate"] == "fp32")
+        regrets.append(chosen["p50_ms"] / best - 1)
+        over_fp32.append(chosen["p50_ms"] / fp32["p50_ms"])
+        small = [r for r in own if r["candidate"].startswith("int8")]
+        if small and runtime == "openvino":
+            fastest = min(small, key=lambda r: r["p50_ms"])
+            found[f"int8_speedup_{runtime}_{net}"] = fp32["p50_ms"] / fastest["p50_ms"]
+            found[f"int8_drop_pt_{net}"] = 100 * (fastest["fp32"] - fastest["deployed"])
+            found[f"flips_{net}"] = fastest["flips"]
+    return {"auto_regret": max(regrets), "auto_over_fp32": max(over_fp32)} | found
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--runs", type=Path)
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
+    given = parser.parse_args()
+    folder = data_folder(given.data, "brain_tumor_mri")
+    runs = given.runs or RUNS / ("quantize-quick" if given.quick else "quantize")
+    nets = given.nets[-1:] if given.quick else given.nets
+    samples = data.open_dataset(folder).splits["test"]
+    rows = []
+    for net in nets:
+        trained(folder, runs, net, given.quick)
+        spec = Artifact.load(runs / f"{net}-openvino" / "onnx").spec
+        pixels = data.load_pixels(samples, spec)
+        split = Split(imaging.normalise(pixels, spec), np.array([s.label for s in samples]))
+        for runtime in PROFILES:
+            rows += measured(runs, net, runtime, split)
+    keep(
+        "quantize", figures(rows), rows,
+        packages=("openvino", "nncf", "onnxruntime", "neural-compressor-pt", "torch"),
+        quick=given.quick, data="brain_tumor_mri",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
