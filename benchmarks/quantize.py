@@ -14,6 +14,7 @@ epoch, 64 pixels, one network) writes no result file.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from edgekd.candidates import Choice
 from edgekd.files import CANDIDATES
 from edgekd.metrics import answers
 from edgekd.records import Artifact, Profile
+from edgekd.runs import Run
 
 NETS = {  # name -> how it is trained
     "ofa595": ["--student", "ofa-595", "--epochs", 12, "--lr", 0.003],
@@ -68,19 +70,19 @@ def fake_quantised(artifact: Artifact, split: Split) -> np.ndarray | None:
 
 
 def trained(data_path: Path, runs: Path, net: str, quick: bool) -> None:
-    """The network as a run of its own for each runtime; one training, whose student is shared."""
+    """The network, trained once, as a run for each runtime; and what `auto` chooses in each."""
     at = ["--data", data_path, "--size", 64 if quick else 128, "--no-teacher", *FLIP]
     how = [*NETS[net][:-4], "--epochs", 1, "--lr", 0.001] if quick else NETS[net]
     more = ["--start-weights", lite0_weights()] if "--start" in how else []
+    first = runs / f"{net}-openvino"
+    edgekd("distill", "-p", "cpu", *at, *how, *more, "--run", first)
     for runtime, profile in PROFILES.items():
-        path = runs / f"{runtime}.toml"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            allowed = ", ".join(f'"{p}"' for p in profile.precisions)
-            path.write_text(f'runtime = "{runtime}"\ndevice = "CPU"\nprecisions = [{allowed}]\n')
-        run = ["--run", runs / f"{net}-{runtime}"]
-        edgekd("distill", "-p", path, *at, *how, *more, *run)
-        edgekd("quantize", "--max-drop", 100 if quick else 1, *run)
+        own = runs / f"{net}-{runtime}"
+        if not (own / "student" / Artifact.FILE).exists():
+            shutil.copytree(first / "student", own / "student")
+        Run.load(first).model_copy(update={"profile": profile}).save(own)
+    for runtime in PROFILES:
+        edgekd("quantize", "--max-drop", 100 if quick else 1, "--run", runs / f"{net}-{runtime}")
 
 
 def measured(runs: Path, net: str, runtime: str, split: Split) -> list[dict[str, Any]]:
