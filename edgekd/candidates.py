@@ -77,6 +77,7 @@ class Choice(Stored):
 
     FILE: ClassVar[str] = "choice.json"
     source: str  # sha256 of the FP32 ONNX file
+    tuned: str = ""  # of the one trained in INT8; empty: none
     profile: Profile
     max_drop: float  # points
     images: int  # calibration
@@ -130,6 +131,7 @@ def choose(
     images: int,
     max_drop: float,
     engines: Sequence[str] | None = None,
+    tuned: Artifact | None = None,
     seed: int = 0,
     track: Track = untracked,
 ) -> Choice:
@@ -137,6 +139,7 @@ def choose(
 
     source: FP32 ONNX artifact. images: how many of the training split calibrate. max_drop: points
     of balanced accuracy. engines: to try for INT8; None: all that write for the profile's runtime.
+    tuned: FP32 ONNX of the same network after training in INT8, to be quantised as well.
     """
     if profile.device not in runtimes.get(profile.runtime).devices():
         raise RuntimeUnavailable(
@@ -146,7 +149,7 @@ def choose(
     (make_folder(out) / Choice.FILE).unlink(missing_ok=True)
     here = bench.machine()
     wanted = tuple(engines) if engines is not None else writers(profile.runtime)
-    ways = _ways(source, profile, out, wanted)
+    ways = _ways(source, tuned, profile, out, wanted)
     shared = _shared(source, dataset, profile, images, seed, track)
     judged: list[Judged] = []
     failed: list[Candidate] = []
@@ -164,8 +167,8 @@ def choose(
     )  # fmt: skip
     rows = _rows(judged, timings, max_drop)
     return Choice(
-        source=source.sha256, profile=profile, max_drop=max_drop, images=len(shared.calibration),
-        engines=wanted, chosen=next(r.name for r in rows if r.state == "chosen"),
+        source=source.sha256, tuned=tuned.sha256 if tuned else "", profile=profile,
+        max_drop=max_drop, images=len(shared.calibration), engines=wanted, chosen=next(r.name for r in rows if r.state == "chosen"),
         candidates=(*rows, *failed), machine=here,
     ).save(out)  # fmt: skip
 
@@ -183,7 +186,9 @@ def writers(runtime: str) -> tuple[str, ...]:
 Make = Callable[[Bench], Artifact]
 
 
-def _ways(source: Artifact, profile: Profile, out: Path, engines: Sequence[str]) -> dict[str, Make]:
+def _ways(
+    source: Artifact, tuned: Artifact | None, profile: Profile, out: Path, engines: Sequence[str]
+) -> dict[str, Make]:
     """Name of each candidate and how it is made; FP32, that all are compared with, is one."""
 
     def whole(precision: Precision) -> Make:
@@ -192,18 +197,19 @@ def _ways(source: Artifact, profile: Profile, out: Path, engines: Sequence[str])
             precision=precision, profile=profile,
         )  # fmt: skip
 
-    def small(engine: str) -> Make:
+    def small(engine: str, of: Artifact, name: str) -> Make:
         return lambda b: quantize.quantize(
-            source, b.calibration, out / f"int8-{engine}",
-            engine=engine, runtime=profile.runtime, seed=b.seed,
-        )  # fmt: skip
+            of, b.calibration, out / name, engine=engine, runtime=profile.runtime, seed=b.seed
+        )
 
     floats: dict[Precision, None] = dict.fromkeys(
         ("fp32", *(p for p in profile.precisions if p != "int8"))
     )
     found: dict[str, Make] = {p: whole(p) for p in floats}
     if "int8" in profile.precisions:
-        found |= {f"int8-{e}": small(e) for e in engines}
+        found |= {f"int8-{e}": small(e, source, f"int8-{e}") for e in engines}
+        if tuned is not None:
+            found |= {f"int8-{e}-qat": small(e, tuned, f"int8-{e}-qat") for e in engines}
     return found
 
 

@@ -16,6 +16,7 @@ from edgekd.options import (
     RunsOption,
     place,
     result,
+    trains,
 )
 from edgekd.records import Artifact, EdgeKDError, GateMissed, Profile
 
@@ -32,6 +33,9 @@ def quantize(
     images: Annotated[
         int, typer.Option("--calibration-images", min=8, help="From the training split.")
     ] = 300,
+    qat: Annotated[
+        int, typer.Option("--qat", min=0, help="Epochs of training that feels INT8, before.")
+    ] = 0,
     max_drop: Annotated[
         float, typer.Option("--max-drop", min=0, help="Points of balanced accuracy; else exit 3.")
     ] = 1.0,
@@ -45,13 +49,15 @@ def quantize(
     With auto every precision and INT8 engine that the profile allows is made, judged and timed.
     Example: edgekd quantize · edgekd quantize --engine ort --method percentile
     """
+    trains()
     from edgekd import files, show
 
     with show.tracker() as track:
         here = place(runs_folder, run, profile, track)
         artifact, before, choice = files.quantize(
-            here, engine=engine, method=method, images=images, max_drop=max_drop, force=force
-        )
+            here, engine=engine, method=method, images=images, max_drop=max_drop, qat=qat,
+            force=force,
+        )  # fmt: skip
     told = artifact.model_dump(mode="json")
     if choice is not None:
         told["choice"] = choice.model_dump(mode="json")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgekd import compute, data, evaluation, imaging, metrics, models, operating
+from edgekd import compute, data, evaluation, fakequant, imaging, metrics, models, operating
 from edgekd.augment import View, mix, view
 from edgekd.losses import Wanted, hybrid, wanted
 from edgekd.records import (
@@ -26,7 +26,7 @@ from edgekd.records import (
     untracked,
     versions,
 )
-from edgekd.supernet import SubNet, recalibrate
+from edgekd.supernet import recalibrate
 from edgekd.targets import Targets
 from edgekd.training import CHECKPOINT, Loss, as_session, classifier_judge, train
 
@@ -68,7 +68,7 @@ def distill(
     out: Path,
     *,
     training: Training,
-    net: SubNet | None = None,
+    net: nn.Module | None = None,
     origin: dict[str, str] | None = None,
     replay: Path | None = None,
     sensitivity: float | None = None,
@@ -97,7 +97,7 @@ def distill(
         trained = student or models.classifier(name, len(spec.classes))
     else:
         trained = net
-        parents |= {k: v for k, v in origin.items() if k == "supernet"}
+        parents |= {k: v for k, v in origin.items() if k in ("supernet", "student")}
         samples = dataset.splits["train"]
         images = view(samples, spec, training, seed)
         batches = models.calibration_batches(images, len(samples), spec.size)
@@ -267,9 +267,12 @@ def _run(
     )
     said = asked_of(teachers, images, dataset, spec, training, seed, replay, track)
     objective = Hybrid(images, labels, spec, training, said, seed)
+    if training.int8:
+        fakequant.quantised(net)
     state = train(
         net, objective, judge, labels, out, training=training, asked=asked, seed=seed, track=track
     )
+    fakequant.plain(net)
     place = compute.here()
     if not place.main:
         place.wait()

@@ -12,6 +12,7 @@ from edgekd.records import (
     GateMissed,
     Precision,
     Profile,
+    Training,
     make_folder,
     unknown,
     write_atomic,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 FORMATS = {"onnx": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt",
            "torch": "torch"}  # and what loads it  # fmt: skip
 LOW = ("int8", "fp16", "bf16")  # precisions that quantize may have chosen
+QAT = "qat"  # folder of the student after training in INT8
 CANDIDATES = "candidates"  # folder of what `edgekd quantize` chose from
 
 
@@ -34,11 +36,13 @@ def quantize(
     method: str | None,
     images: int,
     max_drop: float,
+    qat: int,
     force: bool,
 ) -> tuple[Artifact, Artifact, candidates.Choice | None]:
-    """(the file to deploy, the FP32 ONNX it was made from, the choice), judged on the test split.
+    """(the file to deploy, the student's FP32 ONNX, the choice), judged on the test split.
 
-    engine: one of edgekd/quantizers, which writes INT8, or auto: every candidate is measured.
+    engine: one of edgekd/quantizers, which writes INT8, or auto: every candidate is measured. qat:
+    epochs of training in INT8 before; 0: none.
     """
     from edgekd import quantizers
 
@@ -51,14 +55,15 @@ def quantize(
         raise EdgeKDError("--method is an engine's: name one with --engine")
     dataset = place.dataset()
     source = place.student_onnx(dataset)
+    tuned = _tuned(place, dataset, qat, force=force) if qat else None
     if engine == "auto":
-        choice = _choice(place, dataset, source, images, max_drop, force=force)
+        choice = _choice(place, dataset, source, images, max_drop, tuned, force=force)
         chosen = place.folder / CANDIDATES / choice.chosen
         made = _deployed(place, Artifact.load(chosen))
     else:
         choice = None
         (place.folder / CANDIDATES / "choice.json").unlink(missing_ok=True)
-        made = _by_engine(place, dataset, source, engine, method, images, force=force)
+        made = _by_engine(place, dataset, tuned or source, engine, method, images, force=force)
     here, _ = runs.host(profile, made)
     rivals = place.rivals(dataset, source)
     judged = runs.judged(made, here, dataset, source, place.track, rivals=rivals)
@@ -71,6 +76,7 @@ def _choice(
     source: Artifact,
     images: int,
     max_drop: float,
+    tuned: Artifact | None,
     *,
     force: bool,
 ) -> candidates.Choice:
@@ -81,13 +87,44 @@ def _choice(
     profile = place.run.profile
     if (out / candidates.Choice.FILE).exists() and not force:
         old = candidates.Choice.load(out)
-        asked = (source.sha256, profile, max_drop, min(images, len(dataset.splits["train"])))
-        if (old.source, old.profile, old.max_drop, old.images) == asked:
+        asked = (source.sha256, tuned.sha256 if tuned else "", profile, max_drop,
+                 min(images, len(dataset.splits["train"])))  # fmt: skip
+        if (old.source, old.tuned, old.profile, old.max_drop, old.images) == asked:
             return old
     return candidates.choose(
         source, dataset, profile, out,
-        images=images, max_drop=max_drop, seed=place.run.seed, track=place.track,
+        images=images, max_drop=max_drop, tuned=tuned, seed=place.run.seed, track=place.track,
     )  # fmt: skip
+
+
+def _tuned(place: Place, dataset: data.Dataset, epochs: int, *, force: bool) -> Artifact:
+    """The student's FP32 ONNX after `epochs` in which it felt INT8, taught by itself as it was."""
+    from edgekd import distill, models
+
+    student = place.student()
+    before = Training(**student.settings["training"])
+    training = before.model_copy(
+        update={
+            "epochs": epochs,
+            "lr": before.lr / 10,
+            "warmup_epochs": 0.5,
+            "int8": True,
+            "alpha_hard": 0.3,
+            "patience": 0,
+        }  # fmt: skip
+    )
+    origin = {"student": student.sha256}
+    asked = distill.settings(dataset, student.model, student.spec, training, seed=place.run.seed,
+                             teachers=[student], origin=origin)  # fmt: skip
+    folder = place.folder / QAT / "student"
+    trained = runs.finished(folder, asked, force=force)
+    if trained is None:
+        trained = distill.distill(
+            dataset, [student], student.model, student.arch, student.spec, folder,
+            training=training, net=models.load(student).net, origin=origin,
+            replay=runs.shared(place.root, dataset), seed=place.run.seed, track=place.track,
+        )  # fmt: skip
+    return runs.onnx_of(trained, place.folder / QAT / "onnx", dataset, place.track)
 
 
 def _deployed(place: Place, chosen: Artifact) -> Artifact:

@@ -152,6 +152,7 @@ class Training(Record):
     warmup_epochs: float = Field(default=1.0, ge=0)
     precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: what a short measurement prefers
     compile: bool = False  # torch.compile
+    int8: bool = False  # convolutions and linear layers see and have 8-bit values meanwhile
     alpha_hard: float = Field(
         default=0.3, ge=0, le=1
     )  # weight of the labels; 1 - alpha_hard: the teacher

@@ -297,6 +297,11 @@ def exports(folder: Path) -> list[Artifact]:
     family = {Artifact.load(folder / "student").sha256}
     found: dict[str, Artifact] = {}
     low = ("bf16", "fp16", "int8")
+    for name in ("student", "onnx"):  # as trained in INT8: what is made of it is the student's
+        if (folder / "qat" / name / Artifact.FILE).exists():
+            artifact = Artifact.load(folder / "qat" / name)
+            if family & set(artifact.parents.values()):
+                family.add(artifact.sha256)
     exported = [f"{kind}-{p}" for p in ("fp32", *low) for kind in ("onnx", "openvino")]
     for name in ("onnx", *low, *exported):
         if (folder / name / Artifact.FILE).exists():
