@@ -168,7 +168,8 @@ def choose(
     rows = _rows(judged, timings, max_drop)
     return Choice(
         source=source.sha256, tuned=tuned.sha256 if tuned else "", profile=profile,
-        max_drop=max_drop, images=len(shared.calibration), engines=wanted, chosen=next(r.name for r in rows if r.state == "chosen"),
+        max_drop=max_drop, images=len(shared.calibration), engines=wanted,
+        chosen=next(r.name for r in rows if r.state == "chosen"),
         candidates=(*rows, *failed), machine=here,
     ).save(out)  # fmt: skip
 

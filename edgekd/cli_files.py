@@ -49,7 +49,8 @@ def quantize(
     With auto every precision and INT8 engine that the profile allows is made, judged and timed.
     Example: edgekd quantize · edgekd quantize --engine ort --method percentile
     """
-    trains()
+    if qat:
+        trains()
     from edgekd import files, show
 
     with show.tracker() as track:

@@ -28,7 +28,8 @@ def quantised(net: nn.Module) -> nn.Module:
         layer.add_module(INPUT, _fake(a_channel=False))
         layer.add_module(WEIGHT, _fake(a_channel=True))
         layer.get_submodule(WEIGHT)(layer.weight.detach())  # a scale a channel, from the start
-        layer.__class__ = _class(type(layer))
+        kind: Any = type(layer)
+        layer.__class__ = _class(kind)
     return net
 
 

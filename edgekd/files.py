@@ -103,16 +103,8 @@ def _tuned(place: Place, dataset: data.Dataset, epochs: int, *, force: bool) -> 
 
     student = place.student()
     before = Training(**student.settings["training"])
-    training = before.model_copy(
-        update={
-            "epochs": epochs,
-            "lr": before.lr / 10,
-            "warmup_epochs": 0.5,
-            "int8": True,
-            "alpha_hard": 0.3,
-            "patience": 0,
-        }  # fmt: skip
-    )
+    gentle = {"epochs": epochs, "lr": before.lr / 10, "warmup_epochs": 0.5, "patience": 0}
+    training = before.model_copy(update=gentle | {"int8": True, "alpha_hard": 0.3})
     origin = {"student": student.sha256}
     asked = distill.settings(dataset, student.model, student.spec, training, seed=place.run.seed,
                              teachers=[student], origin=origin)  # fmt: skip
