@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -296,7 +295,6 @@ def cost(piece: Piece) -> tuple[int, int]:
 
 def cached(profile: Profile, precision: str) -> Path:
     """The folder for this machine's table of a profile, in the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     here = bench.machine()
     fingerprint = {
         "space": profile.space, "resolutions": sorted(profile.resolutions),
@@ -305,7 +303,7 @@ def cached(profile: Profile, precision: str) -> Path:
         "cores": here.cores, "gpu": here.gpu, "versions": versions(profile.runtime),
     }  # fmt: skip
     name = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:12]
-    return Path(base) / "edgekd" / "latency" / f"{profile.space}-{profile.runtime}-{name}"
+    return user_cache() / "latency" / f"{profile.space}-{profile.runtime}-{name}"
 
 
 def find(profile: Profile, precision: str) -> Table | None:

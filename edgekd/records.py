@@ -27,6 +27,7 @@ from edgekd.stored import (
     sha256,
     unknown,
     untracked,
+    user_cache,
     versions,
     write_atomic,
 )
@@ -41,7 +42,8 @@ else:
 
 __all__ = [  # one door: the others import these from here
     "SCHEMA", "EdgeKDError", "GateMissed", "Metric", "Record", "RuntimeUnavailable", "Stored", "T",
-    "Track", "make_folder", "sha256", "unknown", "untracked", "versions", "write_atomic",
+    "Track", "make_folder", "sha256", "unknown", "untracked", "user_cache", "versions",
+    "write_atomic",
 ]  # fmt: skip
 
 
@@ -76,6 +78,7 @@ class Profile(Record):
     resolutions: tuple[Resolution, ...] = Field(default=(128,), min_length=1)  # pixels a side
     static_batch: bool = False  # the runtime wants a fixed batch dimension
     threads: int = Field(default=0, ge=0)  # 0: the runtime chooses
+    hint: Literal["latency", "throughput"] = "latency"  # throughput: many images, in streams
     options: dict[str, str | int | float | bool] = {}  # passed to the runtime as they are
     peak_gflops: float | None = Field(default=None, gt=0)  # at its fastest precision; 1 MAC = 2
     bandwidth_gbs: float | None = Field(default=None, gt=0)  # 1e9 bytes/s of its memory

@@ -170,3 +170,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def user_cache() -> Path:
+    """Where what holds for this machine is kept: $XDG_CACHE_HOME/edgekd or ~/.cache/edgekd."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgekd"

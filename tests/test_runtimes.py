@@ -299,3 +299,40 @@ def test_a_static_profile_runs_a_batch_image_by_image(exported):
         expected = exported[0](torch.from_numpy(images))[0].numpy()
     got = runtimes.open_session(exported[1], static)(images).logits
     np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("n", [1, 8, 21])
+def test_streams_give_the_same_answers_in_the_same_order(exported, n):
+    images = pictures(n, seed=6)
+    plain = runtimes.open_session(exported[1], profile("openvino"))(images)
+    many = runtimes.open_session(exported[1], profile("openvino", hint="throughput"))
+    for got, want in zip(many(images), plain, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-6)
+    first = many(images).logits
+    many(pictures(3))
+    np.testing.assert_array_equal(first, many(images).logits)
+
+
+def test_what_an_npu_compiled_is_kept(exported, monkeypatch, tmp_path):
+    openvino = pytest.importorskip("edgekd.runtimes.openvino")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    seen = {}
+
+    real = openvino.ov.Core
+
+    class Core:
+        available_devices = ("NPU",)
+
+        def read_model(self, path):
+            return real().read_model(path)
+
+        def compile_model(self, model, device, config):
+            seen.update(config)
+            raise RuntimeError("no driver")
+
+    monkeypatch.setattr(openvino.ov, "Core", Core)
+    with pytest.raises(EdgeKDError, match="cannot compile .* for NPU: no driver"):
+        openvino.compiled(exported[1].path, profile("openvino", static_batch=True)
+                          .model_copy(update={"device": "NPU"}), "fp16", None)  # fmt: skip
+    assert seen["CACHE_DIR"] == str(tmp_path / "edgekd" / "openvino")
+    assert seen["INFERENCE_PRECISION_HINT"] == "f16"
