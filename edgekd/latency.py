@@ -33,6 +33,7 @@ from edgekd.records import (
     Profile,
     Record,
     Stored,
+    user_cache,
     versions,
 )
 from edgekd.spaces import Piece

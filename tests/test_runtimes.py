@@ -331,7 +331,7 @@ def test_what_an_npu_compiled_is_kept(exported, monkeypatch, tmp_path):
             raise RuntimeError("no driver")
 
     monkeypatch.setattr(openvino.ov, "Core", Core)
-    with pytest.raises(EdgeKDError, match="cannot compile .* for NPU: no driver"):
+    with pytest.raises(EdgeKDError, match=r"cannot compile .* for NPU: no driver"):
         openvino.compiled(exported[1].path, profile("openvino", static_batch=True)
                           .model_copy(update={"device": "NPU"}), "fp16", None)  # fmt: skip
     assert seen["CACHE_DIR"] == str(tmp_path / "edgekd" / "openvino")
