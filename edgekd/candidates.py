@@ -97,7 +97,9 @@ class Judged(NamedTuple):
     agreement: float
 
     def lost(self, max_drop: float) -> tuple[WHY, str] | None:
-        """(state, reason) of one that is out; None of one that may be chosen."""
+        """(state, reason) of one that is out; None of one that may be chosen, as FP32 always."""
+        if self.artifact.precision == "fp32":
+            return None
         if self.drop.value > max_drop:
             reason = f"{self.drop.value:.1f} points lost on validation, {max_drop:g} are allowed"
             return "loses accuracy", reason

@@ -88,6 +88,17 @@ def test_what_loses_accuracy_or_explains_otherwise_is_out_however_fast(monkeypat
     assert found["fp32"].reason == "1.33 x the time of d"
 
 
+def test_without_maps_to_compare_fp32_is_what_is_left(monkeypatch):
+    blind = float("nan")
+    found = rows(
+        monkeypatch,
+        judged("fp32", 2.0, precision="fp32", agreement=blind),
+        judged("a", 1.0, agreement=blind),
+    )
+    assert found["fp32"].state == "chosen"
+    assert found["a"].state == "explains otherwise"
+
+
 def test_int8_that_is_slower_than_fp32_is_not_chosen(monkeypatch):
     found = rows(monkeypatch, judged("fp32", 2.0, precision="fp32"), judged("a", 3.0))
     assert found["fp32"].state == "chosen"

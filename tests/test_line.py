@@ -167,6 +167,20 @@ def test_one_engine_by_name_and_every_format(line):
     assert "asymmetric activations, which TensorRT refuses" in wrong.stderr
 
 
+def test_training_in_int8_before_gives_candidates_of_their_own(line):
+    run, *_ = line
+    other = run.parent / "qat"
+    shutil.copytree(run, other, ignore=shutil.ignore_patterns("bench", "explain", "int8", "open*"))
+    made = json.loads(edgekd("quantize", "--qat", "1", "--engine", "ort", "--calibration-images",
+                             "16", "--max-drop", "100", "--run", other, "--json").stdout)  # fmt: skip
+    trained = Artifact.load(other / "qat" / "student")
+    assert trained.settings["training"]["int8"]
+    assert trained.parents["student"] == Artifact.load(other / "student").sha256
+    assert made["parents"]["onnx"] == Artifact.load(other / "qat" / "onnx").sha256
+    timed = json.loads(edgekd("bench", "--seconds", "0.2", "--run", other, "--json").stdout)
+    assert [t["precision"] for t in timed if t["role"] == "student"] == ["fp32", "int8"]
+
+
 def test_changed_data_is_noticed(line, phantoms):
     run, *_ = line
     extra = phantoms / "train" / "normal" / "9999.png"
