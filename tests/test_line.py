@@ -171,8 +171,8 @@ def test_training_in_int8_before_gives_candidates_of_their_own(line):
     run, *_ = line
     other = run.parent / "qat"
     shutil.copytree(run, other, ignore=shutil.ignore_patterns("bench", "explain", "int8", "open*"))
-    made = json.loads(edgekd("quantize", "--qat", "1", "--engine", "ort", "--calibration-images",
-                             "16", "--max-drop", "100", "--run", other, "--json").stdout)  # fmt: skip
+    few = ["--calibration-images", "16", "--max-drop", "100", "--run", other]
+    made = json.loads(edgekd("quantize", "--qat", "1", "-e", "ort", *few, "--json").stdout)
     trained = Artifact.load(other / "qat" / "student")
     assert trained.settings["training"]["int8"]
     assert trained.parents["student"] == Artifact.load(other / "student").sha256
