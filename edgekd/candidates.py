@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -201,9 +201,13 @@ def _ways(
         )  # fmt: skip
 
     def small(engine: str, of: Artifact, name: str) -> Make:
-        return lambda b: quantize.quantize(
-            of, b.calibration, out / name, engine=engine, runtime=profile.runtime, seed=b.seed
-        )
+        def make(b: Bench) -> Artifact:
+            made = _finished(out / name, of, {"calibration_images": len(b.calibration), "keep": []})
+            return made or quantize.quantize(
+                of, b.calibration, out / name, engine=engine, runtime=profile.runtime, seed=b.seed
+            )
+
+        return make
 
     floats: dict[Precision, None] = dict.fromkeys(
         ("fp32", *(p for p in profile.precisions if p != "int8"))
@@ -214,6 +218,15 @@ def _ways(
         if tuned is not None:
             found |= {f"int8-{e}-qat": small(e, tuned, f"int8-{e}-qat") for e in engines}
     return found
+
+
+def _finished(folder: Path, source: Artifact, settings: dict[str, Any]) -> Artifact | None:
+    """What an interrupted choice had made of the same source in the same way."""
+    if not (folder / Artifact.FILE).exists():
+        return None
+    made = Artifact.load(folder)
+    same = all(made.settings.get(k) == v for k, v in settings.items())
+    return made if same and source.sha256 in made.parents.values() else None
 
 
 def _shared(

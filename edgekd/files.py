@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -91,6 +92,8 @@ def _choice(
                  min(images, len(dataset.splits["train"])))  # fmt: skip
         if (old.source, old.tuned, old.profile, old.max_drop, old.images) == asked:
             return old
+    if force:
+        shutil.rmtree(out, ignore_errors=True)
     return candidates.choose(
         source, dataset, profile, out,
         images=images, max_drop=max_drop, tuned=tuned, seed=place.run.seed, track=place.track,
