@@ -88,7 +88,8 @@ def measured_ms(
     from edgekd import supernet, trial
 
     made: list[Artifact] = []
-    for arch in archs:
+    titles = [spaces.title(arch) for arch in archs]  # two published nets may be one of ours
+    for arch in dict(zip(titles, archs, strict=True)).values():
         size = (arch.resolution,) * 2
         torch.manual_seed(0)
         net = supernet.build(arch, CLASSES).eval()
@@ -98,7 +99,8 @@ def measured_ms(
         spec = Spec(classes=tuple("abc"), size=size)
         made.append(trial.deployed(net, arch, spec, precision, images, folder))
     timings = bench(made, profile, folder / "bench", seconds=2.0, on_device=True)
-    return [percentiles(t.samples_ms)["p95"] for t in timings]
+    ms = {t.model: percentiles(t.samples_ms)["p95"] for t in timings}
+    return [ms[title] for title in titles]
 
 
 def limited(genome: Genome, latency: Figure, p95_ratio: float, budget: Budget) -> Budget:
