@@ -36,7 +36,7 @@ from edgekd.records import (
 ROUNDS = 12  # turns of everything
 CALLS_MS = 4.0  # a piece is called for as long in a turn, at least 4 times
 SETTLED_MS = 10.0  # a sub-net is, after as long: threads that slept make the first calls slow
-NETS = 60  # whole sub-nets, to learn what the sum gets wrong
+NETS = 120  # whole sub-nets, to learn what the sum gets wrong
 LOG = "rounds.jsonl"
 
 
