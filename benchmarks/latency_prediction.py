@@ -116,11 +116,13 @@ def in_own_process(folders: Sequence[Path], profile: Profile, rounds: int) -> li
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--runs", type=Path)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, help="instead of the profile's own")
     given = parser.parse_args()
     name = "latency-quick" if given.quick else "latency"
     runs = make_folder(given.runs or RUNS / name)
-    profile = Profile.read("cpu").model_copy(update={"threads": given.threads})
+    profile = Profile.read("cpu")
+    if given.threads is not None:
+        profile = profile.model_copy(update={"threads": given.threads})
     tables, took = {}, {}
     for precision in PRECISIONS:
         tables[precision], took[precision] = table_of(profile, precision, runs, given.quick)

@@ -1,9 +1,8 @@
 """A latency table of the device that this runs on: every piece of a space, and whole sub-nets.
 
 All are graphs with meaningless weights (`standin`), timed in the profile's runtime, precision and
-threads, in turns, in a process of their own. The fastest call of all turns counts, since what slows
-a machine for a while only ever adds; what calls usually take is told once, as the median's ratio to
-the fastest.
+threads, in turns, in a process of their own. Of a piece the fastest call of all turns counts, of a
+sub-net the median of its calmest turn, since what slows a machine for a while only ever adds.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
@@ -36,7 +35,8 @@ from edgekd.records import (
 
 ROUNDS = 12  # turns of everything
 CALLS_MS = 4.0  # a piece is called for as long in a turn, at least 4 times
-NETS = 60  # whole sub-nets, to learn what the sum gets wrong
+SETTLED_MS = 10.0  # a sub-net is, after as long: threads that slept make the first calls slow
+NETS = 120  # whole sub-nets, to learn what the sum gets wrong
 LOG = "rounds.jsonl"
 
 
@@ -60,22 +60,20 @@ def calibrate(
     make_folder(out)
     pieces = latency.distinct(profile.space, profile.resolutions, classes)
     archs = _whole(profile, nets, seed)
-    names = [*pieces, *(spaces.title(a) for a in archs)]
-    turns = _turns(profile, precision, classes, nets, seed, rounds, out, names, track)
-    ms = np.array([[turn["min"][n] for n in names] for turn in turns])
-    best = ms.min(0)  # what nothing disturbed
-    alone = dict(zip(pieces, best[: len(pieces)].round(6).tolist(), strict=True))
-    whole = best[len(pieces) :]
+    titles = [spaces.title(a) for a in archs]
+    turns = _turns(profile, precision, classes, nets, seed, rounds, out, track)
+    alone = {n: round(min(turn["min"][n] for turn in turns), 6) for n in pieces}
+    whole = np.array([min(turn["p50"][t] for turn in turns) for t in titles])
     slow = np.median([turn["p95"] for turn in turns])
     table = latency.Table(
         space=profile.space, resolutions=tuple(sorted(profile.resolutions)), classes=classes,
         runtime=profile.runtime, device=profile.device, precision=precision,
         threads=profile.threads, estimated=False, pieces=alone, p95_ratio=float(slow),
-        nets={spaces.title(a): round(t, 6) for a, t in zip(archs, whole.tolist(), strict=True)},
+        nets=dict(zip(titles, whole.round(6).tolist(), strict=True)),
         machine=bench.machine(), versions=versions("numpy", profile.runtime),
         created=date.today().isoformat(),
     )  # fmt: skip
-    table = latency.fitted(table, archs, whole * np.median([turn["p50"] for turn in turns]))
+    table = latency.fitted(table, archs, whole)
     table.save(out)
     (out / LOG).unlink(missing_ok=True)
     return table
@@ -110,7 +108,6 @@ def _turns(
     seed: int,
     rounds: int,
     out: Path,
-    names: Sequence[str],
     track: Track,
 ) -> list[dict]:
     """The turns that are there, and those that a worker process adds."""
@@ -127,11 +124,9 @@ def _turns(
                 break
     content = [json.dumps(asked, sort_keys=True), *(json.dumps(d) for d in done)]
     write_atomic(log, "\n".join(content) + "\n")
-    total = rounds * len(names)
-    left = total - len(done) * len(names)
-    if left:
+    if len(done) < rounds:
         what = f"measuring {profile.space} in {profile.runtime} {precision}"
-        for line in track(_worker(asked | {"first": len(done)}), what, left // len(names)):
+        for line in track(_worker(asked | {"first": len(done)}), what, rounds - len(done)):
             done.append(json.loads(line))
             with log.open("a", encoding="utf-8") as f:
                 f.write(line + "\n")
@@ -164,7 +159,7 @@ def _worker(request: dict) -> Iterator[str]:
 
 
 def measure(request: dict) -> Iterator[dict]:
-    """Turn after turn: the fastest ms of everything, and p50 and p95 of whole nets to that."""
+    """Turn after turn: the fastest ms of each piece; medians of sub-nets, and p95 to those."""
     profile = Profile.model_validate(request["profile"])
     precision, classes = request["precision"], request["classes"]
     pieces = latency.distinct(profile.space, profile.resolutions, classes)
@@ -186,22 +181,29 @@ def measure(request: dict) -> Iterator[dict]:
         order = list(calls)
         for number in range(request["first"], request["rounds"]):
             np.random.default_rng((request["seed"], number)).shuffle(order)
-            fastest, p50, p95 = {}, [], []
+            fastest, p50, p95 = {}, {}, []
             for name in order:
                 session, image = calls[name]
-                ms = _times(session, image)
-                fastest[name] = float(ms.min())
-                if name not in pieces:
-                    p50.append(np.median(ms) / ms.min())
-                    p95.append(np.percentile(ms, 95) / np.median(ms))
-            yield {"min": fastest, "p50": float(np.median(p50)), "p95": float(np.median(p95))}
+                ms = _times(session, image, settled=name not in pieces)
+                if name in pieces:
+                    fastest[name] = float(ms.min())
+                else:
+                    p50[name] = float(np.median(ms))
+                    p95.append(np.percentile(ms, 95) / p50[name])
+            yield {"min": fastest, "p50": p50, "p95": float(np.median(p95))}
 
 
-def _times(session: runtimes.Session, image: np.ndarray) -> np.ndarray:
-    """(n,) ms of calls in a row, after two that are not counted."""
-    once = bench.time_ms(lambda: session(image), warmup=1, runs=1)[0]
-    runs = int(np.clip(math.ceil(CALLS_MS / once), 4, 50))
-    return bench.time_ms(lambda: session(image), warmup=1, runs=runs)
+def _times(session: runtimes.Session, image: np.ndarray, *, settled: bool) -> np.ndarray:
+    """(n,) ms of calls in a row, after two that are not counted, or after more if `settled`."""
+
+    def call() -> object:
+        return session(image)
+
+    once = bench.time_ms(call, warmup=1, runs=1)[0]
+    runs, before = int(np.clip(math.ceil(CALLS_MS / once), 4, 50)), 1
+    if settled:
+        runs = before = int(np.clip(math.ceil(SETTLED_MS / once), 5, 25))
+    return bench.time_ms(call, warmup=before, runs=runs)
 
 
 def _main() -> int:

@@ -72,7 +72,7 @@ class Table(Stored):
     p95_ratio: float = 1.0  # p95 / p50 of whole sub-nets
     errors: Errors | None = None  # of nets left out in turn
     plain_errors: Errors | None = None  # of the sum of pieces alone, on the same nets
-    nets: dict[str, float] = Field(default_factory=dict)  # whole ones that were measured, ms
+    nets: dict[str, float] = Field(default_factory=dict)  # whole ones that were measured, p50 ms
     machine: Machine | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     created: str = ""
