@@ -94,7 +94,7 @@ class Stored(Record):
             data = json.loads(path.read_text("utf-8"))
         except FileNotFoundError:
             raise EdgeKDError(f"{folder} holds no {cls.FILE}: run that stage (again)") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
             raise EdgeKDError(f"{path} is not JSON ({e}): delete {folder}, run again") from None
         version = data.get("schema_version") if isinstance(data, dict) else None
         if version != SCHEMA:

@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 
 from edgekd.records import Artifact, EdgeKDError, Profile, RuntimeUnavailable, unknown
+
+NEWEST = 23  # operator set that is read; edgekd export writes 18
 
 
 class Outputs(NamedTuple):
@@ -76,6 +78,56 @@ def one_by_one(run: Session) -> Session:
     return each
 
 
+def opset(data: bytes) -> int:
+    """The operator set that an ONNX file says it is of; 0 if it says none that can be read.
+
+    OpenVINO takes any number for the newest that it knows. A ModelProto's field 8 is an
+    OperatorSetIdProto, whose field 2 is the version; its field 1, the domain, is empty for ONNX's.
+    """
+    found = 0
+    try:
+        for number, value in _fields(data):
+            if number == 8 and isinstance(value, bytes):
+                said = dict(_fields(value))
+                version = said.get(2, 0)
+                if not said.get(1) and isinstance(version, int):
+                    found = max(found, version)
+    except (IndexError, ValueError):
+        return 0  # torn: the runtime will say how
+    return found
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """(number, value) of the fields of a protobuf message that are varints or bytes."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = data[at]
+            at += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+            if shift > 63:
+                raise ValueError("a varint of more than 64 bits")
+
+    while at < len(data):
+        key = varint()
+        if key & 7 == 0:
+            yield key >> 3, varint()
+        elif key & 7 == 2:
+            length = varint()
+            if at + length > len(data):
+                raise ValueError("a field longer than its message")
+            yield key >> 3, data[at : at + length]
+            at += length
+        else:
+            raise ValueError("a wire type that ONNX does not use at the top")
+
+
 def open_session(artifact: Artifact, profile: Profile, batch: int | None = None) -> Session:
     """Load `artifact` in `profile`'s runtime on its device. batch None: any number of images.
 
@@ -87,6 +139,10 @@ def open_session(artifact: Artifact, profile: Profile, batch: int | None = None)
         raise EdgeKDError(
             f"runtime {profile.runtime} loads {', '.join(runtime.SUFFIXES)} files, "
             f"not {artifact.path}: edgekd export makes them"
+        )
+    if artifact.path.suffix == ".onnx" and (found := opset(artifact.path.read_bytes())) > NEWEST:
+        raise EdgeKDError(
+            f"{artifact.path} is of operator set {found}, read up to {NEWEST}: export it again"
         )
     if "input" in artifact.settings:
         taken = artifact.settings["input"]

@@ -17,6 +17,7 @@ from edgekd.records import EdgeKDError, Profile, RuntimeUnavailable, user_cache 
 from edgekd.runtimes import Outputs, Session, one_by_one  # noqa: E402
 
 SUFFIXES = (".xml", ".onnx")
+BROKEN = (RuntimeError, UnicodeDecodeError)  # what it raises, the latter for its own message
 # Without a hint a CPU with AVX512-BF16 or AMX runs an fp32 model in bfloat16.
 CHUNK = 8  # images a request where there are many
 HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -33,7 +34,7 @@ def read(path: Path) -> ov.Model:
     """The graph in `path`; EdgeKDError if OpenVINO cannot read it."""
     try:
         return ov.Core().read_model(path)
-    except RuntimeError as e:
+    except BROKEN as e:
         raise EdgeKDError(f"openvino cannot read {path}: {_reason(e)}") from None
 
 
@@ -51,11 +52,11 @@ def converted(path: Path) -> ov.Model:
     """
     try:
         return ov.convert_model(path)
-    except RuntimeError as e:
+    except BROKEN as e:
         raise EdgeKDError(f"openvino cannot convert {path}: {_reason(e)}") from None
 
 
-def _reason(error: RuntimeError) -> str:
+def _reason(error: Exception) -> str:
     """The last line: those before it say where in OpenVINO's source."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip()[:200] if lines else "no reason given"
@@ -83,7 +84,7 @@ def compiled(path: Path, profile: Profile, precision: str, batch: int | None) ->
     config |= {k: str(v) for k, v in profile.options.items()}
     try:
         model = ov.Core().compile_model(model, profile.device, config)
-    except RuntimeError as e:
+    except BROKEN as e:
         what = f"openvino cannot compile {path} for {profile.device}"
         raise EdgeKDError(f"{what}: {_reason(e)}") from None
     given = model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
