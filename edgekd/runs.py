@@ -163,13 +163,14 @@ def host(profile: Profile, artifact: Artifact) -> tuple[Profile, bool]:
             reason = f"{profile.runtime} sees no device {profile.device} here"
     except RuntimeUnavailable as e:
         reason = str(e)
-    for name in ("openvino", "onnxruntime"):
+    for name in ("openvino", "onnxruntime", "torch"):
         try:
             runtime = runtimes.get(name)
         except RuntimeUnavailable:
             continue
         if artifact.path.suffix in runtime.SUFFIXES:
-            stand_in: dict[str, Any] = {"runtime": name, "device": "CPU", "options": {}}
+            cpu = "cpu" if name == "torch" else "CPU"
+            stand_in: dict[str, Any] = {"runtime": name, "device": cpu, "options": {}}
             return profile.model_copy(update=stand_in), False
     raise RuntimeUnavailable(f"nothing on this machine runs {artifact.path}: {reason}")
 
