@@ -25,8 +25,8 @@ from edgekd.records import Artifact, Fidelity, Metric, Timing
 
 SETS = {  # name -> what may be mirrored in it, and epochs of a student
     "brain_tumor_mri": (FLIP, 6),
-    "lc25000_subset": ([*FLIP, "--set", "vflip=true"], 4),
-    "cxr_pneumonia": ([], 12),
+    "lc25000_subset": ([*FLIP, "--set", "vflip=true"], 3),
+    "cxr_pneumonia": ([], 8),
 }
 KEY = "test_balanced_accuracy"
 VGG19_MACS_128 = 6_489_649_152  # timm's vgg19 at 128 px, convolutions and linear layers
