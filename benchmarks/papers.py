@@ -6,7 +6,7 @@ For each of three sets: EfficientNet-Lite0 with ImageNet weights as the teacher 
 would need weights that are not at hand); the middle sub-net of `ofa-lite-w1.0`, cut from the same
 ImageNet weights, alone and distilled, as many steps each, N seeds; parameters, MACs, latency, and
 the time to explain one image, teacher against student. Runs the commands of the README, one process
-each. About 90 minutes on 2 cores; interrupted, it goes on where it stopped. --quick (one epoch, 64
+each. About two hours on 2 cores; interrupted, it goes on where it stopped. --quick (one epoch, 64
 pixels, one seed) writes no file.
 """
 
@@ -24,8 +24,8 @@ from edgekd.data import open_dataset
 from edgekd.records import Artifact, Fidelity, Metric, Timing
 
 SETS = {  # name -> what may be mirrored in it, and epochs of a student
-    "brain_tumor_mri": (FLIP, 6),
-    "lc25000_subset": ([*FLIP, "--set", "vflip=true"], 3),
+    "brain_tumor_mri": (FLIP, 12),
+    "lc25000_subset": ([*FLIP, "--set", "vflip=true"], 8),
     "cxr_pneumonia": ([], 8),
 }
 KEY = "test_balanced_accuracy"
