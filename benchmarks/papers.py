@@ -6,7 +6,7 @@ For each of three sets: EfficientNet-Lite0 with ImageNet weights as the teacher 
 would need weights that are not at hand); the middle sub-net of `ofa-lite-w1.0`, cut from the same
 ImageNet weights, alone and distilled, as many steps each, N seeds; parameters, MACs, latency, and
 the time to explain one image, teacher against student. Runs the commands of the README, one process
-each. About 90 minutes on 2 cores; interrupted, it goes on where it stopped. --quick (one epoch, 64
+each. About two hours on 2 cores; interrupted, it goes on where it stopped. --quick (one epoch, 64
 pixels, one seed) writes no file.
 """
 
@@ -17,19 +17,18 @@ from pathlib import Path
 import numpy as np
 from workbench import FLIP, RUNS, TEACHER, arguments, data_folder, edgekd, keep, lite0_weights
 
-from edgekd import evaluation, paired
+from edgekd import evaluation, models, paired
 from edgekd.bench import percentiles
 from edgekd.confidence import log_softmax
 from edgekd.data import open_dataset
 from edgekd.records import Artifact, Fidelity, Metric, Timing
 
 SETS = {  # name -> what may be mirrored in it, and epochs of a student
-    "brain_tumor_mri": (FLIP, 6),
-    "lc25000_subset": ([*FLIP, "--set", "vflip=true"], 4),
-    "cxr_pneumonia": ([], 12),
+    "brain_tumor_mri": (FLIP, 12),
+    "lc25000_subset": ([*FLIP, "--set", "vflip=true"], 8),
+    "cxr_pneumonia": ([], 8),
 }
 KEY = "test_balanced_accuracy"
-VGG19_MACS_128 = 6_395_000_000  # timm's vgg19 at 128 px, convolutions and linear layers
 
 
 def commands(data: Path, runs: Path, name: str, seeds: int, quick: bool) -> None:
@@ -82,6 +81,8 @@ def figures(
             for kind in ("alone", "distilled")}  # fmt: skip
     reached = {k: [a.metrics[KEY].value for a in v] for k, v in made.items()}
     student = made["distilled"][0]
+    vgg19 = models.classifier("vgg19", len(teacher.spec.classes))
+    _, vgg19_macs = models.count(vgg19, teacher.spec.size)
     fidelity = Fidelity.load(runs / "distilled-0" / "explain")
     seconds = {c.name: c.seconds_per_map for c in fidelity.comparisons}
     timings = [Timing.load(p.parent) for p in sorted(runs.glob("distilled-0/bench/*/timing.json"))]
@@ -97,7 +98,7 @@ def figures(
         "spread": {k: float(np.std(v)) for k, v in reached.items()},
         "params": {"teacher": teacher.params, "student": student.params},
         "macs": {"teacher": teacher.macs, "student": student.macs,
-                 "vgg19_over_student": VGG19_MACS_128 / student.macs},
+                 "vgg19_over_student": vgg19_macs / student.macs},
         "p50_ms": {f"{t.role} {t.precision}": percentiles(t.samples_ms)["p50"] for t in timings},
         "seconds_per_map": seconds, "split_rule": teacher.split_rule,
     }  # fmt: skip

@@ -174,7 +174,7 @@ def table() -> str:
     parts = []
     for show in SECTIONS:
         if result := newest(show.__name__):
-            parts.append("\n".join(show(result)))
+            parts.append("\n".join(show(result)).rstrip())
     return "\n\n".join(parts) + "\n"
 
 

@@ -35,7 +35,7 @@ from edgekd.records import (
 
 ROUNDS = 12  # turns of everything
 CALLS_MS = 4.0  # a piece is called for as long in a turn, at least 4 times
-SETTLED_MS = 10.0  # a sub-net is, after as long: threads that slept make the first calls slow
+SETTLED_MS = 10.0  # a sub-net likewise, after as long uncounted: threads that slept are slow
 NETS = 120  # whole sub-nets, to learn what the sum gets wrong
 LOG = "rounds.jsonl"
 
@@ -200,10 +200,9 @@ def _times(session: runtimes.Session, image: np.ndarray, *, settled: bool) -> np
         return session(image)
 
     once = bench.time_ms(call, warmup=1, runs=1)[0]
-    runs, before = int(np.clip(math.ceil(CALLS_MS / once), 4, 50)), 1
-    if settled:
-        runs = before = int(np.clip(math.ceil(SETTLED_MS / once), 5, 25))
-    return bench.time_ms(call, warmup=before, runs=runs)
+    length, least, most = (SETTLED_MS, 5, 25) if settled else (CALLS_MS, 4, 50)
+    runs = int(np.clip(math.ceil(length / once), least, most))
+    return bench.time_ms(call, warmup=runs if settled else 1, runs=runs)
 
 
 def _main() -> int:
