@@ -56,7 +56,7 @@ def balanced(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean([(said[labels == c] == c).mean() for c in np.unique(labels)]))
 
 
-def fake_quantised(artifact: Artifact, split: Split) -> np.ndarray | None:
+def fake_quantised(artifact: Artifact, profile: Profile, split: Split) -> np.ndarray:
     """(N, K) logits of the quantised graph with every operator computed in FP32."""
     if artifact.path.suffix == ".onnx":
         import onnxruntime as ort
@@ -66,7 +66,9 @@ def fake_quantised(artifact: Artifact, split: Split) -> np.ndarray | None:
         session = ort.InferenceSession(artifact.path, options, providers=["CPUExecutionProvider"])
         parts = np.array_split(split.images, -(-len(split.images) // 16))
         return np.concatenate([session.run(["logits"], {"image": x})[0] for x in parts])
-    return None
+    # Without these passes OpenVINO rounds as the graph says and computes in FP32.
+    rounded = profile.model_copy(update={"options": {"LP_TRANSFORMS_MODE": "NO"}})
+    return answers(runtimes.open_session(artifact, rounded), split.images)
 
 
 def trained(data_path: Path, runs: Path, net: str, quick: bool) -> None:
@@ -102,7 +104,7 @@ def measured(runs: Path, net: str, runtime: str, split: Split) -> list[dict[str,
         row: dict[str, Any] = {"net": net, "runtime": runtime, "candidate": c.name,
                                "state": c.state, "reason": c.reason}  # fmt: skip
         if c.name in made:
-            fake = fake_quantised(made[c.name], split) if c.precision == "int8" else None
+            fake = fake_quantised(made[c.name], profile, split) if c.precision == "int8" else None
             row |= {
                 "size_bytes": made[c.name].size_bytes,
                 "fp32": balanced(logits["fp32"], split.labels),
