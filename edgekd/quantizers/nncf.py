@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def write(onnx: Path, images: np.ndarray, out: Path, how: How) -> dict[str, Any]
             preset=preset.PERFORMANCE if how.symmetric else preset.MIXED,
             subset_size=len(images),
             fast_bias_correction=how.method != "bias-correction",
-            ignored_scope=nncf.IgnoredScope(names=list(how.keep), validate=True),
+            ignored_scope=nncf.IgnoredScope(names=_named(model, how.keep), validate=True),
             advanced_parameters=advanced,
             model_type=nncf.ModelType.TRANSFORMER if how.method == "smooth-quant" else None,
         )
@@ -59,3 +60,13 @@ def write(onnx: Path, images: np.ndarray, out: Path, how: How) -> dict[str, Any]
     if not found:
         raise EdgeKDError(f"nncf found nothing to quantise in {onnx}")
     return {"quantised": found}
+
+
+def _named(model: openvino.ov.Model, nodes: Sequence[str]) -> list[str]:
+    """What OpenVINO calls `nodes` of the ONNX file; one with a bias becomes two operators."""
+    known = {op.get_friendly_name() for op in model.get_ops()}
+    found = {n: [x for x in (f"{n}/WithoutBiases", n) if x in known][:1] for n in nodes}
+    lost = [n for n, names in found.items() if not names]
+    if lost:
+        raise EdgeKDError(f"nncf finds no layer {', '.join(lost)}: it cannot stay in fp32")
+    return [name for names in found.values() for name in names]

@@ -120,6 +120,7 @@ def serialised(
     log = _Log()
     builder, network = _parsed(onnx, log)
     config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # by default FP32 is multiplied with 10 bits
     _, *image = network.get_input(0).shape
     shapes = builder.create_optimization_profile()
     most = 1 if profile.static_batch else LARGEST
