@@ -48,6 +48,7 @@ class Split(NamedTuple):
 
     images: np.ndarray  # (N, 3, H, W) float32
     labels: np.ndarray  # (N,)
+    names: list[str]
 
 
 def balanced(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -104,13 +105,14 @@ def measured(runs: Path, net: str, runtime: str, split: Split) -> list[dict[str,
         row: dict[str, Any] = {"net": net, "runtime": runtime, "candidate": c.name,
                                "state": c.state, "reason": c.reason}  # fmt: skip
         if c.name in made:
+            other = np.flatnonzero(logits[c.name].argmax(1) != logits["fp32"].argmax(1))
             fake = fake_quantised(made[c.name], profile, split) if c.precision == "int8" else None
             row |= {
                 "size_bytes": made[c.name].size_bytes,
                 "fp32": balanced(logits["fp32"], split.labels),
                 "fake_quant": None if fake is None else balanced(fake, split.labels),
                 "deployed": balanced(logits[c.name], split.labels),
-                "flips": int((logits[c.name].argmax(1) != logits["fp32"].argmax(1)).sum()),
+                "flips": len(other), "flipped": [split.names[i] for i in other],
                 "agreement": c.agreement, "p50_ms": ms[c.name]["p50"],
                 "p95_ms": ms[c.name]["p95"],
             }  # fmt: skip
@@ -153,7 +155,8 @@ def main() -> None:
         trained(folder, runs, net, given.quick)
         spec = Artifact.load(runs / f"{net}-openvino" / "onnx").spec
         pixels = data.load_pixels(samples, spec)
-        split = Split(imaging.normalise(pixels, spec), np.array([s.label for s in samples]))
+        split = Split(imaging.normalise(pixels, spec), np.array([s.label for s in samples]),
+                      [f"{s.path.parent.name}/{s.path.name}" for s in samples])  # fmt: skip
         for runtime in PROFILES:
             rows += measured(runs, net, runtime, split)
     keep(

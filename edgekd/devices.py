@@ -15,6 +15,7 @@ from edgekd.records import Artifact, EdgeKDError, Profile, Record
 # Operators whose output's size depends on the data: refused where shapes are static.
 DATA_DEPENDENT = {"NonMaxSuppression", "MulticlassNms", "MatrixNms", "NonZero", "Unique", "Loop",
                   "If", "TensorIterator", "DetectionOutput", "Proposal"}  # fmt: skip
+MATRIX = ("Convolution", "GroupConvolution", "MatMul")  # OpenVINO's operators that are worth INT8
 NPU_TYPES = {"f32", "f16", "i8", "u8", "i32", "i64", "boolean"}  # i64: shapes alone
 
 
@@ -69,15 +70,12 @@ def npu(artifact: Artifact, profile: Profile) -> Outlook:
                 problems.append(f"{name}: shape {output.get_partial_shape()} is not static")
             if output.get_element_type().get_type_name() not in NPU_TYPES:
                 problems.append(f"{name}: type {output.get_element_type().get_type_name()}")
-    whole = {op.get_friendly_name() for op in model.get_ops()
-             if op.get_type_name() in ("Convolution", "GroupConvolution", "MatMul")
-             and _quantised(op)}  # fmt: skip
-    every = [op.get_friendly_name() for op in model.get_ops()
-             if op.get_type_name() in ("Convolution", "GroupConvolution", "MatMul")]  # fmt: skip
+    layers = [op for op in model.get_ops() if op.get_type_name() in MATRIX]
+    small = sum(_quantised(op) for op in layers)
     return Outlook(
         device="NPU",
         checked_by=f"openvino {openvino.ov.get_version().partition('-')[0]}",
-        layers={"int8": len(whole), "fp16": len(every) - len(whole)},
+        layers={"int8": small, "fp16": len(layers) - small},
         problems=tuple(problems),
         remains=(
             f"copy {artifact.folder} to the device",

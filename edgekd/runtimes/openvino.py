@@ -18,8 +18,8 @@ from edgekd.runtimes import Outputs, Session, one_by_one  # noqa: E402
 
 SUFFIXES = (".xml", ".onnx")
 BROKEN = (RuntimeError, UnicodeDecodeError)  # what it raises, the latter for its own message
-# Without a hint a CPU with AVX512-BF16 or AMX runs an fp32 model in bfloat16.
 CHUNK = 8  # images a request where there are many
+# Without a hint a CPU with AVX512-BF16 or AMX runs an fp32 model in bfloat16.
 HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
@@ -77,7 +77,7 @@ def compiled(path: Path, profile: Profile, precision: str, batch: int | None) ->
     }
     if profile.hint == "latency":
         config["NUM_STREAMS"] = "1"
-    if profile.device == "NPU":  # its driver takes its time: what it made is kept
+    if profile.device.startswith(("NPU", "GPU")):  # drivers take their time: what they make is kept
         config["CACHE_DIR"] = str(user_cache() / "openvino")
     if profile.threads:
         config["INFERENCE_NUM_THREADS"] = str(profile.threads)
