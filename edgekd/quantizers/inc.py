@@ -30,7 +30,8 @@ with quiet():
 METHODS = {
     "min-max": "ranges as a moving average of those seen",
     "kl": "ranges of the least loss of information",
-    "autotune": "both, and symmetric activations, in turn until answers stay what they were",
+    "mixed": "min-max; first layer and classifier in FP16 if it can write that, else in FP32",
+    "autotune": "min-max, kl and symmetric activations in turn until answers stay what they were",
 }
 FILES = ("model.onnx",)
 KIND = "onnx"
@@ -81,8 +82,10 @@ def _quantised(
 
     symmetric = {"act_dtype": "int8", "act_sym": True} if how.symmetric else {}
     if how.method != "autotune":
-        algo = {"min-max": "minmax", "kl": "kl"}[how.method]
+        algo = "kl" if how.method == "kl" else "minmax"
         config = INT8StaticQuantConfig(act_algo=algo, **symmetric)
+        for name in _ends(module) if how.method == "mixed" else ():
+            config.set_local(name, INT8StaticQuantConfig(w_dtype="fp16", act_dtype="fp16"))
         ready = prepare(module, quant_config=config, example_inputs=(batches[0][:2],))
         calibrate(ready)
         return convert(ready), {}
@@ -109,6 +112,14 @@ def _quantised(
             "the answers: another engine, or fp32"
         )
     return found, {"answers_kept": shares[1:]}
+
+
+def _ends(module: Any) -> tuple[str, str]:
+    """Names of the first and the last module that multiply matrices."""
+    kinds = (torch.ops.aten.conv2d.default, torch.ops.aten.linear.default)
+    found = [name for node in module.graph.nodes if node.target in kinds
+             for name, _ in list(node.meta["nn_module_stack"].values())[-1:]]  # fmt: skip
+    return found[0], found[-1]
 
 
 def _fold(model: format_.ModelProto) -> None:
