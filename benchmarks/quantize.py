@@ -29,10 +29,10 @@ from edgekd.records import Artifact, Profile
 from edgekd.runs import Run
 
 NETS = {  # name -> how it is trained
-    "ofa595": ["--student", "ofa-595", "--epochs", 12, "--lr", 0.003],
+    "ofa595": ["--student", "ofa-595", "--epochs", 8, "--lr", 0.003],
     "lite": ["--student", "ofa-lite-w1.0:mid", "--start", "tf_efficientnet_lite0", "--epochs", 6,
              "--lr", 0.001],
-    "mobilenetv3": ["--student", "mobilenetv3_large_100", "--epochs", 12, "--lr", 0.003],
+    "mobilenetv3": ["--student", "mobilenetv3_large_100", "--epochs", 8, "--lr", 0.003],
 }  # fmt: skip
 PROFILES = {  # runtime -> what a file may be
     "openvino": Profile(name="openvino", runtime="openvino", device="CPU",
