@@ -141,10 +141,11 @@ def test_a_destroyed_copy_loses_accuracy_or_explanations(trained, tmp_path):
     torch.manual_seed(99)
     other = export.to_onnx(Tiny().eval(), artifact(spec=source.spec.model_dump()),
                            shared.calibration[:4], tmp_path)  # fmt: skip
-    found = candidates.judge("other", other, shared)
+    small = {"precision": "int8"}  # FP32 is what is compared with: it is never out
+    found = candidates.judge("other", other.model_copy(update=small), shared)
     assert found.lost(1.0) is not None
     assert found.flips > 0
-    assert candidates.judge("same", source, shared).lost(1.0) is None
+    assert candidates.judge("same", source.model_copy(update=small), shared).lost(1.0) is None
 
 
 def test_the_costliest_layer_is_found_and_put_back(tmp_path):
