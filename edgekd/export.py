@@ -138,7 +138,7 @@ def to_runtime(
         expected = _answers(source, images, own)
         limit = _limit(wanted, own == compared.runtime) if tolerance is None else tolerance
         module = runtimes.get(compared.runtime)
-        session = module.load(made / files[0], compared, _run_as(compared, wanted), None)
+        session = module.load(made / files[0], compared, wanted, None)
         metrics = _parity(session, expected, images, limit, str(out / files[0]))
         files.append(golden.write(made, session, source.spec, wanted))
     return Artifact(
@@ -180,15 +180,6 @@ def _compared_in(runtime: str, profile: Profile | None) -> Profile:
                 return profile
     static = profile is not None and profile.static_batch
     return _cpu(runtime).model_copy(update={"static_batch": static})
-
-
-def _run_as(profile: Profile, precision: str) -> str:
-    """FP16 weights on a CPU that computes in FP32: what is compared is their rounding."""
-    return (
-        "fp32"
-        if precision == "fp16" and profile.device == "CPU" and profile.runtime == "openvino"
-        else precision
-    )
 
 
 def of_pixels(source: Artifact, pixels: np.ndarray, out: Path) -> Artifact:

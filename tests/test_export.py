@@ -9,7 +9,7 @@ import torch
 from test_runtimes import SPEC, Tiny, artifact, pictures
 
 from edgekd import export, runtimes
-from edgekd.records import Artifact, EdgeKDError, RuntimeUnavailable
+from edgekd.records import Artifact, EdgeKDError, Profile, RuntimeUnavailable
 
 
 @pytest.fixture
@@ -179,6 +179,10 @@ def test_fp16_is_half_the_size_and_fp32_at_both_ends(tmp_path, runtime, file):
     full = export.to_runtime(source, pictures(), tmp_path / "full", runtime)
     bulk = [(a.folder / {"model.xml": "model.bin"}.get(file, file)).stat() for a in (made, full)]
     assert bulk[0].st_size < 0.7 * bulk[1].st_size
+    cpu = Profile(name="cpu", runtime="openvino", device="CPU")  # which computes in FP32
+    opened = runtimes.open_session(made, cpu)(pictures()).logits
+    np.testing.assert_allclose(opened, runtimes.open_session(full, cpu)(pictures()).logits,
+                               atol=export.TOLERANCE["fp16"])  # fmt: skip
     if runtime == "onnxruntime":
         model = onnx.load(made.path)
         types = {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)}
@@ -196,8 +200,6 @@ def test_what_has_lost_precision_does_not_get_it_back(module, tmp_path):
 
 
 def test_a_static_profile_gets_a_static_file(module, tmp_path):
-    from edgekd.records import Profile
-
     source = export.to_onnx(module, artifact(), pictures(), tmp_path / "onnx")
     npu = Profile(name="npu", runtime="openvino", device="NPU", static_batch=True)
     made = export.to_runtime(source, pictures(), tmp_path / "ir", "openvino", profile=npu)
