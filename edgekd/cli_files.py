@@ -114,7 +114,7 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="A file's folder, such as runs/cpu/int8.")],
     profile: Annotated[
         str | None,
-        typer.Option("--profile", "-p", help="Where to run it. [default: this machine's CPU]"),
+        typer.Option("--profile", "-p", help="Where to run it. [default: as when it was made]"),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -127,7 +127,9 @@ def verify(
     artifact = Artifact.load(folder)
     golden.read(artifact)
     if profile is None:
-        wanted = Profile(name="here", runtime="openvino", device="CPU")
+        # INT8 of one file is rounded elsewhere by each runtime: the one that it was made in first.
+        runtime, _, device = artifact.settings.get("compared_in", "openvino").partition(" ")
+        wanted = Profile(name="here", runtime=runtime, device=device or "CPU")
         wanted = runs.host(wanted, artifact)[0]
     else:
         wanted = Profile.read(profile)

@@ -65,13 +65,16 @@ def quantize(
     with tempfile.TemporaryDirectory(dir=out, prefix=".making-") as folder:
         made = Path(folder)
         found = module.write(source.path, calibration, made, how)
-        session = _run_once(made / module.FILES[0], runtime, calibration[:4], source.path)
+        # TensorRT is not on a CPU: there ONNX Runtime reads the same Q/DQ nodes.
+        ran_in = "onnxruntime" if runtime == "tensorrt" else runtime
+        session = _run_once(made / module.FILES[0], ran_in, calibration[:4], source.path)
         names = [*module.FILES, golden.write(made, session, source.spec, "int8")]
         for name in names:
             (made / name).replace(out / name)
     inherited = ("model", "spec", "arch", "layer", "role", "params", "macs", "calibration",
                  "data_fingerprint", "split_rule")  # fmt: skip
-    settings = {"engine": engine, "method": how.method, "symmetric": how.symmetric}
+    settings = {"engine": engine, "method": how.method, "symmetric": how.symmetric,
+                "compared_in": f"{ran_in} CPU"}  # fmt: skip
     return Artifact(
         kind=module.KIND,
         precision="int8",
@@ -85,11 +88,7 @@ def quantize(
 
 
 def _run_once(path: Path, runtime: str, images: np.ndarray, source: Path) -> Session:
-    """The file, open; EdgeKDError unless it answers something finite in `runtime` on this CPU.
-
-    TensorRT is not on a CPU: there ONNX Runtime reads the same Q/DQ nodes.
-    """
-    runtime = "onnxruntime" if runtime == "tensorrt" else runtime
+    """The file, open; EdgeKDError unless it answers something finite in `runtime` on this CPU."""
     cpu = Profile(name="cpu", runtime=runtime, device="CPU")
     session = runtimes.get(runtime).load(path, cpu, "int8", None)
     if not all(np.isfinite(x).all() for x in session(images)):
