@@ -156,6 +156,30 @@ def distill_speed(result: dict) -> list[str]:
             f"{'; '.join(told)}."]  # fmt: skip
 
 
+def quantize(result: dict) -> list[str]:
+    """What each precision costs in either runtime, and which was chosen."""
+    names = [n for n in ("fp32", "bf16", "int8-nncf", "int8-ort", "int8-inc")
+             if any(row["candidate"] == n for row in result["table"])]  # fmt: skip
+    shown = []
+    for net, runtime in dict.fromkeys((r["net"], r["runtime"]) for r in result["table"]):
+        own = {r["candidate"]: r for r in result["table"]
+               if (r["net"], r["runtime"]) == (net, runtime)}  # fmt: skip
+        chosen = next(n for n, r in own.items() if r["state"] == "chosen")
+        cells = [f"{own[n]['p50_ms']:.2f} ms, {own[n]['deployed']:.3f}"
+                 if "p50_ms" in own.get(n, {}) else "-" for n in names]  # fmt: skip
+        repaired = own.get(chosen, {}) if chosen not in names else {}
+        more = f" ({repaired['p50_ms']:.2f} ms, {repaired['deployed']:.3f})" if repaired else ""
+        shown.append([net, runtime, *cells, chosen + more])
+    f = result["figures"]
+    return [
+        f"Every precision in two runtimes ({where(result)}, `benchmarks/quantize.py`): p50 and "
+        "balanced accuracy on the test split, and what `edgekd quantize` had chosen; at most "
+        f"{100 * f['auto_regret']:.1f} % slower than the best that it could have taken:",
+        "",
+        *rows(["network", "runtime", *names, "chosen"], *shown),
+    ]
+
+
 def leakage(result: dict) -> list[str]:
     """What a random split adds."""
     f = result["figures"]
@@ -166,7 +190,9 @@ def leakage(result: dict) -> list[str]:
     ]
 
 
-SECTIONS = (line, papers, once_for_all, latency_prediction, search, distill_speed, leakage)
+SECTIONS = (
+    line, papers, once_for_all, latency_prediction, search, quantize, distill_speed, leakage,
+)  # fmt: skip
 
 
 def table() -> str:
