@@ -3,14 +3,16 @@
 INT8 is not faster by itself: on one runtime an engine's file runs twice as fast as FP32, on another
 twice as slow. So each precision and engine that the profile allows is tried in the profile's own
 runtime. What loses too much accuracy on the validation split, or explains its answers otherwise
-than FP32 does, is out; where that leaves no INT8, layers go back to FP32 until one holds. What is
-left is timed in one interleaved run and the fastest is chosen. The test split is not looked at.
+than FP32 does, is out; all are timed in one interleaved run. Where INT8 files that are out are
+faster than the fastest that is left, layers of one go back to FP32 until it holds, and it is timed
+with the rest. The fastest is chosen. The test split is not looked at.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -49,7 +51,7 @@ from edgekd.records import (
     untracked,
 )
 
-EXPLAINED = 12  # validation images whose maps are compared
+EXPLAINED = 32  # validation images whose maps are compared
 AGREEMENT = 0.8  # of a candidate's maps with FP32's: 1 the same, 0 as alike as strangers' maps
 SECONDS = 2.0  # of timing a candidate
 WHY = Literal["chosen", "slower", "loses accuracy", "explains otherwise", "does not run"]
@@ -160,20 +162,28 @@ def choose(
             judged.append(judge(name, ways[name](shared), shared))
         except EdgeKDError as e:
             failed.append(_failed(name, str(e)))
-    small = [j for j in judged if j.artifact.precision == "int8"]
-    if small and all(j.lost(max_drop) for j in small):
-        judged += mended(small, shared, out, max_drop)
-    timings = bench.bench(
-        [j.artifact for j in judged], profile, out / "timings",
-        seconds=SECONDS, on_device=True, seed=seed, track=track,
-    )  # fmt: skip
-    rows = _rows(judged, timings, max_drop)
+    rows = _rows(judged, _timed(judged, profile, out, seed, track), max_drop)
+    faster = {r.artifact_sha256 for r in takewhile(lambda r: r.state != "chosen", rows)}
+    small = [j for j in judged if j.artifact.precision == "int8" and j.artifact.sha256 in faster]
+    if small and (found := mended(small, shared, out, max_drop)):
+        judged.append(found)
+        rows = _rows(judged, _timed(judged, profile, out, seed, track), max_drop)
     return Choice(
         source=source.sha256, tuned=tuned.sha256 if tuned else "", profile=profile,
         max_drop=max_drop, images=len(shared.calibration), engines=wanted,
         chosen=next(r.name for r in rows if r.state == "chosen"),
         candidates=(*rows, *failed), machine=here,
     ).save(out)  # fmt: skip
+
+
+def _timed(
+    judged: Sequence[Judged], profile: Profile, out: Path, seed: int, track: Track
+) -> list[Timing]:
+    """All of them in one interleaved run on the profile's device."""
+    return bench.bench(
+        [j.artifact for j in judged], profile, out / "timings",
+        seconds=SECONDS, on_device=True, seed=seed, track=track,
+    )  # fmt: skip
 
 
 def writers(runtime: str) -> tuple[str, ...]:
@@ -295,9 +305,15 @@ def _beyond_chance(own: Aggregate | None) -> float:
     return (own.value - null) / (1 - null) if null < 1 else float("nan")
 
 
-def mended(small: Sequence[Judged], shared: Bench, out: Path, max_drop: float) -> list[Judged]:
-    """The INT8 file that lost least, with layers put back to FP32; empty if that takes too many."""
-    best = min(small, key=lambda j: (j.drop.value, -j.agreement))
+def mended(small: Sequence[Judged], shared: Bench, out: Path, max_drop: float) -> Judged | None:
+    """The nearest to holding of INT8 files that are out, with layers put back to FP32.
+
+    None if it takes too many of them, or if no engine of theirs can.
+    """
+    can = [j for j in small if quantizers.get(j.artifact.settings["engine"]).KEEPS]
+    if not can:
+        return None
+    best = min(can, key=lambda j: (max(0.0, j.drop.value - max_drop), -j.agreement))
     engine = best.artifact.settings["engine"]
     name = f"int8-{engine}-repaired"
 
@@ -311,9 +327,7 @@ def mended(small: Sequence[Judged], shared: Bench, out: Path, max_drop: float) -
         found = judge(name, artifact, shared)
         return None if found.lost(max_drop) else found
 
-    if not quantizers.get(engine).KEEPS:
-        return []
-    found = repair.repair(
+    return repair.repair(
         shared.source,
         shared.profile,
         made,
@@ -323,7 +337,6 @@ def mended(small: Sequence[Judged], shared: Bench, out: Path, max_drop: float) -
         out / name,
         track=shared.track,
     )
-    return [found] if found else []
 
 
 def _rows(judged: Sequence[Judged], timings: Sequence[Timing], max_drop: float) -> list[Candidate]:

@@ -281,7 +281,10 @@ def onnx_of(
             here = host(_reference(), made)[0]
             return judged(made, here, dataset, trained, track, rivals=rivals)
     images = sample_images(dataset, trained.spec, "val", PARITY_IMAGES)
-    made = export.to_onnx(models.load(trained), trained, images, folder, tolerance=tolerance)
+    net = models.load(trained)
+    expected = export.outputs(net, images)
+    models.without_colour(net, trained.spec)
+    made = export.to_onnx(net, trained, images, folder, tolerance=tolerance, expected=expected)
     return judged(made, host(_reference(), made)[0], dataset, trained, track, rivals=rivals)
 
 

@@ -183,11 +183,40 @@ def test_the_costliest_layer_is_found_and_put_back(tmp_path):
     assert not (tmp_path / "m" / "artifact.json").exists()
 
 
-@pytest.mark.parametrize(("lost", "times"), [(None, 0), (("loses accuracy", "much"), 1)])
-def test_repair_is_tried_only_where_no_int8_holds(trained, tmp_path, monkeypatch, lost, times):
-    asked = []
-    monkeypatch.setattr(candidates, "mended", lambda *a: asked.append(a) or [])
+OUT = ("loses accuracy", "much")
+
+
+@pytest.mark.parametrize(("lost", "ms", "times"), [(None, 1.0, 0), (OUT, 1.0, 1), (OUT, 9.0, 0)])
+def test_repair_is_tried_only_where_int8_that_is_out_is_the_fastest(
+    trained, tmp_path, monkeypatch, lost, ms, times
+):
+    asked, timed = [], candidates._timed
+
+    def made_up(*given):
+        return [t.model_copy(update={"samples_ms": [ms if t.precision == "int8" else 2.0]})
+                for t in timed(*given)]  # fmt: skip
+
+    monkeypatch.setattr(candidates, "SECONDS", 0.2)
+    monkeypatch.setattr(candidates, "_timed", made_up)
+    monkeypatch.setattr(candidates, "mended", lambda *a: asked.append(a))
     monkeypatch.setattr(Judged, "lost", lambda self, m: None if self.name == "fp32" else lost)
-    candidates.choose(trained[1], trained[0], CPU, tmp_path, images=16, max_drop=100,
-                      engines=("ort",))  # fmt: skip
+    choice = candidates.choose(trained[1], trained[0], CPU, tmp_path, images=16, max_drop=100,
+                               engines=("ort",))  # fmt: skip
     assert len(asked) == times
+    assert choice.chosen == ("int8-ort" if lost is None else "fp32")
+
+
+def test_what_is_mended_is_the_nearest_of_those_that_can_be(trained, tmp_path, monkeypatch):
+    """Not inc's, which keeps no layers: asked for first, it left a network without any INT8."""
+    asked = []
+    monkeypatch.setattr(repair, "repair", lambda *a, **k: asked.append(a[-1].name))
+    out = [judged("int8-inc", 1, drop=-1.0, agreement=0.7),
+           judged("int8-nncf", 1, drop=3.0, agreement=0.9),
+           judged("int8-ort", 1, drop=0.5, agreement=0.78)]  # fmt: skip
+    for j in out:
+        j[0].artifact.settings["engine"] = j[0].name.partition("-")[2]
+    small = [j[0] for j in out]
+    shared = candidates._shared(trained[1], trained[0], CPU, 16, 0, candidates.untracked)
+    candidates.mended(small, shared, tmp_path, 1.0)
+    assert candidates.mended(small[:1], shared, tmp_path, 1.0) is None
+    assert asked == ["int8-ort-repaired"]

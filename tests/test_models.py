@@ -7,8 +7,8 @@ import timm
 import torch
 from torch import nn
 
-from edgekd import checkpoints, models, supernet
-from edgekd.records import EdgeKDError
+from edgekd import checkpoints, imaging, models, supernet
+from edgekd.records import EdgeKDError, Spec
 
 
 def test_macs_and_parameters_by_hand():
@@ -125,3 +125,47 @@ def test_efficientnet_lite0s_own_weights_fit_timms_network():
     last = own["blocks.6.0.conv_pwl.weight"]
     torch.testing.assert_close(last, state["_blocks.15._project_conv.weight"])
     torch.testing.assert_close(own["blocks.0.0.bn2.bias"], state["_blocks.0._bn2.bias"])
+
+
+@pytest.mark.parametrize("name", ["vgg11", "test_resnet", "visformer_tiny", "swin_s3_tiny_224",
+                                  "tf_efficientnet_lite0"])  # fmt: skip
+def test_grey_pictures_look_the_same_to_a_stem_without_colour(name):
+    """Masked and padded ones too; a colour picture does not."""
+    torch.manual_seed(0)
+    side = 224 if "224" in name or "visformer" in name else 64
+    net = models.classifier(name, 3).eval()
+    spec = Spec(classes=("a", "b", "c"), size=(side, side), channels="grey")
+    rng = np.random.default_rng(0)
+    grey = np.repeat(rng.integers(0, 256, (2, side, side, 1), np.uint8), 3, -1)
+    colour = rng.integers(0, 256, (1, side, side, 3), np.uint8)
+    mask = torch.from_numpy(rng.random((2, 1, side, side), np.float32))
+    images = [torch.from_numpy(imaging.normalise(x, spec)) for x in (grey, colour)]
+    shown = [images[0], images[0] * mask, images[1]]
+    stem = next(m for m in net.modules() if isinstance(m, torch.nn.Conv2d))
+    with torch.inference_mode():
+        before = [stem(x) for x in shown]
+        models.without_colour(net, spec)
+        after = [stem(x) for x in shown]
+        again = stem.weight.clone()
+        models.without_colour(net, spec)
+    for i, (b, a) in enumerate(zip(before, after, strict=True)):
+        assert torch.allclose(b, a, atol=1e-4) == (i < 2)
+    assert torch.allclose(again, stem.weight, atol=1e-6)
+
+
+def test_a_network_of_colour_pictures_keeps_its_colours():
+    net = models.classifier("test_resnet", 3)
+    before = [p.clone() for p in net.parameters()]
+    models.without_colour(net, Spec(classes=("a", "b", "c"), size=(64, 64), channels="rgb"))
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+def test_equal_means_and_deviations_leave_one_direction():
+    """Then all three channels of a grey picture are the same number."""
+    net = models.classifier("test_resnet", 3)
+    spec = Spec(classes=("a", "b", "c"), size=(64, 64), channels="grey",
+                mean=(0.5,) * 3, std=(0.5,) * 3)  # fmt: skip
+    models.without_colour(net, spec)
+    weight = next(m for m in net.modules() if isinstance(m, torch.nn.Conv2d)).weight
+    assert torch.allclose(weight[:, 0], weight[:, 1], atol=1e-6)
+    assert torch.allclose(weight[:, 1], weight[:, 2], atol=1e-6)
