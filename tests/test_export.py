@@ -232,3 +232,25 @@ def test_the_torch_program_is_a_file_of_its_own(module, tmp_path):
     assert made.metrics["parity_max_abs_logits"].value < 1e-5
     with pytest.raises(EdgeKDError, match="the torch runtime runs fp32"):
         export.to_runtime(source, pictures(), tmp_path / "x", "torch", precision="fp16")
+
+
+def test_bfloat16_is_told_from_a_wrong_file_by_its_usual_error():
+    """One value far astray is rounding; values that are another network's are not."""
+    rng = np.random.default_rng(0)
+    right = runtimes.Outputs(rng.standard_normal((1, 3)), rng.standard_normal((1, 5, 30, 30)))
+    astray = right.features.copy()
+    astray[0, 0, 0, 0] += 2 * np.abs(right.features).max()
+    other = rng.standard_normal(right.features.shape)
+
+    def parity(features, **more):
+        said = right._replace(features=features)
+        return export._parity(lambda _: said, right, pictures(1), 0.3, "x.onnx", **more)
+
+    found = parity(astray, rough=True)
+    expected = np.sqrt(np.square(astray - right.features).mean() / np.square(right.features).mean())
+    assert found["parity_rms_features"].value == pytest.approx(expected)
+    assert found["parity_max_abs_features"].value == pytest.approx(2)
+    with pytest.raises(EdgeKDError, match=r"other features: root mean square error 1\.4"):
+        parity(other, rough=True)
+    with pytest.raises(EdgeKDError, match="other features: largest error 2 of that of the values"):
+        parity(astray)
