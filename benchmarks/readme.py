@@ -200,7 +200,7 @@ def table() -> str:
     parts = []
     for show in SECTIONS:
         if result := newest(show.__name__):
-            parts.append("\n".join(show(result)).rstrip())
+            parts.append("\n".join(show(result)))
     return "\n\n".join(parts) + "\n"
 
 
