@@ -103,7 +103,7 @@ class Judged(NamedTuple):
         if self.artifact.precision == "fp32":
             return None
         if self.drop.value > max_drop:
-            reason = f"{self.drop.value:.1f} points lost on validation, {max_drop:g} are allowed"
+            reason = f"{_points(self.drop)} lost on validation, {max_drop:g} allowed"
             return "loses accuracy", reason
         if not self.agreement >= AGREEMENT:
             return "explains otherwise", f"agreement {self.agreement:.2f}, under {AGREEMENT:g}"
@@ -350,7 +350,7 @@ def _rows(judged: Sequence[Judged], timings: Sequence[Timing], max_drop: float) 
         a = j.artifact
         p = ms[a.sha256 + a.precision]
         slower = f"{p['p50'] / best:.2f} x the time of {chosen.name}"
-        fastest = "the fastest that keeps accuracy and explanations"
+        fastest = f"the fastest that keeps accuracy and explanations{_doubt(j.drop, max_drop)}"
         alike = round(j.agreement, 4) if np.isfinite(j.agreement) else None
         state, reason = j.lost(max_drop) or (
             ("chosen", fastest) if j is chosen else ("slower", slower)
@@ -364,6 +364,20 @@ def _rows(judged: Sequence[Judged], timings: Sequence[Timing], max_drop: float) 
             )
         )  # fmt: skip
     return rows
+
+
+def _points(lost: Metric) -> str:
+    """What was lost, with its interval where there is one."""
+    if lost.low is None or lost.high is None:
+        return f"{lost.value:.1f} points"
+    return f"{lost.value:.1f} points [{lost.low:.1f}, {lost.high:.1f}]"
+
+
+def _doubt(lost: Metric, max_drop: float) -> str:
+    """Said of a chosen file whose validation images are too few to be sure."""
+    if lost.high is None or lost.high <= max_drop:
+        return ""
+    return f"; {_points(lost)} lost: too few images to exclude more than {max_drop:g}"
 
 
 def _failed(name: str, reason: str) -> Candidate:

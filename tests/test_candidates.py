@@ -84,8 +84,24 @@ def test_what_loses_accuracy_or_explains_otherwise_is_out_however_fast(monkeypat
         "a": "loses accuracy", "b": "explains otherwise", "c": "explains otherwise",
         "d": "chosen", "fp32": "slower",
     }  # fmt: skip
-    assert found["a"].reason == "1.1 points lost on validation, 1 are allowed"
+    assert found["a"].reason == "1.1 points lost on validation, 1 allowed"
     assert found["fp32"].reason == "1.33 x the time of d"
+
+
+def test_the_interval_of_what_is_lost_is_told(monkeypatch):
+    def given(name, ms, drop, low, high):
+        j, timing = judged(name, ms, drop=drop)
+        return j._replace(drop=Metric(value=drop, low=low, high=high)), timing
+
+    fp32 = judged("fp32", 4.0, precision="fp32")
+    found = rows(monkeypatch, fp32, given("a", 1.0, 1.2, 0.3, 2.1), given("b", 2.0, 0.4, -0.4, 1.2))
+    assert found["a"].reason == "1.2 points [0.3, 2.1] lost on validation, 1 allowed"
+    assert found["b"].state == "chosen"
+    assert found["b"].reason.endswith(
+        "; 0.4 points [-0.4, 1.2] lost: too few images to exclude more than 1"
+    )
+    sure = rows(monkeypatch, fp32, given("b", 2.0, 0.4, -0.1, 0.9))
+    assert sure["b"].reason == "the fastest that keeps accuracy and explanations"
 
 
 def test_without_maps_to_compare_fp32_is_what_is_left(monkeypatch):
