@@ -98,6 +98,11 @@ class Judged(NamedTuple):
     flips: int
     agreement: float
 
+    @property
+    def alike(self) -> float | None:
+        """The agreement as it is stored; None where no maps could be compared."""
+        return round(self.agreement, 4) if np.isfinite(self.agreement) else None
+
     def lost(self, max_drop: float) -> tuple[WHY, str] | None:
         """(state, reason) of one that is out; None of one that may be chosen, as FP32 always."""
         if self.artifact.precision == "fp32":
@@ -165,7 +170,10 @@ def choose(
     rows = _rows(judged, _timed(judged, profile, out, seed, track), max_drop)
     faster = {r.artifact_sha256 for r in takewhile(lambda r: r.state != "chosen", rows)}
     small = [j for j in judged if j.artifact.precision == "int8" and j.artifact.sha256 in faster]
-    if small and (found := mended(small, shared, out, max_drop)):
+    found = mended(small, shared, out, max_drop) if small else None
+    if isinstance(found, Candidate):
+        failed.append(found)
+    elif found is not None:
         judged.append(found)
         rows = _rows(judged, _timed(judged, profile, out, seed, track), max_drop)
     return Choice(
@@ -305,10 +313,13 @@ def _beyond_chance(own: Aggregate | None) -> float:
     return (own.value - null) / (1 - null) if null < 1 else float("nan")
 
 
-def mended(small: Sequence[Judged], shared: Bench, out: Path, max_drop: float) -> Judged | None:
+def mended(
+    small: Sequence[Judged], shared: Bench, out: Path, max_drop: float
+) -> Judged | Candidate | None:
     """The nearest to holding of INT8 files that are out, with layers put back to FP32.
 
-    None if it takes too many of them, or if no engine of theirs can.
+    A Candidate that is out, with the account of it, if that takes too many of them; None if no
+    engine of theirs can spare a layer.
     """
     can = [j for j in small if quantizers.get(j.artifact.settings["engine"]).KEEPS]
     if not can:
@@ -323,20 +334,20 @@ def mended(small: Sequence[Judged], shared: Bench, out: Path, max_drop: float) -
             engine=engine, runtime=shared.profile.runtime, keep=keep, seed=shared.seed,
         )  # fmt: skip
 
-    def holds(artifact: Artifact) -> Judged | None:
-        found = judge(name, artifact, shared)
-        return None if found.lost(max_drop) else found
+    last: Judged | None = None
 
-    return repair.repair(
-        shared.source,
-        shared.profile,
-        made,
-        holds,
-        shared.images,
-        shared.calibration,
-        out / name,
-        track=shared.track,
-    )
+    def holds(artifact: Artifact) -> Judged | None:
+        nonlocal last
+        last = judge(name, artifact, shared)
+        return None if last.lost(max_drop) else last
+
+    try:
+        return repair.repair(
+            shared.source, shared.profile, made, holds, shared.images, shared.calibration,
+            out / name, track=shared.track,
+        )  # fmt: skip
+    except EdgeKDError as e:
+        return _failed(name, str(e), last, last.lost(max_drop) if last else None)
 
 
 def _rows(judged: Sequence[Judged], timings: Sequence[Timing], max_drop: float) -> list[Candidate]:
@@ -351,7 +362,6 @@ def _rows(judged: Sequence[Judged], timings: Sequence[Timing], max_drop: float) 
         p = ms[a.sha256 + a.precision]
         slower = f"{p['p50'] / best:.2f} x the time of {chosen.name}"
         fastest = f"the fastest that keeps accuracy and explanations{_doubt(j.drop, max_drop)}"
-        alike = round(j.agreement, 4) if np.isfinite(j.agreement) else None
         state, reason = j.lost(max_drop) or (
             ("chosen", fastest) if j is chosen else ("slower", slower)
         )
@@ -359,7 +369,7 @@ def _rows(judged: Sequence[Judged], timings: Sequence[Timing], max_drop: float) 
             Candidate(
                 name=j.name, precision=a.precision, engine=a.settings.get("engine", ""),
                 state=state, reason=reason, artifact_sha256=a.sha256, size_bytes=a.size_bytes,
-                drop_pt=j.drop, flips=j.flips, agreement=alike,
+                drop_pt=j.drop, flips=j.flips, agreement=j.alike,
                 p50_ms=p["p50"], p95_ms=p["p95"],
             )
         )  # fmt: skip
@@ -380,7 +390,15 @@ def _doubt(lost: Metric, max_drop: float) -> str:
     return f"; {_points(lost)} lost: too few images to exclude more than {max_drop:g}"
 
 
-def _failed(name: str, reason: str) -> Candidate:
+def _failed(
+    name: str, reason: str, last: Judged | None = None, lost: tuple[WHY, str] | None = None
+) -> Candidate:
+    """One of which there is no file. last, lost: of one that there was, and why it was out."""
     precision, _, engine = name.partition("-")
-    return Candidate(name=name, precision=precision, engine=engine, state="does not run",
-                     reason=reason)  # fmt: skip
+    return Candidate(
+        name=name, precision=precision, engine=engine.removesuffix("-repaired"),
+        state=lost[0] if lost else "does not run",
+        reason=f"{lost[1]}; {reason}" if lost else reason,
+        drop_pt=last.drop if last else None, flips=last.flips if last else None,
+        agreement=last.alike if last else None,
+    )  # fmt: skip

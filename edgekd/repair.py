@@ -22,6 +22,7 @@ from edgekd.runtimes import Outputs, Session
 IMAGES = 32  # that files are compared on
 CALIBRATION = 32  # images for the files that are only compared
 MOST = 0.5  # share of the layers in FP32 beyond which INT8 is not worth it
+NAMED = 5  # costly layers of a file that could not be mended
 
 T = TypeVar("T")
 Make = Callable[[Sequence[str], np.ndarray, Path], Artifact]  # (layers kept, images, folder)
@@ -44,8 +45,8 @@ def repair(
     out: Path,
     *,
     track: Track = untracked,
-) -> T | None:
-    """What `holds` says of the first file in `out` that does; None if half the layers are spared.
+) -> T:
+    """What `holds` says of the first file in `out` that does; EdgeKDError if none of them does.
 
     source: FP32 ONNX. make: an INT8 file with some layers kept. images, calibration: (n, 3, H, W)
     float32. 1, 2, 4, ... of the layers are kept, those that cost the most first.
@@ -59,7 +60,10 @@ def repair(
             return found
         count *= 2
     (out / Artifact.FILE).unlink(missing_ok=True)
-    return None
+    worst = ", ".join(c.layer for c in costs[:NAMED])
+    raise EdgeKDError(
+        f"not mended by {count // 2} of {len(costs)} layers in FP32; those that cost most: {worst}"
+    )
 
 
 def sensitivity(

@@ -1,5 +1,6 @@
 """The fastest file that keeps its answers: who is out, who is chosen, and why."""
 
+import re
 import numpy as np
 import pytest
 import torch
@@ -193,9 +194,8 @@ def test_the_costliest_layer_is_found_and_put_back(tmp_path):
     assert [len(k) for k in tried] == [1, 2]
     assert tried[0] == [costs[0].layer]
     assert found.settings["keep"] == [c.layer for c in costs[:2]]
-    assert (
-        repair.repair(source, CPU, make, lambda made: None, images, images, tmp_path / "m") is None
-    )
+    with pytest.raises(EdgeKDError, match=rf"not mended by 2 of {len(costs)} layers .*most: {costs[0].layer}"):
+        repair.repair(source, CPU, make, lambda made: None, images, images, tmp_path / "m")
     assert not (tmp_path / "m" / "artifact.json").exists()
 
 
@@ -236,3 +236,23 @@ def test_what_is_mended_is_the_nearest_of_those_that_can_be(trained, tmp_path, m
     candidates.mended(small, shared, tmp_path, 1.0)
     assert candidates.mended(small[:1], shared, tmp_path, 1.0) is None
     assert asked == ["int8-ort-repaired"]
+
+
+def test_what_cannot_be_mended_is_told_with_what_was_tried(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(candidates, "AGREEMENT", 1.1)
+    monkeypatch.setattr(repair, "MOST", 0.3)
+    dataset, source = trained
+    shared = candidates._shared(source, dataset, CPU, 16, 0, candidates.untracked)
+    j, _ = judged("int8-ort", 1)
+    j.artifact.settings["engine"] = "ort"
+    told = candidates.mended([j], shared, tmp_path, 100.0)
+    assert (told.name, told.state, told.engine) == (
+        "int8-ort-repaired", "explains otherwise", "ort",
+    )  # fmt: skip
+    assert re.match(
+        r"agreement 0\.\d\d, under 1\.1; not mended by [12] of \d layers in FP32; those that cost",
+        told.reason,
+    )
+    assert told.p50_ms is None
+    assert told.agreement is not None
+    assert not told.artifact_sha256
