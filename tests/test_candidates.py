@@ -1,6 +1,7 @@
 """The fastest file that keeps its answers: who is out, who is chosen, and why."""
 
 import re
+
 import numpy as np
 import pytest
 import torch
@@ -194,7 +195,8 @@ def test_the_costliest_layer_is_found_and_put_back(tmp_path):
     assert [len(k) for k in tried] == [1, 2]
     assert tried[0] == [costs[0].layer]
     assert found.settings["keep"] == [c.layer for c in costs[:2]]
-    with pytest.raises(EdgeKDError, match=rf"not mended by 2 of {len(costs)} layers .*most: {costs[0].layer}"):
+    told = rf"not mended by 2 of {len(costs)} layers .*most: {costs[0].layer}"
+    with pytest.raises(EdgeKDError, match=told):
         repair.repair(source, CPU, make, lambda made: None, images, images, tmp_path / "m")
     assert not (tmp_path / "m" / "artifact.json").exists()
 
