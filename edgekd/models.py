@@ -34,8 +34,10 @@ class Waist(nn.Module):
         self.net: Any = net  # timm networks have more methods than nn.Module declares
         training = net.training
         net.eval()
+        image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            maps = _maps(net, torch.zeros(1, 3, *size))
+            self._once = _in_one_pass(net, image)
+            _, maps = _final_and_maps(net, image, self._once)
         net.train(training)
         fits = [i for i, m in enumerate(maps) if min(m.shape[2:]) >= MIN_GRID]
         self.index = fits[-1] if fits else 0
@@ -49,25 +51,35 @@ class Waist(nn.Module):
 
     def answers(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits, the explained map, and the last map, which the head sees (N, C', h', w')."""
-        if isinstance(self.net, SubNet):
-            maps = self.net.maps(image)
-            return self.net.head(maps[-1]), maps[self.index], maps[-1]
-        final = self.net.forward_features(image)
-        logits = self.net.forward_head(final)
-        maps = _maps(self.net, image, final)
+        final, maps = _final_and_maps(self.net, image, self._once)
+        logits = (
+            self.net.head(final) if isinstance(self.net, SubNet) else self.net.forward_head(final)
+        )
         return logits, maps[self.index], maps[-1]
 
 
-def _maps(net: Any, image: torch.Tensor, final: torch.Tensor | None = None) -> list:
-    """Feature maps of every stage, (N, C, h, w) each, the one that the head sees last."""
+def _in_one_pass(net: Any, image: torch.Tensor) -> bool:
+    """Whether timm's intermediates come with what the head wants; of some networks they do not."""
+    if isinstance(net, SubNet) or not hasattr(net, "forward_intermediates"):
+        return False
+    final, _ = net.forward_intermediates(image, output_fmt="NCHW")
+    return torch.equal(final, net.forward_features(image))
+
+
+def _final_and_maps(
+    net: Any, image: torch.Tensor, once: bool
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """(what the head wants, (N, C, h, w) of every stage, the one that the head sees last)."""
     if isinstance(net, SubNet):
-        return net.maps(image)
-    if final is None:
-        final = net.forward_features(image)
-    found = []
-    if hasattr(net, "forward_intermediates"):
-        found = net.forward_intermediates(image, output_fmt="NCHW", intermediates_only=True)
-    return [*found, _as_nchw(net, final)]
+        maps = net.maps(image)
+        return maps[-1], maps
+    if once:
+        final, found = net.forward_intermediates(image, output_fmt="NCHW")
+    else:
+        final, found = net.forward_features(image), []
+        if hasattr(net, "forward_intermediates"):
+            found = net.forward_intermediates(image, output_fmt="NCHW", intermediates_only=True)
+    return final, [*found, _as_nchw(net, final)]
 
 
 def _as_nchw(net: Any, x: torch.Tensor) -> torch.Tensor:

@@ -45,9 +45,12 @@ class Plain(nn.Module):
         """(N, classes)."""
         return self.classifier(x.mean((2, 3)))
 
-    def forward_intermediates(self, image: torch.Tensor, **_: Any) -> list[torch.Tensor]:
-        """As timm's, with intermediates_only."""
-        return self.maps(image)
+    def forward_intermediates(
+        self, image: torch.Tensor, **_: Any
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """As timm's: (after the last stage, after each)."""
+        maps = self.maps(image)
+        return maps[-1], maps
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:  # noqa: D102
         return self.forward_head(self.forward_features(image))

@@ -64,7 +64,16 @@ def quantize(
     # A session may have the old file mapped: it is replaced by rename, never written over.
     with tempfile.TemporaryDirectory(dir=out, prefix=".making-") as folder:
         made = Path(folder)
-        found = module.write(source.path, calibration, made, how)
+        try:
+            found = module.write(source.path, calibration, made, how)
+        except EdgeKDError:
+            raise
+        except Exception as e:  # engines raise whatever the libraries below them do
+            said = " ".join(str(e).split()) or "no reason given"
+            raise EdgeKDError(
+                f"engine {engine} fails on {source.path}: {type(e).__name__}: {said:.200}; "
+                "another engine may not (--engine)"
+            ) from e
         # TensorRT is not on a CPU: there ONNX Runtime reads the same Q/DQ nodes.
         ran_in = "onnxruntime" if runtime == "tensorrt" else runtime
         session = _run_once(made / module.FILES[0], ran_in, calibration[:4], source.path)

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from edgekd import checkpoints, imaging, models, supernet
+from edgekd import checkpoints, imaging, models, plain, supernet
 from edgekd.records import EdgeKDError, Spec
 
 
@@ -38,6 +38,36 @@ def test_the_waist_keeps_the_models_answer(name, size, layer):
     assert min(features.shape[2:]) >= models.MIN_GRID
     assert waist.layer == layer
     assert layer.endswith(" " + "x".join(map(str, features.shape[1:])))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["test_resnet", "mobilenetv3_small_050", "visformer_tiny", "swin_s3_tiny_224",
+     "five-convolutions", "resnet18:2"],
+)  # fmt: skip
+def test_the_waist_runs_every_layer_once(name):
+    """Twice was twice the time, moved batch norm twice a step, and confused INC's quantiser."""
+    net = models.classifier(name, 3)
+    waist = models.Waist(net, (224, 224)).eval()
+    ran = []
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(lambda layer, *_: ran.append(layer))
+    with torch.no_grad():
+        waist(torch.randn(1, 3, 224, 224))
+    assert len(ran) == len(set(ran)) > 0
+
+
+def test_intermediates_that_the_head_does_not_want_cost_a_second_pass():
+    class Odd(plain.Plain):
+        def forward_intermediates(self, image, **given):
+            final, maps = super().forward_intermediates(image)
+            return maps if given.get("intermediates_only") else (2 * final, maps)
+
+    net = Odd([nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3)], 8, 3).eval()
+    image = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(models.Waist(net, (32, 32))(image)[0], net(image))
 
 
 def test_tokens_are_laid_out_row_by_row():

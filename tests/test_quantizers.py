@@ -7,7 +7,7 @@ import torch
 from test_runtimes import Tiny, artifact, exported, pictures, profile  # noqa: F401
 from torch import nn
 
-from edgekd import export, graphs, quantize, quantizers, runtimes
+from edgekd import export, graphs, models, quantize, quantizers, runtimes
 from edgekd.records import EdgeKDError, Profile
 
 WAYS = [(name, method) for name in quantizers.names() for method in quantizers.get(name).METHODS]
@@ -45,6 +45,29 @@ def test_the_weights_are_stored_in_eight_bits(tmp_path, engine):
     weights = 16 * 2048 * 2
     assert source.size_bytes > 4 * weights
     assert made.size_bytes < 2.2 * weights  # a byte a weight, biases, and the graph
+
+
+@pytest.mark.parametrize("engine", quantizers.names())
+def test_a_network_of_timms_is_quantised(tmp_path, engine):
+    torch.manual_seed(0)
+    waist = models.Waist(models.classifier("mobilenetv3_small_050", 3), (32, 32)).eval()
+    source = export.to_onnx(waist, artifact(), pictures(), tmp_path / "onnx", tolerance=0.01)
+    made = small(engine, source, tmp_path / "int8")
+    assert made.settings["quantised"] > 20
+    assert np.isfinite(distance(made, source, "openvino")).all()
+
+
+@pytest.mark.parametrize("engine", quantizers.names())
+def test_what_an_engines_library_raises_is_one_line(exported, tmp_path, monkeypatch, engine):  # noqa: F811
+    def fails(*given):
+        raise ValueError("Input partition has\nmore than one output node")
+
+    monkeypatch.setattr(quantizers.get(engine), "write", fails)
+    with pytest.raises(EdgeKDError) as told:
+        small(engine, exported[1], tmp_path / "int8")
+    assert f"engine {engine} fails on" in str(told.value)
+    assert "ValueError: Input partition has more than one output node; another" in str(told.value)
+    assert not list((tmp_path / "int8").iterdir())
 
 
 @pytest.mark.parametrize("engine", quantizers.names())
