@@ -81,7 +81,8 @@ def trained(data_path: Path, runs: Path, net: str, quick: bool) -> None:
     how = [*NETS[net], *(["--epochs", 1] if quick else [])]
     more = ["--start-weights", lite0_weights()] if "--start" in how else []
     first = runs / f"{net}-openvino"
-    edgekd("distill", "-p", "cpu", *at, "--teacher", guide, *how, *more, *FLIP, "--run", first)
+    if not (first / "student" / Artifact.FILE).exists():  # a finished one has its own profile
+        edgekd("distill", "-p", "cpu", *at, "--teacher", guide, *how, *more, *FLIP, "--run", first)
     for runtime, profile in PROFILES.items():
         own = runs / f"{net}-{runtime}"
         if not (own / "student" / Artifact.FILE).exists():
