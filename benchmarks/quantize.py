@@ -132,7 +132,7 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
     for net, runtime in dict.fromkeys((r["net"], r["runtime"]) for r in rows):
         own = [r for r in rows if (r["net"], r["runtime"]) == (net, runtime) and "p50_ms" in r]
         chosen = next(r for r in own if r["state"] == "chosen")
-        best = min(r["p50_ms"] for r in own if r["state"] in ("chosen", "slower"))
+        best = min(r["p50_ms"] for r in own if r["state"] in ("chosen", "slower", "no faster"))
         fp32 = next(r for r in own if r["candidate"] == "fp32")
         regrets.append(chosen["p50_ms"] / best - 1)
         over_fp32.append(chosen["p50_ms"] / fp32["p50_ms"])

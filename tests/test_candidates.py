@@ -53,8 +53,8 @@ def test_the_fastest_of_those_that_hold_is_chosen(choice):
     made, _ = choice
     chosen = [c for c in made.candidates if c.state == "chosen"]
     assert [c.name for c in chosen] == [made.chosen]
-    hold = [c for c in made.candidates if c.state in ("chosen", "slower")]
-    assert chosen[0].p50_ms == min(c.p50_ms for c in hold)
+    hold = [c for c in made.candidates if c.state in ("chosen", "slower", "no faster")]
+    assert chosen[0].p50_ms <= candidates.CLEARLY * min(c.p50_ms for c in hold)
     assert [c.p50_ms for c in made.candidates] == sorted(c.p50_ms for c in made.candidates)
 
 
@@ -120,6 +120,19 @@ def test_without_maps_to_compare_fp32_is_what_is_left(monkeypatch):
 def test_int8_that_is_slower_than_fp32_is_not_chosen(monkeypatch):
     found = rows(monkeypatch, judged("fp32", 2.0, precision="fp32"), judged("a", 3.0))
     assert found["fp32"].state == "chosen"
+
+
+def test_of_files_as_fast_the_most_exact_is_chosen(monkeypatch):
+    """A hundredth is noise, and was what made INT8 slower than FP32 when it was timed again."""
+    bf16 = judged("bf16", 1.99, precision="bf16")
+    found = rows(monkeypatch, judged("fp32", 2.03, precision="fp32"), bf16, judged("a", 1.97))
+    assert list(found) == ["a", "bf16", "fp32"]
+    assert found["bf16"].state == "chosen"
+    assert found["a"].state == "no faster"
+    assert found["a"].reason == "0.99 x the time of bf16, which is more exact"
+    assert found["fp32"].state == "slower"
+    clear = rows(monkeypatch, judged("fp32", 2.05, precision="fp32"), judged("a", 2.0))
+    assert clear["a"].state == "chosen"
 
 
 def test_what_cannot_be_made_is_told_and_the_rest_goes_on(trained, tmp_path, monkeypatch):
