@@ -24,13 +24,13 @@ from edgekd import bench, latency, runtimes, spaces, standin
 from edgekd.records import (
     Arch,
     EdgeKDError,
+    Journal,
     Profile,
     RuntimeUnavailable,
     Track,
     make_folder,
     untracked,
     versions,
-    write_atomic,
 )
 
 ROUNDS = 12  # turns of everything
@@ -113,24 +113,13 @@ def _turns(
     """The turns that are there, and those that a worker process adds."""
     asked = {"profile": profile.model_dump(mode="json"), "precision": precision,
              "classes": classes, "nets": nets, "seed": seed, "rounds": rounds}  # fmt: skip
-    log = out / LOG
-    lines = log.read_text("utf-8").splitlines() if log.exists() else []
-    done = []
-    if lines and lines[0] == json.dumps(asked, sort_keys=True):
-        for line in lines[1:]:
-            try:
-                done.append(json.loads(line))
-            except json.JSONDecodeError:  # torn by a kill
-                break
-    content = [json.dumps(asked, sort_keys=True), *(json.dumps(d) for d in done)]
-    write_atomic(log, "\n".join(content) + "\n")
-    if len(done) < rounds:
+    journal = Journal(out / LOG, asked)
+    left = rounds - len(journal.done)
+    if left > 0:
         what = f"measuring {profile.space} in {profile.runtime} {precision}"
-        for line in track(_worker(asked | {"first": len(done)}), what, rounds - len(done)):
-            done.append(json.loads(line))
-            with log.open("a", encoding="utf-8") as f:
-                f.write(line + "\n")
-    return done
+        for line in track(_worker(asked | {"first": len(journal.done)}), what, left):
+            journal.add(json.loads(line))
+    return journal.done
 
 
 def _worker(request: dict) -> Iterator[str]:

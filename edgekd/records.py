@@ -18,6 +18,7 @@ from edgekd.stored import (
     SCHEMA,
     EdgeKDError,
     GateMissed,
+    Journal,
     Record,
     RuntimeUnavailable,
     Stored,
@@ -41,9 +42,9 @@ else:
     from typing_extensions import Self
 
 __all__ = [  # one door: the others import these from here
-    "SCHEMA", "EdgeKDError", "GateMissed", "Metric", "Record", "RuntimeUnavailable", "Stored", "T",
-    "Track", "make_folder", "sha256", "unknown", "untracked", "user_cache", "versions",
-    "write_atomic",
+    "SCHEMA", "EdgeKDError", "GateMissed", "Journal", "Metric", "Record", "RuntimeUnavailable",
+    "Stored", "T", "Track", "make_folder", "sha256", "unknown", "untracked", "user_cache",
+    "versions", "write_atomic",
 ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ and it is done only where no INT8 file holds.
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,13 +17,23 @@ import numpy as np
 
 from edgekd import graphs, runtimes
 from edgekd.confidence import log_softmax
-from edgekd.records import Artifact, EdgeKDError, Profile, Track, untracked
+from edgekd.records import (
+    Artifact,
+    EdgeKDError,
+    Journal,
+    Profile,
+    Track,
+    make_folder,
+    untracked,
+)
 from edgekd.runtimes import Outputs, Session
 
 IMAGES = 32  # that files are compared on
 CALIBRATION = 32  # images for the files that are only compared
 MOST = 0.5  # share of the layers in FP32 beyond which INT8 is not worth it
 NAMED = 5  # costly layers of a file that could not be mended
+
+COSTS = "costs.jsonl"  # of layers, as they are found
 
 T = TypeVar("T")
 Make = Callable[[Sequence[str], np.ndarray, Path], Artifact]  # (layers kept, images, folder)
@@ -51,7 +62,9 @@ def repair(
     source: FP32 ONNX. make: an INT8 file with some layers kept. images, calibration: (n, 3, H, W)
     float32. 1, 2, 4, ... of the layers are kept, those that cost the most first.
     """
-    costs = sensitivity(source, profile, make, images, calibration, track=track)
+    costs = sensitivity(
+        source, profile, make, images, calibration, make_folder(out) / COSTS, track=track
+    )
     count = 1
     while count <= MOST * len(costs):
         made = make([c.layer for c in costs[:count]], calibration, out)
@@ -72,23 +85,32 @@ def sensitivity(
     make: Make,
     images: np.ndarray,
     calibration: np.ndarray,
+    log: Path,
     *,
     track: Track = untracked,
 ) -> list[Cost]:
-    """Every layer of the ONNX file, the one whose INT8 costs the most first."""
+    """Every layer of the ONNX file, the one whose INT8 costs the most first.
+
+    log: where what is found is kept, layer by layer; an interrupted search goes on from there.
+    """
     names = graphs.layers(source.path)
-    few = images[:IMAGES]
+    few, calibration = images[:IMAGES], calibration[:CALIBRATION]
+    digest = hashlib.sha256(few.tobytes() + calibration.tobytes()).hexdigest()
+    journal = Journal(log, {"source": source.sha256, "images": digest,
+                            "profile": profile.model_dump(mode="json")})  # fmt: skip
     reference = Profile(name="reference", runtime="onnxruntime", device="CPU")
     right = _whole(runtimes.open_session(source, reference), few)
-    found = []
+    left = names[len(journal.done) :]
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
-        for name in track(names, "finding costly layers", len(names)):
+        for name in track(left, "finding costly layers", len(left)):
             try:
-                made = make([name], calibration[:CALIBRATION], Path(folder) / "one")
+                made = make([name], calibration, Path(folder) / "one")
             except EdgeKDError:  # an engine that cannot spare this one
+                journal.add(None)
                 continue
             session = runtimes.open_session(made, profile)
-            found.append(Cost(name, error(right, _whole(session, few))))
+            journal.add(error(right, _whole(session, few)))
+    found = [Cost(n, x) for n, x in zip(names, journal.done, strict=True) if x is not None]
     return sorted(found, key=lambda c: c.left)
 
 

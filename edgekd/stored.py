@@ -172,6 +172,27 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         raise
 
 
+class Journal:
+    """What a long stage has done so far, a line of JSON each: a kill costs the one at work."""
+
+    def __init__(self, path: Path, asked: Mapping[str, Any]):
+        """`done` is what the file at `path` has of the same question; of another one, nothing."""
+        self.path = path
+        self.done: list[Any] = []
+        question = json.dumps(asked, sort_keys=True)
+        text = path.read_text("utf-8") if path.exists() else ""
+        lines = text.split("\n")[:-1]  # what a kill tore does not end: 0.11 may be left of 0.114
+        if lines and lines[0] == question:
+            self.done = [json.loads(line) for line in lines[1:]]
+        write_atomic(path, "\n".join([question, *map(json.dumps, self.done)]) + "\n")
+
+    def add(self, item: Any) -> None:
+        """Plain data, in the file before the next is begun."""
+        self.done.append(item)
+        with self.path.open("a", encoding="utf-8") as f:
+            f.write(json.dumps(item) + "\n")
+
+
 def user_cache() -> Path:
     """Where what holds for this machine is kept: $XDG_CACHE_HOME/edgekd or ~/.cache/edgekd."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgekd"

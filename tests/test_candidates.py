@@ -195,9 +195,20 @@ def test_the_costliest_layer_is_found_and_put_back(tmp_path):
         return quantize.quantize(source, calibration, out, engine="ort", runtime="openvino",
                                  keep=keep)  # fmt: skip
 
-    costs = repair.sensitivity(source, CPU, make, images, images)
+    log = tmp_path / "costs.jsonl"
+    costs = repair.sensitivity(source, CPU, make, images, images, log)
     assert len(costs) == len(graphs.layers(source.path))
     assert [c.left for c in costs] == sorted(c.left for c in costs)
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:3])  # killed while it wrote the last
+    again = []
+
+    def counted(keep, *given):
+        again.append(keep)
+        return make(keep, *given)
+
+    assert repair.sensitivity(source, CPU, counted, images, images, log) == costs
+    assert again == [[graphs.layers(source.path)[-1]]]
     tried = []
 
     def holds(made):
