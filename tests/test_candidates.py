@@ -122,6 +122,22 @@ def test_int8_that_is_slower_than_fp32_is_not_chosen(monkeypatch):
     assert found["fp32"].state == "chosen"
 
 
+def test_a_candidate_is_timed_in_several_processes(trained, tmp_path, monkeypatch):
+    _, source = trained
+    seeds = []
+
+    def bench(artifacts, *given, seed, **more):
+        seeds.append(seed)
+        return [Timing.model_construct(artifact_sha256=a.sha256, samples_ms=(float(seed),))
+                for a in artifacts]  # fmt: skip
+
+    monkeypatch.setattr(candidates.bench, "bench", bench)
+    j = Judged("fp32", source, Metric(value=0, low=None, high=None), 0, 1.0)
+    (timing,) = candidates._timed([j], CPU, tmp_path, 7, candidates.untracked)
+    assert seeds == [7, 8, 9]
+    assert timing.samples_ms == (7.0, 8.0, 9.0)
+
+
 def test_of_files_as_fast_the_most_exact_is_chosen(monkeypatch):
     """A hundredth is noise, and was what made INT8 slower than FP32 when it was timed again."""
     bf16 = judged("bf16", 1.99, precision="bf16")
