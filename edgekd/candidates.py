@@ -174,8 +174,8 @@ def choose(
         except EdgeKDError as e:
             failed.append(_failed(name, str(e)))
     rows = _rows(judged, _timed(judged, profile, out, seed, track), max_drop)
-    faster = {r.artifact_sha256 for r in takewhile(lambda r: r.state != "chosen", rows)}
-    small = [j for j in judged if j.artifact.precision == "int8" and j.artifact.sha256 in faster
+    faster = {r.name for r in takewhile(lambda r: r.state != "chosen", rows)}
+    small = [j for j in judged if j.artifact.precision == "int8" and j.name in faster
              and j.lost(max_drop)]  # fmt: skip
     found = mended(small, shared, out, max_drop) if small else None
     if isinstance(found, Candidate):
@@ -364,39 +364,34 @@ def mended(
 
 
 def _rows(judged: Sequence[Judged], timings: Sequence[Timing], max_drop: float) -> list[Candidate]:
-    """From fast to slow."""
-    p50, p95 = (
-        {t.artifact_sha256 + t.precision: bench.percentiles(t.samples_ms)[p] for t in timings}
-        for p in ("p50", "p95")
-    )
-
-    def ms(j: Judged) -> float:
-        return p50[j.artifact.sha256 + j.artifact.precision]
-
-    order = sorted(judged, key=ms)
+    """From fast to slow. timings: of `judged`, in their order."""
+    ms = {j.name: bench.percentiles(t.samples_ms) for j, t in zip(judged, timings, strict=True)}
+    p50 = {name: p["p50"] for name, p in ms.items()}
+    order = sorted(judged, key=lambda j: p50[j.name])
     hold = [j for j in order if not j.lost(max_drop)]
-    alike = [j for j in hold if ms(j) <= CLEARLY * ms(hold[0])]
-    chosen = min(alike, key=lambda j: EXACT.index(j.artifact.precision))
+    as_fast = [j for j in hold if p50[j.name] <= CLEARLY * p50[hold[0].name]]
+    chosen = min(as_fast, key=lambda j: EXACT.index(j.artifact.precision))
+
+    def state_of(j: Judged) -> tuple[WHY, str]:
+        ratio = p50[j.name] / p50[chosen.name]
+        beside = f"{ratio:.2f} x the time of {chosen.name}"
+        if lost := j.lost(max_drop):
+            return lost
+        if j is chosen:
+            doubt = _doubt(j.drop, max_drop)
+            return "chosen", f"the fastest that keeps accuracy and explanations{doubt}"
+        return ("slower", beside) if ratio > 1 else ("no faster", f"{beside}, which is more exact")
+
     rows = []
     for j in order:
         a = j.artifact
-        ratio = f"{ms(j) / ms(chosen):.2f} x the time of {chosen.name}"
-        state, reason = j.lost(max_drop) or (
-            (
-                "chosen",
-                f"the fastest that keeps accuracy and explanations{_doubt(j.drop, max_drop)}",
-            )
-            if j is chosen
-            else ("no faster", f"{ratio}, which is more exact")
-            if ms(j) <= ms(chosen)
-            else ("slower", ratio)
-        )
+        state, reason = state_of(j)
         rows.append(
             Candidate(
                 name=j.name, precision=a.precision, engine=a.settings.get("engine", ""),
                 state=state, reason=reason, artifact_sha256=a.sha256, size_bytes=a.size_bytes,
                 drop_pt=j.drop, flips=j.flips, agreement=j.alike,
-                p50_ms=ms(j), p95_ms=p95[a.sha256 + a.precision],
+                p50_ms=p50[j.name], p95_ms=ms[j.name]["p95"],
             )
         )  # fmt: skip
     return rows
@@ -420,9 +415,9 @@ def _failed(
     name: str, reason: str, last: Judged | None = None, lost: tuple[WHY, str] | None = None
 ) -> Candidate:
     """One of which there is no file. last, lost: of one that there was, and why it was out."""
-    precision, _, engine = name.partition("-")
+    precision, engine, *_ = [*name.split("-"), ""]  # "fp32", "int8-ort", "int8-ort-repaired"
     return Candidate(
-        name=name, precision=precision, engine=engine.removesuffix("-repaired"),
+        name=name, precision=precision, engine=engine,
         state=lost[0] if lost else "does not run",
         reason=f"{lost[1]}; {reason}" if lost else reason,
         drop_pt=last.drop if last else None, flips=last.flips if last else None,

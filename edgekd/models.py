@@ -36,8 +36,12 @@ class Waist(nn.Module):
         net.eval()
         image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            self._once = _in_one_pass(net, image)
-            _, maps = _final_and_maps(net, image, self._once)
+            # timm's intermediates come with what the head wants, but not of every network.
+            self._once = hasattr(net, "forward_intermediates")
+            final, maps = _final_and_maps(net, image, self._once)
+            if self._once and not torch.equal(final, net.forward_features(image)):
+                self._once = False
+                _, maps = _final_and_maps(net, image, self._once)
         net.train(training)
         fits = [i for i, m in enumerate(maps) if min(m.shape[2:]) >= MIN_GRID]
         self.index = fits[-1] if fits else 0
@@ -56,14 +60,6 @@ class Waist(nn.Module):
             self.net.head(final) if isinstance(self.net, SubNet) else self.net.forward_head(final)
         )
         return logits, maps[self.index], maps[-1]
-
-
-def _in_one_pass(net: Any, image: torch.Tensor) -> bool:
-    """Whether timm's intermediates come with what the head wants; of some networks they do not."""
-    if isinstance(net, SubNet) or not hasattr(net, "forward_intermediates"):
-        return False
-    final, _ = net.forward_intermediates(image, output_fmt="NCHW")
-    return torch.equal(final, net.forward_features(image))
 
 
 def _final_and_maps(

@@ -2,7 +2,7 @@
 
 A layer's cost is what is won by sparing it alone: the file is made once more with that layer in
 FP32, and its answers and feature maps are compared with FP32's. That is a file a layer, so minutes,
-and it is done only where no INT8 file holds.
+and it is done only where an INT8 file that is out would be the fastest.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ IMAGES = 32  # that files are compared on
 CALIBRATION = 32  # images for the files that are only compared
 MOST = 0.5  # share of the layers in FP32 beyond which INT8 is not worth it
 NAMED = 5  # costly layers of a file that could not be mended
-
 COSTS = "costs.jsonl"  # of layers, as they are found
 
 T = TypeVar("T")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -183,7 +184,8 @@ class Journal:
         text = path.read_text("utf-8") if path.exists() else ""
         lines = text.split("\n")[:-1]  # what a kill tore does not end: 0.11 may be left of 0.114
         if lines and lines[0] == question:
-            self.done = [json.loads(line) for line in lines[1:]]
+            with contextlib.suppress(json.JSONDecodeError):
+                self.done.extend(json.loads(line) for line in lines[1:])
         write_atomic(path, "\n".join([question, *map(json.dumps, self.done)]) + "\n")
 
     def add(self, item: Any) -> None:

@@ -55,6 +55,9 @@ def test_the_fastest_of_those_that_hold_is_chosen(choice):
     assert [c.name for c in chosen] == [made.chosen]
     hold = [c for c in made.candidates if c.state in ("chosen", "slower", "no faster")]
     assert chosen[0].p50_ms <= candidates.CLEARLY * min(c.p50_ms for c in hold)
+    exact = {c.name: candidates.EXACT.index(c.precision) for c in hold}
+    faster = [c.name for c in hold if c.p50_ms < chosen[0].p50_ms]
+    assert all(exact[name] > exact[made.chosen] for name in faster)
     assert [c.p50_ms for c in made.candidates] == sorted(c.p50_ms for c in made.candidates)
 
 
@@ -152,15 +155,12 @@ def test_of_files_as_fast_the_most_exact_is_chosen(monkeypatch):
 
 
 def test_what_cannot_be_made_is_told_and_the_rest_goes_on(trained, tmp_path, monkeypatch):
-    real = quantizers.get("ort").write
-
     def fails(*given):
         raise EdgeKDError("no such operator")
 
     monkeypatch.setattr(quantizers.get("ort"), "write", fails)
     made = candidates.choose(trained[1], trained[0], CPU, tmp_path, images=16, max_drop=100,
                              engines=("ort",))  # fmt: skip
-    assert real
     assert made.chosen == "fp32"
     lost = next(c for c in made.candidates if c.name == "int8-ort")
     assert (lost.state, lost.reason, lost.p50_ms) == ("does not run", "no such operator", None)
@@ -298,3 +298,12 @@ def test_what_cannot_be_mended_is_told_with_what_was_tried(trained, tmp_path, mo
     assert told.p50_ms is None
     assert told.agreement is not None
     assert not told.artifact_sha256
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "engine"),
+    [("bf16", "bf16", ""), ("int8-ort", "int8", "ort"), ("int8-ort-qat", "int8", "ort")],
+)
+def test_what_was_not_made_has_its_engines_name(name, precision, engine):
+    told = candidates._failed(name, "why")
+    assert (told.precision, told.engine, told.state) == (precision, engine, "does not run")

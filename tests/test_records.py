@@ -120,3 +120,19 @@ def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(EdgeKDError, match=r"cannot write to folder .*choose another with --runs"):
         records.make_folder(tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("torn", ["", "0.1", '{"a": ', '{"a": \n'])
+def test_a_journal_goes_on_after_the_last_whole_line(tmp_path, torn):
+    path = tmp_path / "done.jsonl"
+    journal = records.Journal(path, {"of": "this"})
+    journal.add(0.114)
+    journal.add(None)
+    with path.open("a") as f:
+        f.write(torn)
+    again = records.Journal(path, {"of": "this"})
+    assert again.done == [0.114, None]
+    again.add({"b": 1})
+    assert records.Journal(path, {"of": "this"}).done == [0.114, None, {"b": 1}]
+    assert records.Journal(path, {"of": "that"}).done == []
+    assert records.Journal(path, {"of": "this"}).done == []
