@@ -158,6 +158,12 @@ def distill_speed(result: dict) -> list[str]:
 
 def quantize(result: dict) -> list[str]:
     """What each precision costs in either runtime, and which was chosen."""
+
+    def cell(row: dict) -> str:
+        fp32 = row["candidate"] == "fp32"
+        time = f"{row['p50_ms']:.2f} ms" if fp32 else f"x {row['times']:.2f}"
+        return f"{time}, {row['deployed']:.3f}"
+
     names = [n for n in ("fp32", "bf16", "int8-nncf", "int8-ort", "int8-inc")
              if any(row["candidate"] == n for row in result["table"])]  # fmt: skip
     shown = []
@@ -165,15 +171,15 @@ def quantize(result: dict) -> list[str]:
         own = {r["candidate"]: r for r in result["table"]
                if (r["net"], r["runtime"]) == (net, runtime)}  # fmt: skip
         chosen = next(n for n, r in own.items() if r["state"] == "chosen")
-        cells = [f"{own[n]['p50_ms']:.2f} ms, {own[n]['deployed']:.3f}"
-                 if "p50_ms" in own.get(n, {}) else "-" for n in names]  # fmt: skip
+        cells = [cell(own[n]) if "times" in own.get(n, {}) else "-" for n in names]
         repaired = own.get(chosen, {}) if chosen not in names else {}
-        more = f" ({repaired['p50_ms']:.2f} ms, {repaired['deployed']:.3f})" if repaired else ""
+        more = f" ({cell(repaired)})" if repaired else ""
         shown.append([net, runtime, *cells, chosen + more])
     f = result["figures"]
     return [
-        f"Every precision in two runtimes ({where(result)}, `benchmarks/quantize.py`): p50 and "
-        "balanced accuracy on the test split, and what `edgekd quantize` had chosen; at most "
+        f"Every precision in two runtimes ({where(result)}, `benchmarks/quantize.py`): p50 of "
+        "FP32 and what share of its time the others take, turn by turn; balanced accuracy on the "
+        "test split; and what `edgekd quantize` had chosen, at most "
         f"{100 * f['auto_regret']:.1f} % slower than the best that it could have taken:",
         "",
         *rows(["network", "runtime", *names, "chosen"], *shown),

@@ -90,6 +90,16 @@ def unstable(block_medians_ms: Sequence[float] | np.ndarray) -> float:
     return float(np.ptp(block_medians_ms) / np.median(block_medians_ms))
 
 
+def ratio(
+    blocks_ms: Sequence[float] | np.ndarray, others_ms: Sequence[float] | np.ndarray
+) -> float:
+    """How many times as long as the other, of medians of blocks that took turns: each beside the
+    other of its turn. What slows a machine down for a while slows both, and their ratio stays; a
+    median over all turns may fall in another of its speeds for the one than for the other.
+    """
+    return float(np.median(np.asarray(blocks_ms, float) / np.asarray(others_ms, float)))
+
+
 def over_budget(
     budget: Budget, *, p95_ms: float, params: int, size_bytes: int, peak_mb: float
 ) -> dict[str, tuple[float, float]]:

@@ -76,6 +76,7 @@ class Candidate(Record):
     drop_pt: Metric | None = None  # points of balanced accuracy lost to FP32, validation, paired
     flips: int | None = None  # validation images that are answered otherwise than by FP32
     agreement: float | None = None  # of its maps; None: not asked
+    times: float | None = None  # as long as FP32 takes, turn by turn: what is decided by
     p50_ms: float | None = None
     p95_ms: float | None = None
 
@@ -155,6 +156,7 @@ def choose(
     source: FP32 ONNX artifact. images: how many of the training split calibrate. max_drop: points
     of balanced accuracy. engines: to try for INT8; None: all that write for the profile's runtime.
     tuned: FP32 ONNX of the same network after training in INT8, to be quantised as well.
+    EdgeKDError if FP32 itself does not run; what else does not is told in the Choice.
     """
     if profile.device not in runtimes.get(profile.runtime).devices():
         raise RuntimeUnavailable(
@@ -172,6 +174,8 @@ def choose(
         try:
             judged.append(judge(name, ways[name](shared), shared))
         except EdgeKDError as e:
+            if name == "fp32":  # nothing to compare the rest with
+                raise EdgeKDError(f"FP32 itself does not run in {profile.runtime}: {e}") from e
             failed.append(_failed(name, str(e)))
     rows = _rows(judged, _timed(judged, profile, out, seed, track), max_drop)
     faster = {r.name for r in takewhile(lambda r: r.state != "chosen", rows)}
@@ -194,17 +198,24 @@ def choose(
 def _timed(
     judged: Sequence[Judged], profile: Profile, out: Path, seed: int, track: Track
 ) -> list[Timing]:
-    """All of them in interleaved runs on the profile's device, the samples of all runs together."""
+    """All of them in interleaved runs on the profile's device, the turns of all runs together."""
     artifacts = [j.artifact for j in judged]
     rounds = [
         bench.bench(artifacts, profile, out / "timings" / str(i), seconds=SECONDS, on_device=True,
                     seed=seed + i, track=track)
         for i in range(ROUNDS)
     ]  # fmt: skip
-    return [
-        one[0].model_copy(update={"samples_ms": tuple(x for t in one for x in t.samples_ms)})
-        for one in zip(*rounds, strict=True)
-    ]
+    return [pooled(one) for one in zip(*rounds, strict=True)]
+
+
+def pooled(timings: Sequence[Timing]) -> Timing:
+    """Of one artifact, by several processes: all their samples and turns, the rest of the first."""
+    return timings[0].model_copy(
+        update={
+            "samples_ms": tuple(x for t in timings for x in t.samples_ms),
+            "block_medians_ms": tuple(x for t in timings for x in t.block_medians_ms),
+        }
+    )
 
 
 def writers(runtime: str) -> tuple[str, ...]:
@@ -364,16 +375,18 @@ def mended(
 
 
 def _rows(judged: Sequence[Judged], timings: Sequence[Timing], max_drop: float) -> list[Candidate]:
-    """From fast to slow. timings: of `judged`, in their order."""
+    """From fast to slow. timings: of `judged`, in their order, taken in turns; FP32's the first."""
     ms = {j.name: bench.percentiles(t.samples_ms) for j, t in zip(judged, timings, strict=True)}
-    p50 = {name: p["p50"] for name, p in ms.items()}
-    order = sorted(judged, key=lambda j: p50[j.name])
+    fp32 = timings[0].block_medians_ms
+    times = {j.name: bench.ratio(t.block_medians_ms, fp32)
+             for j, t in zip(judged, timings, strict=True)}  # fmt: skip
+    order = sorted(judged, key=lambda j: times[j.name])
     hold = [j for j in order if not j.lost(max_drop)]
-    as_fast = [j for j in hold if p50[j.name] <= CLEARLY * p50[hold[0].name]]
+    as_fast = [j for j in hold if times[j.name] <= CLEARLY * times[hold[0].name]]
     chosen = min(as_fast, key=lambda j: EXACT.index(j.artifact.precision))
 
     def state_of(j: Judged) -> tuple[WHY, str]:
-        ratio = p50[j.name] / p50[chosen.name]
+        ratio = times[j.name] / times[chosen.name]
         beside = f"{ratio:.2f} x the time of {chosen.name}"
         if lost := j.lost(max_drop):
             return lost
@@ -391,7 +404,7 @@ def _rows(judged: Sequence[Judged], timings: Sequence[Timing], max_drop: float) 
                 name=j.name, precision=a.precision, engine=a.settings.get("engine", ""),
                 state=state, reason=reason, artifact_sha256=a.sha256, size_bytes=a.size_bytes,
                 drop_pt=j.drop, flips=j.flips, agreement=j.alike,
-                p50_ms=p50[j.name], p95_ms=ms[j.name]["p95"],
+                times=times[j.name], p50_ms=ms[j.name]["p50"], p95_ms=ms[j.name]["p95"],
             )
         )  # fmt: skip
     return rows

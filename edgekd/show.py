@@ -384,9 +384,11 @@ def quantized(made: Artifact, before: Artifact, choice: Choice | None) -> Group:
 
 def candidates(choice: Choice) -> Table:
     """From fast to slow, each with why it was or was not chosen."""
-    table = _table("candidate", "p50 ms", "p95 ms", "MB", "points lost", "flips", "maps", "")
+    table = _table(
+        "candidate", "p50 ms", "x FP32", "p95 ms", "MB", "points lost", "flips", "maps", ""
+    )
     for c in choice.candidates:
-        ms = ["-" if x is None else f"{x:.2f}" for x in (c.p50_ms, c.p95_ms)]
+        ms = ["-" if x is None else f"{x:.2f}" for x in (c.p50_ms, c.times, c.p95_ms)]
         size = f"{c.size_bytes / 1e6:.1f}" if c.size_bytes else "-"
         flips, maps = ("-" if x is None else f"{x:.3g}" for x in (c.flips, c.agreement))
         drop = "-" if c.drop_pt is None else f"{c.drop_pt.value:+.1f}"

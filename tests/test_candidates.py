@@ -54,18 +54,19 @@ def test_the_fastest_of_those_that_hold_is_chosen(choice):
     chosen = [c for c in made.candidates if c.state == "chosen"]
     assert [c.name for c in chosen] == [made.chosen]
     hold = [c for c in made.candidates if c.state in ("chosen", "slower", "no faster")]
-    assert chosen[0].p50_ms <= candidates.CLEARLY * min(c.p50_ms for c in hold)
+    assert chosen[0].times <= candidates.CLEARLY * min(c.times for c in hold)
     exact = {c.name: candidates.EXACT.index(c.precision) for c in hold}
-    faster = [c.name for c in hold if c.p50_ms < chosen[0].p50_ms]
+    faster = [c.name for c in hold if c.times < chosen[0].times]
     assert all(exact[name] > exact[made.chosen] for name in faster)
-    assert [c.p50_ms for c in made.candidates] == sorted(c.p50_ms for c in made.candidates)
+    assert [c.times for c in made.candidates] == sorted(c.times for c in made.candidates)
+    assert next(c.times for c in made.candidates if c.name == "fp32") == 1
 
 
 def judged(name, ms, *, drop=0.0, agreement=1.0, precision="int8"):
     made = artifact(precision=precision, kind="onnx", files={f"{name}.onnx": name.ljust(64, "0")})
     j = Judged(name, made, Metric(value=drop, low=None, high=None), 0, agreement)
     timing = Timing.model_construct(artifact_sha256=made.sha256, precision=precision,
-                                    samples_ms=(ms,) * 20)  # fmt: skip
+                                    samples_ms=(ms,) * 20, block_medians_ms=(ms,) * 4)  # fmt: skip
     return j, timing
 
 
@@ -131,7 +132,8 @@ def test_a_candidate_is_timed_in_several_processes(trained, tmp_path, monkeypatc
 
     def bench(artifacts, *given, seed, **more):
         seeds.append(seed)
-        return [Timing.model_construct(artifact_sha256=a.sha256, samples_ms=(float(seed),))
+        return [Timing.model_construct(artifact_sha256=a.sha256, samples_ms=(float(seed),),
+                                       block_medians_ms=(seed + 0.5,))
                 for a in artifacts]  # fmt: skip
 
     monkeypatch.setattr(candidates.bench, "bench", bench)
@@ -139,6 +141,38 @@ def test_a_candidate_is_timed_in_several_processes(trained, tmp_path, monkeypatc
     (timing,) = candidates._timed([j], CPU, tmp_path, 7, candidates.untracked)
     assert seeds == [7, 8, 9]
     assert timing.samples_ms == (7.0, 8.0, 9.0)
+    assert timing.block_medians_ms == (7.5, 8.5, 9.5)
+
+
+def test_what_is_fastest_is_told_turn_by_turn(monkeypatch):
+    """A machine with a slow day in half of the turns: the medians of all turns are no guide."""
+
+    def turns(given, *factors):
+        j, timing = given
+        ms = timing.samples_ms[0]
+        blocks = [ms * f for f in factors]
+        return j, timing.model_copy(update={"samples_ms": blocks, "block_medians_ms": blocks})
+
+    found = rows(
+        monkeypatch,
+        turns(judged("fp32", 4.0, precision="fp32"), 1, 1, 1.6, 1.6, 1),
+        turns(judged("a", 2.0), 1, 1, 1.6, 1.6, 1),
+        turns(judged("b", 1.8), 1, 1.6, 1.6, 1.6, 1),  # of its own median 1.6
+    )
+    assert found["b"].p50_ms > found["a"].p50_ms
+    assert found["b"].state == "chosen"
+    assert found["b"].times == 1.8 / 4
+    assert found["a"].reason == "1.11 x the time of b"
+
+
+def test_nothing_can_be_compared_where_fp32_does_not_run(trained, tmp_path, monkeypatch):
+    def fails(*given, **more):
+        raise EdgeKDError("no such operator")
+
+    monkeypatch.setattr(candidates.export, "to_runtime", fails)
+    with pytest.raises(EdgeKDError, match="FP32 itself does not run in openvino: no such oper"):
+        candidates.choose(trained[1], trained[0], CPU, tmp_path, images=16, max_drop=1, engines=())
+    assert not (tmp_path / candidates.Choice.FILE).exists()
 
 
 def test_of_files_as_fast_the_most_exact_is_chosen(monkeypatch):
@@ -251,7 +285,8 @@ def test_repair_is_tried_only_where_int8_that_is_out_is_the_fastest(
     asked, timed = [], candidates._timed
 
     def made_up(*given):
-        return [t.model_copy(update={"samples_ms": [ms if t.precision == "int8" else 2.0]})
+        return [t.model_copy(update={"samples_ms": [ms if t.precision == "int8" else 2.0],
+                                     "block_medians_ms": [ms if t.precision == "int8" else 2.0]})
                 for t in timed(*given)]  # fmt: skip
 
     monkeypatch.setattr(candidates, "SECONDS", 0.2)
