@@ -180,7 +180,8 @@ def quantize(result: dict) -> list[str]:
         f"Every precision in two runtimes ({where(result)}, `benchmarks/quantize.py`): p50 of "
         "FP32 and what share of its time the others take, turn by turn; balanced accuracy on the "
         "test split; and what `edgekd quantize` had chosen, at most "
-        f"{100 * f['auto_regret']:.1f} % slower than the best that it could have taken:",
+        f"{100 * f['auto_regret']:.1f} % slower than the best that it could have taken. What is "
+        "faster still had lost more than a point of the validation split, or explained otherwise:",
         "",
         *rows(["network", "runtime", *names, "chosen"], *shown),
     ]
