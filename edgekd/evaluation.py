@@ -32,16 +32,16 @@ class Truth(NamedTuple):
     labels: np.ndarray  # (N,) int
     groups: Sequence[str]  # N patients; never stored
     images: Sequence[str]  # N digests of their bytes
-    subgroups: Sequence[str | None]  # N; None where the data set names none
+    subgroups: Sequence[str]  # N; "" where the data set names none
 
 
 def truth(samples: Sequence[Any]) -> Truth:
-    """Of samples with a label, group and digest, and a subgroup where the data set has them."""
+    """What the data set says of its `samples` (data.Sample)."""
     return Truth(
         labels=np.array([s.label for s in samples], int),
         groups=[s.group for s in samples],
         images=[s.digest[:16] for s in samples],
-        subgroups=[getattr(s, "subgroup", None) for s in samples],
+        subgroups=[s.subgroup for s in samples],
     )
 
 
@@ -193,9 +193,9 @@ def _subgroups(
     seed: int,
 ) -> dict[str, Part]:
     """The overall figures of each subgroup's images alone; none where the data set names none."""
-    if all(s is None for s in t.subgroups):
+    if not any(t.subgroups):
         return {}
-    named = np.array([NO_SUBGROUP if s is None else s for s in t.subgroups])
+    named = np.array([s or NO_SUBGROUP for s in t.subgroups])
     found = {}
     for name in np.unique(named).tolist():
         chosen = np.flatnonzero(named == name)

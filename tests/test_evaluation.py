@@ -1,6 +1,6 @@
 """Everything that two splits of answers say, kept, and asked again."""
 
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,24 +8,10 @@ from sklearn import metrics as sk
 
 from edgekd import evaluation
 from edgekd.confidence import softmax
+from edgekd.data import Sample
 from edgekd.records import Artifact, EdgeKDError, Spec
 
 CLASSES = ("cyst", "nodule", "normal")
-
-
-class Sample(NamedTuple):
-    label: int
-    group: str
-    digest: str
-    subgroup: str | None = None
-
-
-class Plain(NamedTuple):
-    """As data sets without subgroups have them."""
-
-    label: int
-    group: str
-    digest: str
 
 
 def split(n, seed, too_sure=3.0, shift=0.0):
@@ -35,7 +21,14 @@ def split(n, seed, too_sure=3.0, shift=0.0):
     p = softmax(true)
     labels = (p.cumsum(1) < rng.random((n, 1))).sum(1)
     samples = [
-        Sample(int(c), f"patient {seed} {i // 2}", f"{seed:08}{i:024}", "FM"[i % 2])
+        Sample(
+            Path(f"{i}.png"),
+            int(c),
+            f"patient {seed} {i // 2}",
+            None,
+            f"{seed:08}{i:024}",
+            subgroup="FM"[i % 2],
+        )
         for i, c in enumerate(labels)
     ]
     noise = shift * rng.standard_normal((n, 3))
@@ -113,10 +106,10 @@ def test_subgroups_are_judged_alone(tmp_path):
 
 
 def test_no_subgroup_no_table_and_a_missing_one_is_counted(tmp_path):
-    plain, *_ = judged(tmp_path, samples=lambda own: [Plain(*s[:3]) for s in own])
+    plain, *_ = judged(tmp_path, samples=lambda own: [s._replace(subgroup="") for s in own])
     assert plain.evaluation.subgroups == {}
     some, *_ = judged(
-        tmp_path, samples=lambda own: [s._replace(subgroup=None) if i < 30 else s
+        tmp_path, samples=lambda own: [s._replace(subgroup="") if i < 30 else s
                                        for i, s in enumerate(own)],
     )  # fmt: skip
     assert some.evaluation.subgroups[evaluation.NO_SUBGROUP].images == 30
