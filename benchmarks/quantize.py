@@ -23,7 +23,7 @@ import numpy as np
 from workbench import FLIP, RUNS, TEACHER, arguments, data_folder, edgekd, keep, lite0_weights
 
 from edgekd import bench, data, imaging, runtimes
-from edgekd.candidates import Choice, pooled
+from edgekd.candidates import Choice
 from edgekd.files import CANDIDATES
 from edgekd.metrics import answers
 from edgekd.records import Artifact, Profile
@@ -100,14 +100,11 @@ def measured(runs: Path, net: str, runtime: str, split: Split) -> list[dict[str,
     choice = Choice.load(folder)
     profile = PROFILES[runtime]
     made = {c.name: Artifact.load(folder / c.name) for c in choice.candidates if c.p50_ms}
-    rounds = [
-        bench.bench(
-            list(made.values()), profile, runs / f"{net}-{runtime}" / "timed", seconds=SECONDS,
-            on_device=True, seed=seed,
-        )
-        for seed in range(1, ROUNDS + 1)
-    ]  # fmt: skip
-    timed = {name: pooled(one) for name, one in zip(made, zip(*rounds, strict=True), strict=True)}
+    timings = bench.in_rounds(
+        list(made.values()), profile, runs / f"{net}-{runtime}" / "timed", rounds=ROUNDS,
+        seconds=SECONDS, on_device=True, seed=1,
+    )  # fmt: skip
+    timed = dict(zip(made, timings, strict=True))
     ms = {name: bench.percentiles(t.samples_ms) for name, t in timed.items()}
     turns = {name: t.block_medians_ms for name, t in timed.items()}
     times = {name: bench.ratio(own, turns["fp32"]) for name, own in turns.items()}

@@ -172,8 +172,7 @@ def quantize(result: dict) -> list[str]:
                if (r["net"], r["runtime"]) == (net, runtime)}  # fmt: skip
         chosen = next(n for n, r in own.items() if r["state"] == "chosen")
         cells = [cell(own[n]) if "times" in own.get(n, {}) else "-" for n in names]
-        repaired = own.get(chosen, {}) if chosen not in names else {}
-        more = f" ({cell(repaired)})" if repaired else ""
+        more = "" if chosen in names else f" ({cell(own[chosen])})"
         shown.append([net, runtime, *cells, chosen + more])
     f = result["figures"]
     return [

@@ -328,6 +328,31 @@ def bench(
     return [t.save(folder) for t, folder in zip(timings, folders, strict=True)]
 
 
+def in_rounds(
+    artifacts: Sequence[Artifact],
+    profile: Profile,
+    out: Path,
+    *,
+    rounds: int,
+    seed: int = 0,
+    **given: Any,
+) -> list[Timing]:
+    """`bench` so many times, each with processes of its own, in `out`/0, `out`/1 and so on.
+
+    Of each artifact all samples and turns, the rest of the first. given: to `bench`, as it is.
+    """
+    found = [bench(artifacts, profile, out / str(i), seed=seed + i, **given) for i in range(rounds)]
+    return [
+        one[0].model_copy(
+            update={
+                "samples_ms": tuple(x for t in one for x in t.samples_ms),
+                "block_medians_ms": tuple(x for t in one for x in t.block_medians_ms),
+            }
+        )
+        for one in zip(*found, strict=True)
+    ]
+
+
 def _take_turns(
     workers: Sequence[_Worker],
     profile: Profile,

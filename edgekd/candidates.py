@@ -198,24 +198,11 @@ def choose(
 def _timed(
     judged: Sequence[Judged], profile: Profile, out: Path, seed: int, track: Track
 ) -> list[Timing]:
-    """All of them in interleaved runs on the profile's device, the turns of all runs together."""
-    artifacts = [j.artifact for j in judged]
-    rounds = [
-        bench.bench(artifacts, profile, out / "timings" / str(i), seconds=SECONDS, on_device=True,
-                    seed=seed + i, track=track)
-        for i in range(ROUNDS)
-    ]  # fmt: skip
-    return [pooled(one) for one in zip(*rounds, strict=True)]
-
-
-def pooled(timings: Sequence[Timing]) -> Timing:
-    """Of one artifact, by several processes: all their samples and turns, the rest of the first."""
-    return timings[0].model_copy(
-        update={
-            "samples_ms": tuple(x for t in timings for x in t.samples_ms),
-            "block_medians_ms": tuple(x for t in timings for x in t.block_medians_ms),
-        }
-    )
+    """All of them in turns on the profile's device."""
+    return bench.in_rounds(
+        [j.artifact for j in judged], profile, out / "timings", rounds=ROUNDS, seconds=SECONDS,
+        on_device=True, seed=seed, track=track,
+    )  # fmt: skip
 
 
 def writers(runtime: str) -> tuple[str, ...]:
