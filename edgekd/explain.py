@@ -16,13 +16,14 @@ from edgekd.confidence import softmax
 from edgekd.records import EdgeKDError, unknown
 from edgekd.runtimes import Session
 
-# evidence: our variant, which carries the figures. Centring over classes and channels leaves what
+# evidence: our variant, which carries the verdict. Centring over classes and channels leaves what
 # speaks for this class and not for others; without it a network with a random head agrees with the
 # healthy one (r = 0.92). Logits + constant leave the map alone, logits * s only scale it.
 # published: the authors' code (haofanwang/Score-CAM d312f14), but for its ReLU, applied here
 # before upsampling.
-# grad-cam: pytorch-grad-cam 1.5.7's ScoreCAM to the last detail, for comparison.
-Variant = Literal["evidence", "published", "grad-cam"]
+# grad-cam, torchcam: pytorch-grad-cam 1.5.7's and torchcam 0.5.0's ScoreCAM to the last detail,
+# for comparison.
+Variant = Literal["evidence", "published", "grad-cam", "torchcam"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 FLAT = 1e-6  # a channel whose range is below this share of the largest value says nothing
@@ -42,6 +43,16 @@ class Heat(NamedTuple):
     seconds: float  # wall clock for the map
 
 
+class Passes(NamedTuple):
+    """What a model said of an image and of the image as seen through channels of its own map."""
+
+    act: np.ndarray  # (C, h, w) float32, the live channels; negative parts cut off for evidence
+    masked: np.ndarray  # (C, K) float64 logits of the image seen through each
+    pooled: np.ndarray  # (C, F) float32 mean over the map of each of its features, then
+    logits: np.ndarray  # (K,) float32, of the whole image
+    asked: int  # masked images that the model saw: C, or fewer where most were estimated
+
+
 def score_cam(
     session: Session,
     image: np.ndarray,
@@ -49,64 +60,180 @@ def score_cam(
     *,
     variant: Variant = "evidence",
     batch: int = 16,
+    share: float = 1.0,
 ) -> Heat:
     """Score-CAM map of class `label` at feature resolution.
 
     image: (3, H, W) float32, prepared. The session is asked for 1 image, then for `batch` masked
-    ones at a time (the last time for the rest). EdgeKDError if there is no such class or variant.
+    ones at a time (the last time for the rest). share: of the channels that are asked, 1: exact.
+    EdgeKDError if there is no such class or variant.
+    """
+    started = time.perf_counter()
+    found = ask(session, image, variant=variant, batch=batch, share=share)
+    if not 0 <= label < len(found.logits):
+        raise EdgeKDError(f"no class {label} to explain: the model has {len(found.logits)}")
+    heat = class_maps(found, variant)[label]
+    defined = not np.isnan(heat).any()
+    return Heat(heat if defined else None, found.logits, time.perf_counter() - started)
+
+
+def ask(
+    session: Session,
+    image: np.ndarray,
+    *,
+    variant: Variant = "evidence",
+    batch: int = 16,
+    share: float = 1.0,
+) -> Passes:
+    """Show the model the image (3, H, W), and through its channels: all that maps are made of.
+
+    share: of the live channels, the medoids of masks that are alike; the rest is estimated from
+    what they were answered (`spread`).
     """
     if variant not in VARIANTS:
         raise EdgeKDError(unknown("variant", variant, VARIANTS))
-    started = time.perf_counter()
     logits, features = session(image[None])
-    if not 0 <= label < logits.shape[1]:
-        raise EdgeKDError(f"no class {label} to explain: the model has {logits.shape[1]}")
     act = np.maximum(features[0], 0) if variant == "evidence" else features[0]  # (C, h, w)
-    if variant != "grad-cam":  # which shows the model a blank image for each flat channel
+    if variant not in LIBRARIES:  # which show the model a blank image for each flat channel
         act = act[np.ptp(act, axis=(1, 2)) > FLAT * np.abs(act).max()]
-    heat = None
-    if len(act):
-        weights = _weights(_masked_logits(session, image, act, variant, batch), label, variant)
-        heat = np.maximum(np.tensordot(weights, act.astype(np.float64), 1), 0)  # (h, w)
-    if heat is not None:
-        heat = heat.astype(np.float32) if heat.max() > NOTHING else None
-    return Heat(heat, logits[0], time.perf_counter() - started)
+    few = np.arange(len(act))
+    if share < 1 and len(act) > 1:
+        few = medoids(act, max(2, round(share * len(act))))
+    masked, pooled = _masked(session, image, act[few], variant, batch, logits.shape[1])
+    if len(few) < len(act):
+        both = spread(act, few, np.concatenate([masked, pooled], 1))
+        masked, pooled = both[:, : masked.shape[1]], both[:, masked.shape[1] :].astype(np.float32)
+    return Passes(act, masked, pooled, logits[0], len(few))
 
 
-def _masked_logits(
-    session: Session, image: np.ndarray, act: np.ndarray, variant: Variant, batch: int
-) -> np.ndarray:
-    """(C, K) float64 logits of the image seen through each channel of `act` (C, h, w).
+def class_maps(found: Passes, variant: Variant = "evidence") -> np.ndarray:
+    """(K, h, w) float32 map of every class, >= 0, not normalised; NaN where it is undefined."""
+    classes, (channels, h, w) = len(found.logits), found.act.shape
+    if not channels:
+        return np.full((classes, h, w), np.nan, np.float32)
+    maps = np.tensordot(_weights(found.masked, variant), found.act.astype(np.float64), 1)
+    maps = np.maximum(maps, 0).astype(np.float32)  # (K, h, w)
+    maps[maps.max((1, 2)) <= NOTHING] = np.nan
+    return maps
 
-    Holds `batch` masked images at a time, in one buffer.
+
+def random_head(found: Passes, seed: int = 0) -> Passes:
+    """The same passes, answered by a linear head of random weights on the pooled features.
+
+    Nothing of what the network learnt of the classes is in it: a map that stays as it was is blind
+    to them (Adebayo et al. 2018). It costs no pass, and can be had of any file in any runtime. Its
+    logits spread over the passes as the network's own do.
     """
+    rng = np.random.default_rng(seed)
+    weights = rng.standard_normal((found.pooled.shape[1], len(found.logits)))
+    said = (found.pooled - found.pooled.mean(0)).astype(np.float64) @ weights
+    spread_of = said.std() or 1.0
+    return found._replace(masked=said * (found.masked.std() or 1.0) / spread_of)
+
+
+LIBRARIES = ("grad-cam", "torchcam")  # whose eps and treatment of flat channels are their own
+
+
+def _masked(
+    session: Session,
+    image: np.ndarray,
+    act: np.ndarray,
+    variant: Variant,
+    batch: int,
+    classes: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (C, K) float64 and pooled features (C, F) of the image seen through each of `act`.
+
+    act: (C, h, w). Holds `batch` masked images at a time, in one buffer.
+    """
+    if not len(act):
+        return np.zeros((0, classes)), np.zeros((0, 0), np.float32)
     side, corners = image.shape[1:], variant == "grad-cam"
     rows = interpolation(act.shape[1], side[0], corners)  # (H, h)
     columns = interpolation(act.shape[2], side[1], corners).T  # (w, W)
     base = blur(image) if variant == "evidence" else np.zeros_like(image)
     detail = image - base
     shown = np.empty((min(batch, len(act)), *image.shape), np.float32)  # (B, 3, H, W)
-    parts = []
+    # only live channels come here in the other variants
+    eps = np.float32(1e-8 if variant in LIBRARIES else 0)
+    if variant == "torchcam":  # scales the map itself, not what it becomes
+        act = _scaled(act.copy(), eps)
+    logits, pooled = [], []
     for first in range(0, len(act), batch):
         masks = rows @ act[first : first + batch] @ columns  # (B, H, W) float32
-        masks -= masks.min((1, 2), keepdims=True)
-        # the 1e-8 is pytorch-grad-cam's; only live channels come here in the other variants
-        masks /= masks.max((1, 2), keepdims=True) + np.float32(1e-8 if corners else 0)
+        if variant != "torchcam":
+            _scaled(masks, eps)
         seen = shown[: len(masks)]
         np.multiply(masks[:, None], detail, out=seen)
         np.add(seen, base, out=seen)
-        parts.append(session(seen).logits.astype(np.float64))
-    return np.concatenate(parts)
+        said = session(seen)
+        logits.append(said.logits.astype(np.float64))
+        pooled.append(said.features.mean((2, 3)))
+    return np.concatenate(logits), np.concatenate(pooled)
 
 
-def _weights(logits: np.ndarray, label: int, variant: Variant) -> np.ndarray:
-    """(C,) weights of the channels from the (C, K) logits of the masked images."""
+def _scaled(masks: np.ndarray, eps: np.float32) -> np.ndarray:
+    """(B, h, w) float32 brought to [0, 1], in place."""
+    masks -= masks.min((1, 2), keepdims=True)
+    masks /= masks.max((1, 2), keepdims=True) + eps
+    return masks
+
+
+def _weights(logits: np.ndarray, variant: Variant) -> np.ndarray:
+    """(K, C) weights of the channels, for each class, from the (C, K) logits of masked images."""
     if variant == "evidence":
-        score = logits[:, label] - logits.mean(1)
-        return score - score.mean()
+        score = logits - logits.mean(1, keepdims=True)
+        return (score - score.mean(0)).T
     if variant == "published":
-        return softmax(logits)[:, label]
-    return softmax(logits[:, label])
+        return softmax(logits).T
+    return softmax(logits.T)  # torchcam takes off the whole image's logit first, which cancels
+
+
+def _outlines(act: np.ndarray) -> np.ndarray:
+    """(C, h * w) float64: the masks at the map's own resolution, each from 0 to 1."""
+    low = act.min((1, 2), keepdims=True)
+    range_ = np.ptp(act, axis=(1, 2), keepdims=True)
+    return ((act - low) / np.where(range_ > 0, range_, 1)).reshape(len(act), -1).astype(np.float64)
+
+
+def medoids(act: np.ndarray, count: int) -> np.ndarray:
+    """(count,) or fewer channels of (C, h, w), sorted: one a cluster of masks that are alike.
+
+    Needs scikit-learn (k-means, seed 0).
+    """
+    try:
+        from sklearn.cluster import KMeans
+    except ModuleNotFoundError:
+        raise EdgeKDError("--fast needs scikit-learn: pip install 'edgekd[train]'") from None
+    masks = _outlines(act)
+    count = min(count, len(np.unique(masks, axis=0)))
+    found = KMeans(count, n_init=1, max_iter=30, random_state=0).fit(masks)
+    apart = found.transform(masks)  # (C, count)
+    return np.unique([np.where(found.labels_ == k, apart[:, k], np.inf).argmin()
+                      for k in range(count)])  # fmt: skip
+
+
+def spread(act: np.ndarray, few: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """(C, K) answers for all masks, estimated from those (n, K) of the channels `few`, kept exact.
+
+    A Gaussian process over masks (kernel ridge regression): what is alike is answered alike.
+    """
+    masks = _outlines(act)
+    known = masks[few]
+    apart = _squared(masks, known)  # (C, n)
+    width = np.median(apart[few][~np.eye(len(few), dtype=bool)]) if len(few) > 1 else 1.0
+    kernel = np.exp(-apart / (2 * (width or 1.0)))
+    mean = answers.mean(0)
+    inner = kernel[few] + 1e-3 * np.eye(len(few))
+    found = mean + kernel @ np.linalg.solve(inner, answers - mean)
+    found[few] = answers
+    return np.asarray(found)
+
+
+def _squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(N, M) squared distances of rows."""
+    apart = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T
+    return np.maximum(apart, 0)
 
 
 @lru_cache(maxsize=32)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from edgekd.gates import Margins, State, Verdict
 from edgekd.scores import Calibration, Evaluation, Metric
 from edgekd.stored import (
     SCHEMA,
@@ -85,6 +86,7 @@ class Profile(Record):
     bandwidth_gbs: float | None = Field(default=None, gt=0)  # 1e9 bytes/s of its memory
     latency_table: str = ""  # a file of `edgekd profiles calibrate --export`, beside the profile
     budget: Budget = Budget()
+    margins: Margins = Margins()  # of explanations
 
     @property
     def pixels(self) -> int:
@@ -343,21 +345,26 @@ class Aggregate(Record):
 
 
 class Comparison(Record):
-    """One artifact's explanations beside the reference's."""
+    """One artifact's explanations beside those of what it was compressed from."""
 
     name: str
+    reference: str = ""  # name of what it is compared with; empty: the first, that is itself
     artifact_sha256: str
     precision: str
     runtime: str
     layer: str
     seconds_per_map: float
+    asked_per_map: float | None = None  # masked images a map
     undefined: int  # maps that are flat: nothing to say
-    aggregate: dict[str, Aggregate]
+    aggregate: dict[str, Aggregate]  # agreement with the reference; localisation of its own maps
+    checks: dict[str, Aggregate] = {}  # of this model alone: see examine.CHECKS
+    paired: dict[str, Aggregate] = {}  # this less the reference, image by image
+    verdict: Verdict | None = None  # None: the first, which nothing was compressed to
     images: tuple[Agreement, ...]
 
 
 class Fidelity(Stored):
-    """How much of the reference's explanations is found in the other artifacts'."""
+    """Do the explanations survive compression? Each step judged by the profile's margins."""
 
     FILE: ClassVar[str] = "fidelity.json"
     reference: str
@@ -366,7 +373,13 @@ class Fidelity(Stored):
     grid: int  # maps are compared after area-averaging to grid x grid
     data_fingerprint: str
     split: str
-    comparisons: tuple[Comparison, ...]  # the reference itself first
+    comparisons: tuple[Comparison, ...]  # in the order of compression; the first is whole
+    verdict: State | None = None  # the worst of the steps'; None: nothing was compressed
+    reasons: tuple[str, ...] = ()  # a sentence a step
+    margins: Margins = Margins()
+    margins_sha256: str = ""
+    fast: float = 1.0  # share of channels asked of the teacher; 1: all
+    published: dict[str, Aggregate] = {}  # file -> agreement of published maps with a random head's
     mask_share: float | None = None  # mean area of the masks, share of the image
     machine: Machine
     versions: dict[str, str] = {}
