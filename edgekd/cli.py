@@ -365,21 +365,30 @@ def bench(
 @app.command()
 def explain(
     profile: ProfileOption = None,
-    images: Annotated[int, typer.Option("--images", min=4, help="Test images, by class.")] = 48,
+    images: Annotated[
+        int | None,
+        typer.Option("--images", min=4, help="Test images, by class. [default: the profile's]"),
+    ] = None,
     variant: Annotated[
-        str, typer.Option("--variant", help="evidence, published or grad-cam.")
+        str, typer.Option("--variant", help="evidence, published, grad-cam or torchcam.")
     ] = "evidence",
     runs_folder: RunsOption = RUNS,
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score-CAM on the deployed file in its own runtime, compared with the teacher's maps."""
-    from edgekd import show, stages
+    """Score-CAM on the deployed file in its own runtime: do the explanations survive?
+
+    Judged by the margins that the profile declares. Exit 3: they do not, or cannot be judged by
+    maps at all; 6: too few images to say. Example: edgekd explain --images 200
+    """
+    from edgekd import evidence, show
 
     with show.tracker() as track:
         here = place(runs_folder, run, profile, track)
-        fidelity = stages.explain(here, images=images, variant=variant)
-    result(as_json, fidelity, show.fidelity(fidelity))
+        found = evidence.judge(here, images=images, variant=variant)  # type: ignore[arg-type]
+    result(as_json, found, show.fidelity(found))
+    if code := evidence.CODES[found.verdict]:
+        raise typer.Exit(code)
 
 
 @app.command()

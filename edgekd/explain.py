@@ -124,6 +124,8 @@ def random_head(found: Passes, seed: int = 0) -> Passes:
     to them (Adebayo et al. 2018). It costs no pass, and can be had of any file in any runtime. Its
     logits spread over the passes as the network's own do.
     """
+    if not len(found.act):
+        return found
     rng = np.random.default_rng(seed)
     weights = rng.standard_normal((found.pooled.shape[1], len(found.logits)))
     said = (found.pooled - found.pooled.mean(0)).astype(np.float64) @ weights

@@ -2,11 +2,12 @@
 
 Every figure stands beside the same figure against strangers: maps of other patients' images with
 the same class explained. A map that ignores the image (a centred blob, the anatomy) reaches a
-Pearson of 0.3 to 0.7 and nothing beyond its strangers. No verdict is drawn here.
+Pearson of 0.3 to 0.7 and nothing beyond its strangers. No verdict is drawn here (see `verdict`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -124,18 +125,26 @@ def compare(
     """How alike `reference`'s maps and `other`'s, those of `artifact`, are, image by image.
 
     Figures: pearson, spearman, iou20 (top fifth); with masks also energy (share of the artifact's
-    map inside), enrichment (energy over the mask's share of the area) and hit (peak inside).
+    map inside), enrichment (energy over the mask's share of the area) and hit (peak inside). Of
+    pearson: kappa, identification and lost (see `beyond_chance`).
     Aggregates are means over the images where a figure is defined. Their 95 % intervals resample
     whole groups; a figure that is defined for one group only has no interval and is left out.
     """
     table = _similarities(reference.maps, other.maps)
     if cases.masks is not None:
-        table |= _localisation(other.maps, cases.masks)
-    groups, explained = np.asarray(cases.groups), np.asarray(cases.explained)
-    stranger = (explained[:, None] == explained) & (groups[:, None] != groups)  # (N, N)
+        table |= localisation(other.maps, cases.masks)
+    groups = np.asarray(cases.groups)
+    stranger = strangers(cases)
     own = {key: np.diag(cross) for key, cross in table.items()}
-    null = {key: _row_means(cross, stranger) for key, cross in table.items()}
-    found = {key: _aggregate(own[key], null[key], groups, seed) for key in table}
+    null = {key: row_means(cross, stranger) for key, cross in table.items()}
+    found = {key: aggregate(own[key], null[key], groups, seed) for key in table}
+    found["kappa"] = kappa(own["pearson"], null["pearson"], groups, seed)
+    told, least = beyond_chance(table["pearson"], stranger)
+    for key, chance in (("identification", 0.5), ("lost", 0.05)):
+        one = aggregate(told[key], np.full(len(groups), chance), groups, seed)
+        found[key] = exact(one, len(set(cases.groups))) if one and key == "lost" else one
+    own |= told
+    null |= {key: np.full(len(groups), np.nan) for key in told}
     return Comparison(
         name=name,
         artifact_sha256=artifact.sha256,
@@ -145,6 +154,7 @@ def compare(
         seconds_per_map=other.seconds,
         undefined=int(np.isnan(other.maps).any((1, 2)).sum()),
         aggregate={key: a for key, a in found.items() if a is not None},
+        limit=_number(least),
         images=_agreements(cases, artifact, other, own, null),
     )
 
@@ -172,6 +182,11 @@ def _agreements(
     )
 
 
+def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(N, M) Pearson of each of (N, g, g) maps with each of (M, g, g); NaN where one is flat."""
+    return _cross_pearson(_rows(a), _rows(b))
+
+
 def _similarities(reference: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
     """Each figure as (N, N): row i the reference's map i, column o the other's map o."""
     r, q = _rows(reference), _rows(other)
@@ -182,7 +197,7 @@ def _similarities(reference: np.ndarray, other: np.ndarray) -> dict[str, np.ndar
     }
 
 
-def _localisation(maps: np.ndarray, masks: np.ndarray) -> dict[str, np.ndarray]:
+def localisation(maps: np.ndarray, masks: np.ndarray) -> dict[str, np.ndarray]:
     """Each figure as (N, N): row i the mask of image i, column o map o, upsampled to the mask.
 
     NaN where mask or map is empty. Upsampling is linear, so it is the masks that are brought to
@@ -251,14 +266,93 @@ def _cross_iou(a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
     return common / (2 * count - common)
 
 
-def _row_means(cross: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+def row_means(cross: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """(N,) mean of the chosen entries of each row that are defined; NaN if there are none."""
     chosen = chosen & ~np.isnan(cross)
     count = chosen.sum(1)
     return np.where(chosen, cross, 0).sum(1) / np.where(count > 0, count, np.nan)
 
 
-def _aggregate(
+def strangers(cases: Cases) -> np.ndarray:
+    """(N, N) bool: image o is another patient's, with the same class explained as image i."""
+    groups, explained = np.asarray(cases.groups), np.asarray(cases.explained)
+    return np.asarray((explained[:, None] == explained) & (groups[:, None] != groups))
+
+
+def beyond_chance(cross: np.ndarray, stranger: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
+    """({identification, lost} of (N,) each, the limit) from the (N, N) correlations of maps.
+
+    identification: share of strangers whose map agrees less with the reference's than the image's
+    own does, equals counting half; 0.5 by chance. lost: 1 where the own map agrees no better than
+    the limit, which 95 % of all strangers' stay under; an undefined map is lost. NaN where the
+    reference has no map or nobody is a stranger.
+    """
+    own = np.diag(cross)
+    known = stranger & ~np.isnan(cross)
+    limit = float(np.quantile(cross[known], 0.95)) if known.any() else float("nan")
+    count = known.sum(1)
+    below = np.where(known, (cross < own[:, None]) + 0.5 * (cross == own[:, None]), 0).sum(1)
+    found = below / np.where(count > 0, count, np.nan)
+    found[np.isnan(own)] = np.nan
+    asked = ~np.isnan(cross).all(1)  # the reference has a map, and some other one has
+    lost = np.where(np.isnan(own) | (own <= limit), 1.0, 0.0)
+    lost[~asked | np.isnan(limit)] = np.nan
+    return {"identification": found, "lost": lost}, limit
+
+
+def kappa(own: np.ndarray, null: np.ndarray, groups: np.ndarray, seed: int) -> Aggregate | None:
+    """Agreement beyond strangers', (mean own - mean null) / (1 - mean null): 1 is the same map.
+
+    own, null: (N,). Both means are drawn anew in each resample of whole groups. None below two
+    groups.
+    """
+    defined = ~np.isnan(own) & ~np.isnan(null)
+    names, member = np.unique(groups[defined], return_inverse=True)
+    if len(names) < 2:
+        return None
+    values = np.stack([own[defined], null[defined]])
+
+    def of(means: np.ndarray) -> np.ndarray:
+        return (means[0] - means[1]) / np.maximum(1 - means[1], 1e-9)
+
+    drawn = of(np.stack([_means(v, member, seed) for v in values]))
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Aggregate(value=float(of(values.mean(1))), low=float(low), high=float(high), null=0.0,
+                     n=int(defined.sum()))  # fmt: skip
+
+
+def exact(share: Aggregate, n: int) -> Aggregate:
+    """A share whose interval is at least that of Clopper and Pearson (1934) for n patients.
+
+    Where no image is lost every resample says so, and an interval of no width would be believed.
+    """
+    low, high = clopper_pearson(round(share.value * n), n)
+    return share.model_copy(update={"low": min(share.low, low), "high": max(share.high, high)})
+
+
+def clopper_pearson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Exact interval of a share of which k in n were seen."""
+
+    def tail(p: float, upper: bool) -> float:  # P(X <= k) or P(X >= k)
+        terms = range(k + 1) if upper else range(k, n + 1)
+        return math.fsum(
+            math.exp(math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1)
+                     + i * math.log(p) + (n - i) * math.log1p(-p))
+            for i in terms
+        )  # fmt: skip
+
+    def bound(upper: bool) -> float:
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            wide = tail(middle, upper) > (1 - level) / 2
+            low, high = (middle, high) if wide == upper else (low, middle)
+        return low
+
+    return (0.0 if k == 0 else bound(False)), (1.0 if k == n else bound(True))
+
+
+def aggregate(
     values: np.ndarray, null: np.ndarray, groups: np.ndarray, seed: int
 ) -> Aggregate | None:
     """Mean of (N,) values with its interval beside the mean null; None below two groups."""
@@ -282,13 +376,17 @@ def bootstrap(values: np.ndarray, member: np.ndarray, seed: int) -> tuple[float,
 
     member: (N,) int, the group of each value. Values of one group are not independent.
     """
+    low, high = np.percentile(_means(values, member, seed), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _means(values: np.ndarray, member: np.ndarray, seed: int) -> np.ndarray:
+    """(RESAMPLES,) means of (N,) values over groups drawn with replacement."""
     size = np.bincount(member)  # images of each group
     total = np.bincount(member, weights=values)
     rng = np.random.default_rng(seed)
     drawn = rng.integers(len(size), size=(RESAMPLES, len(size)))
-    means = total[drawn].sum(1) / size[drawn].sum(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    return np.asarray(total[drawn].sum(1) / size[drawn].sum(1))
 
 
 def _only(cross: np.ndarray) -> float | None:

@@ -70,7 +70,8 @@ class Recipe(Record):
     ) -> tuple[list[dict[str, Any]], int]:
         """Every step by `call`, which gives its exit code: (what each printed, exit code).
 
-        Over a limit (3), the study goes on, and ends with that code; any other ends it.
+        Over a limit (3) or undecided (6), the study goes on, and ends with the first such code;
+        any other ends it.
         """
         told: list[dict[str, Any]] = []
         over = 0
@@ -79,10 +80,11 @@ class Recipe(Record):
             said = io.StringIO()
             with contextlib.redirect_stdout(said if as_json else sys.stdout):
                 code = call([*words, *(["--json"] if as_json else [])])
-            if code not in (0, 3):
+            if code not in (0, 3, 6):
                 return told, code
             if code:
-                say(f"over a limit: edgekd {self.steps[number - 1]}")
+                what = "over a limit" if code == 3 else "undecided"
+                say(f"{what}: edgekd {self.steps[number - 1]}")
             over = over or code
             printed = json.loads(said.getvalue()) if as_json else None
             told.append({"step": self.steps[number - 1], "result": printed})

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,19 +14,12 @@ from edgekd.records import (
     EdgeKDError,
     Fidelity,
     GateMissed,
-    Spec,
     Timing,
     Track,
-    make_folder,
-    unknown,
-    write_atomic,
 )
 
 if TYPE_CHECKING:
     from edgekd import report as page_module
-    from edgekd.fidelity import Maps
-
-MAPS = "maps.npz"  # name of a comparison -> (N, g, g) float32
 
 
 @dataclass(frozen=True)
@@ -124,94 +115,6 @@ def check_budget(timings: list[Timing]) -> None:
         raise GateMissed(f"{last.model} {last.precision} is over budget: {over}")
 
 
-def explain(place: Place, *, images: int, variant: str) -> Fidelity:
-    """Score-CAM of teacher, student and deployed file; written to `<run>/explain/`."""
-    from edgekd import explain as cam
-    from edgekd import fidelity, runtimes
-    from edgekd.bench import machine
-    from edgekd.records import versions
-
-    if variant not in cam.VARIANTS:
-        raise EdgeKDError(unknown("variant", variant, cam.VARIANTS))
-    dataset = place.dataset()
-    candidates = place.candidates(dataset)
-    spec = candidates[0].spec
-    samples = _spread(dataset.splits["test"], images)
-    out = make_folder(place.folder / "explain")
-    (out / Fidelity.FILE).unlink(missing_ok=True)
-    labels: np.ndarray | None = None
-    found: dict[str, Maps] = {}
-    profiles = [runs.host(place.run.profile, c)[0] for c in candidates]
-    for candidate, profile in zip(candidates, profiles, strict=True):
-        session = runtimes.open_session(candidate, profile)
-        own = candidate.spec  # a student may see smaller pictures than its teacher
-        prepared = imaging.normalise(data.load_pixels(samples, own), own)
-        if labels is None:  # every model is asked to explain the reference's answer
-            labels = session(prepared).logits.argmax(1)
-        name = f"{candidate.role} {candidate.precision}"
-        found[name] = fidelity.explain_set(
-            session, prepared, labels, variant=variant, track=place.track
-        )
-    assert labels is not None
-    reference = next(iter(found.values()))
-    cases = fidelity.Cases(
-        images=[s.digest[:12] for s in samples],  # never a file name: it may hold a patient's id
-        labels=[spec.classes[s.label] for s in samples],
-        explained=[spec.classes[k] for k in labels],
-        groups=[s.group for s in samples],
-        masks=_masks(samples, spec),
-    )
-    comparisons = [
-        fidelity.compare(name, c, p.runtime, cases, reference, maps, seed=place.run.seed)
-        for (name, maps), c, p in zip(found.items(), candidates, profiles, strict=True)
-    ]
-    with io.BytesIO() as buffer:
-        arrays: dict[str, Any] = {name: maps.maps for name, maps in found.items()}
-        np.savez_compressed(buffer, **arrays)
-        write_atomic(out / MAPS, buffer.getvalue())
-    return Fidelity(
-        reference=candidates[0].model,
-        reference_sha256=candidates[0].sha256,
-        variant=variant,
-        grid=fidelity.GRID,
-        data_fingerprint=dataset.fingerprint,
-        split="test",
-        comparisons=tuple(comparisons),
-        mask_share=_mask_share(cases.masks),
-        machine=machine(),
-        versions=versions("numpy", "openvino", "onnxruntime"),
-        seed=place.run.seed,
-    ).save(out)
-
-
-def _spread(samples: Sequence[data.Sample], count: int) -> list[data.Sample]:
-    """`count` samples, as many of each class as can be had, evenly spread over each class."""
-    by_class: dict[int, list[data.Sample]] = {}
-    for s in samples:
-        by_class.setdefault(s.label, []).append(s)
-    each = -(-count // len(by_class))
-    chosen = []
-    for label in sorted(by_class):
-        places = np.linspace(0, len(by_class[label]) - 1, min(each, len(by_class[label])))
-        chosen += [by_class[label][int(i)] for i in places]
-    return chosen
-
-
-def _masks(samples: Sequence[data.Sample], spec: Spec) -> np.ndarray | None:
-    """(N, H, W) bool, all False where an image has no mask; None where none has one."""
-    if not any(s.mask for s in samples):
-        return None
-    blank = np.zeros(spec.size, bool)
-    return np.stack([blank if s.mask is None else imaging.mask(s.mask, spec) for s in samples])
-
-
-def _mask_share(masks: np.ndarray | None) -> float | None:
-    """Mean area of the masks that are not empty, as a share of the image."""
-    if masks is None or not masks.any():
-        return None
-    return float(masks[masks.any((1, 2))].mean())
-
-
 def report(place: Place, *, cases: int) -> Path:
     """The run's page, `<run>/report.html`, of what is finished: models, timings, explanations."""
     from edgekd import report as page
@@ -250,6 +153,7 @@ def _panels(
     """The `count` images on which teacher and any other file agree least, with pixels and maps."""
     from edgekd import explain as cam
     from edgekd import report as page
+    from edgekd.evidence import MAPS
 
     spec = place.run.spec
     samples = {s.digest[:12]: s for s in dataset.splits["test"]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,6 +18,9 @@ os.environ["NNCF_CI"] = "1"
 from edgekd import phantom
 from edgekd.records import Spec
 
+if TYPE_CHECKING:
+    from torch import nn
+
 
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -28,6 +32,14 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def spec() -> Spec:
     """What a model of the phantoms sees."""
     return Spec(classes=phantom.CLASSES, size=(64, 64), channels="grey")
+
+
+@pytest.fixture(scope="session")
+def net() -> nn.Module:
+    """Trained on `squares`; (N, 24, 6, 6) features, two of the channels dead. Not to be changed."""
+    from squares import trained
+
+    return trained()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,9 @@ from edgekd.explain import resize
 from edgekd.fidelity import (
     Cases,
     Maps,
+    beyond_chance,
     bootstrap,
+    clopper_pearson,
     compare,
     energy_inside,
     explain_set,
@@ -114,11 +116,17 @@ def test_to_grid():
 
 def test_itself():
     c = against(random_maps(), random_maps())
-    assert [c.aggregate[k].value for k in c.aggregate] == pytest.approx([1, 1, 1])
+    assert {k: a.value for k, a in c.aggregate.items()} == pytest.approx(
+        {"pearson": 1, "spearman": 1, "iou20": 1, "kappa": 1, "identification": 1, "lost": 0}
+    )
     assert (c.aggregate["pearson"].low, c.aggregate["pearson"].n) == (pytest.approx(1), 24)
     assert abs(c.aggregate["pearson"].null) < 0.1
     assert c.undefined == 0
-    assert c.images[0].figures.keys() == {"pearson", "spearman", "iou20"}
+    assert c.images[0].figures.keys() == {
+        "pearson", "spearman", "iou20", "identification", "lost",
+    }  # fmt: skip
+    # none of 12 patients is lost: as many as 26 % may be (Clopper and Pearson)
+    assert c.aggregate["lost"].high == pytest.approx(scipy.stats.beta.ppf(0.975, 1, 12))
 
 
 def test_null_is_the_mean_over_strangers():
@@ -143,6 +151,66 @@ def test_anothers_maps_agree_no_better_than_the_null():
     assert good.aggregate["pearson"].low > 0.95
 
 
+def test_kappa_is_agreement_beyond_strangers():
+    r = random_maps(60, seed=2) + 2 * random_maps(1, seed=3)  # with an anatomy in common
+    q = r + 0.3 * random_maps(60, seed=4)
+    c = against(r, q)
+    own, null = c.aggregate["pearson"].value, c.aggregate["pearson"].null
+    assert c.aggregate["kappa"].value == pytest.approx((own - null) / (1 - null))
+    assert c.aggregate["kappa"].low < c.aggregate["kappa"].value < c.aggregate["kappa"].high
+    assert against(r, np.roll(r, 2, 0)).aggregate["kappa"].value == pytest.approx(0, abs=0.1)
+    assert against(r, 9 - r).aggregate["kappa"].high < -0.1
+
+
+def test_identification_and_lost_by_hand():
+    """Three patients of one class: of a's strangers one agrees less than its own map does."""
+    cross = np.array([[0.5, 0.4, 0.9], [0.1, 0.8, 0.8], [0.2, np.nan, np.nan]])
+    stranger = ~np.eye(3, dtype=bool)
+    found, limit = beyond_chance(cross, stranger)
+    np.testing.assert_allclose(found["identification"], [0.5, 0.75, np.nan])  # equals: a half
+    assert limit == pytest.approx(np.quantile([0.4, 0.9, 0.1, 0.8, 0.2], 0.95))
+    np.testing.assert_array_equal(found["lost"], [1, 1, 1])  # an undefined map is lost
+    found, limit = beyond_chance(np.eye(3), stranger)
+    np.testing.assert_array_equal(found["identification"], [1, 1, 1])
+    np.testing.assert_array_equal(found["lost"], [0, 0, 0])
+    found, limit = beyond_chance(np.eye(3), stranger & False)
+    assert np.isnan(limit)
+    assert np.isnan([*found["identification"], *found["lost"]]).all()
+
+
+def test_one_map_for_all_identifies_nobody():
+    r = random_maps(40, seed=2) + 2 * random_maps(1, seed=3)
+    c = against(r, np.tile(r.mean(0), (40, 1, 1)))
+    assert c.aggregate["pearson"].value > 0.5  # and means nothing
+    assert c.aggregate["kappa"].value == pytest.approx(0, abs=1e-6)
+    assert c.aggregate["identification"].value == pytest.approx(0.5)
+    assert c.aggregate["lost"].value > 0.8
+
+
+def test_anothers_maps_are_lost():
+    r = random_maps(40, seed=2) + 2 * random_maps(1, seed=3)
+    c = against(r, np.roll(r, 2, 0))
+    assert c.aggregate["identification"].value == pytest.approx(0.5, abs=0.1)
+    assert c.aggregate["lost"].value > 0.8
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 80), (3, 80), (40, 100), (5, 5)])
+def test_exact_intervals_are_scipys(k, n):
+    expected = scipy.stats.binomtest(k, n).proportion_ci(method="exact")
+    assert clopper_pearson(k, n) == pytest.approx(tuple(expected), abs=1e-9)
+
+
+def test_copies_of_a_patient_say_nothing_new():
+    """24 images of 12 patients, or 24 of 24: fewer patients, a wider interval."""
+    r = random_maps(seed=2)
+    q = r + 1.5 * random_maps(seed=4)
+    twice = [np.repeat(x[:12], 2, 0) for x in (r, q)]
+    pairs = against(*twice).aggregate["kappa"]
+    alone = compare("x", artifact(), "torch", cases()._replace(groups=[str(i) for i in range(24)]),
+                    maps(twice[0]), maps(twice[1])).aggregate["kappa"]  # fmt: skip
+    assert pairs.high - pairs.low > 1.2 * (alone.high - alone.low)
+
+
 def test_undefined_maps_are_counted_and_left_out():
     r, q = random_maps(), random_maps()
     q[:3] = np.nan
@@ -160,6 +228,8 @@ def test_no_strangers_no_null():
     c = compare("x", artifact(), "torch", two, m, m)
     assert c.aggregate["pearson"].null is None
     assert c.images[0].null["pearson"] is None
+    assert "kappa" not in c.aggregate
+    assert c.limit is None
 
 
 def test_one_patient_has_no_interval():

@@ -10,12 +10,13 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "edgekd"
 GLUE = {  # may know every stage
     "cli", "cli_aside", "cli_files", "options", "workplace", "seek", "trial", "candidates",
-    "files", "stages", "runs", "show", "__main__",
+    "files", "stages", "evidence", "runs", "show", "__main__",
 }  # fmt: skip
 ALLOWED = {
     "stored": set(),
     "scores": {"stored"},
-    "records": {"scores", "stored"},
+    "gates": {"stored"},
+    "records": {"gates", "scores", "stored"},
     "runtimes": {"records"},
     "dicom": {"records"},
     "imaging": {"records", "dicom"},
@@ -68,6 +69,10 @@ ALLOWED = {
     "bench": {"records", "runtimes"},
     "explain": {"records", "runtimes", "confidence"},
     "fidelity": {"records", "runtimes", "confidence", "explain"},
+    "faithful": {"runtimes", "confidence", "explain"},
+    "shortcuts": {"confidence"},
+    "examine": {"records", "runtimes", "imaging", "explain", "faithful", "fidelity", "shortcuts"},
+    "verdict": {"records", "gates"},
     "drawings": set(),
     "scorecard": {"records", "scores", "drawings"},
     "report": {"records", "bench", "drawings", "explain", "scorecard"},
@@ -123,6 +128,8 @@ def test_the_command_line_starts_without_heavy_packages(arguments):
         "evaluation",
         "explain",
         "fidelity",
+        "examine",
+        "verdict",
         "bench",
         "golden",
         "doctor",

@@ -1,0 +1,268 @@
+"""Do the explanations survive? The whole chain examined, each step compared and judged.
+
+teacher -> student is the distillation; student -> each deployed file, the quantisation. Every file
+is explained itself, in its own runtime.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgekd import data, evaluation, examine, explain, fidelity, imaging, paired, runs, runtimes
+from edgekd import verdict as verdicts
+from edgekd.bench import machine
+from edgekd.confidence import log_softmax
+from edgekd.gates import Margins, State, Step
+from edgekd.records import (
+    Aggregate,
+    Artifact,
+    Comparison,
+    EdgeKDError,
+    Fidelity,
+    Metric,
+    Profile,
+    Spec,
+    make_folder,
+    unknown,
+    versions,
+    write_atomic,
+)
+from edgekd.stages import Place
+
+MAPS = "maps.npz"  # name of a comparison -> (N, g, g) float32, of the class that is explained
+PUBLISHED = 24  # images whose published maps are made, for comparison
+
+
+class Link(NamedTuple):
+    """One file of the chain, examined."""
+
+    name: str
+    artifact: Artifact
+    profile: Profile  # that it was run with here
+    found: examine.Examined
+
+
+class Question(NamedTuple):
+    """What is asked of every file: the same images."""
+
+    samples: Sequence[data.Sample]
+    truth: evaluation.Truth  # of the whole test split
+    masks: np.ndarray | None  # (N, H, W) bool
+    spec: Spec
+    seed: int
+
+    def cases(self, labels: np.ndarray) -> fidelity.Cases:
+        """With (N,) `labels` explained. Names are hashes: a file name may hold a patient's id."""
+        return fidelity.Cases(
+            images=[s.digest[:12] for s in self.samples],
+            labels=[self.spec.classes[s.label] for s in self.samples],
+            explained=[self.spec.classes[k] for k in labels],
+            groups=[s.group for s in self.samples],
+            masks=self.masks,
+        )
+
+
+def judge(
+    place: Place, *, images: int | None = None, variant: explain.Variant = "evidence"
+) -> Fidelity:
+    """Score-CAM of teacher, student and deployed files, compared step by step and judged.
+
+    images: of the test split, by class; None: as the profile's margins say. Written to
+    `<run>/explain/`.
+    """
+    if variant not in explain.VARIANTS:
+        raise EdgeKDError(unknown("variant", variant, explain.VARIANTS))
+    margins = place.run.profile.margins
+    dataset = place.dataset()
+    candidates = place.candidates(dataset)
+    samples = spread(dataset.splits["test"], images or margins.images)
+    spec = candidates[0].spec
+    ask = Question(samples, evaluation.truth(dataset.splits["test"]), _masks(samples, spec), spec,
+                   place.run.seed)  # fmt: skip
+    out = make_folder(place.folder / "explain")
+    (out / Fidelity.FILE).unlink(missing_ok=True)
+    asked = examine.Asked(variant=variant, seed=place.run.seed)
+    published: dict[str, Aggregate] = {}
+    links = []
+    for candidate in candidates:
+        link, blind = _examined(place, candidate, ask, asked)
+        links.append(link)
+        if blind is not None:
+            published[link.name] = blind
+    comparisons, maps = chain(links, ask, margins)
+    with io.BytesIO() as buffer:
+        np.savez_compressed(buffer, **maps)  # type: ignore[arg-type]
+        write_atomic(out / MAPS, buffer.getvalue())
+    steps = [c.verdict for c in comparisons if c.verdict]
+    return Fidelity(
+        reference=candidates[0].model,
+        reference_sha256=candidates[0].sha256,
+        variant=variant,
+        grid=fidelity.GRID,
+        data_fingerprint=dataset.fingerprint,
+        split="test",
+        comparisons=tuple(comparisons),
+        verdict=verdicts.worst([v.state for v in steps]) if steps else None,
+        reasons=tuple(v.sentence for v in steps),
+        margins=margins,
+        margins_sha256=margins.sha256,
+        published=published,
+        mask_share=_mask_share(ask.masks),
+        machine=machine(),
+        versions=versions("numpy", "openvino", "onnxruntime"),
+        seed=place.run.seed,
+    ).save(out)
+
+
+def _examined(
+    place: Place, candidate: Artifact, ask: Question, asked: examine.Asked
+) -> tuple[Link, Aggregate | None]:
+    """One file asked about all images in its own runtime; and how blind its published maps are."""
+    profile = runs.host(place.run.profile, candidate)[0]
+    session = runtimes.open_session(candidate, profile)
+    pixels = data.load_pixels(ask.samples, candidate.spec)
+    found = examine.examine(
+        session, candidate, profile, pixels, [s.digest for s in ask.samples], asked,
+        track=place.track,
+    )  # fmt: skip
+    link = Link(f"{candidate.role} {candidate.precision}", candidate, profile, found)
+    if candidate.role == "teacher" or asked.variant == "published":
+        return link, None
+    few = np.unique(np.linspace(0, len(pixels) - 1, PUBLISHED).astype(int))
+    cases = ask.cases(found.logits.argmax(1))
+    some = cases._replace(groups=[cases.groups[i] for i in few])
+    blind = examine.blindness(
+        session, imaging.normalise(pixels[few], candidate.spec), some,
+        seed=place.run.seed, track=place.track,
+    )  # fmt: skip
+    return link, blind
+
+
+def chain(
+    links: Sequence[Link], ask: Question, margins: Margins
+) -> tuple[list[Comparison], dict[str, np.ndarray]]:
+    """Each link beside what it was compressed from, and judged; and the maps compared, by name.
+
+    The first is compared with itself. A student's files are compared with its first, FP32.
+    """
+    student = next((x for x in links if x.artifact.role == "student"), links[0])
+    found: dict[str, Comparison] = {}
+    maps: dict[str, np.ndarray] = {}
+    for link in links:
+        step: Step = "distillation" if link is student else "quantisation"
+        of = links[0] if link in (links[0], student) else student
+        explained = of.found.logits.argmax(1)
+        comparison = _compared(link, of, explained, ask)
+        maps[link.name] = link.found.of(explained).maps
+        if links[0] not in (of, link):  # a file of the student, beside the teacher too
+            beside = fidelity.compare(
+                link.name, link.artifact, link.profile.runtime, ask.cases(explained),
+                links[0].found.of(explained), link.found.of(explained), seed=ask.seed,
+            ).aggregate  # fmt: skip
+            if "pearson" in beside:
+                more = comparison.aggregate | {"teacher_pearson": beside["pearson"]}
+                comparison = comparison.model_copy(update={"aggregate": more})
+        if link is not links[0]:
+            given = verdicts.judge(step, found[of.name], comparison, margins,
+                                   _accuracy(links[0].artifact, ask))  # fmt: skip
+            comparison = comparison.model_copy(update={"verdict": given, "reference": of.name})
+        found[link.name] = comparison
+    return list(found.values()), maps
+
+
+def _compared(link: Link, of: Link, explained: np.ndarray, ask: Question) -> Comparison:
+    """The figures of one link beside those of what it was compressed from."""
+    artifact, seed = link.artifact, ask.seed
+    cases = ask.cases(explained)
+    comparison = fidelity.compare(
+        link.name, artifact, link.profile.runtime, cases, of.found.of(explained),
+        link.found.of(explained), seed=seed,
+    )  # fmt: skip
+    own = examine.checks(link.found, cases, artifact, seed)
+    update: dict[str, Any] = {"checks": own, "asked_per_map": float(link.found.asked.mean())}
+    if link is not of:
+        update["paired"] = _paired(link, of, explained, ask)
+    return comparison.model_copy(update=update)
+
+
+def _paired(link: Link, of: Link, explained: np.ndarray, ask: Question) -> dict[str, Aggregate]:
+    """What `link` has less what `of`, that it was compressed from, has, image by image."""
+    groups, seed = np.asarray([s.group for s in ask.samples]), ask.seed
+    nothing = np.full(len(groups), np.nan)
+    made = _answers(link.artifact, of.artifact, ask)
+    differences = {"faithful": (link.found.faithful - of.found.faithful)[:, 0]}
+    if ask.masks is not None:
+        inside = [np.diag(fidelity.localisation(x.found.of(explained).maps, ask.masks)["energy"])
+                  for x in (link, of)]  # fmt: skip
+        differences["energy"] = inside[0] - inside[1]
+    moved = [examine.excess(x.found, x.artifact.temperature) for x in (link, of)]
+    for i, name in enumerate(examine.names_of_markers(link.artifact)):
+        differences[f"shortcut: {name}"] = moved[0][:, i] - moved[1][:, i]
+    for key, values in differences.items():
+        if a := fidelity.aggregate(values, nothing, groups, seed):
+            made[key] = a
+    return made
+
+
+def _answers(own: Artifact, other: Artifact, ask: Question) -> dict[str, Aggregate]:
+    """What the answers to the whole test split say: both were judged on it before."""
+    t = ask.truth
+    logits = [evaluation.answers(a, "test", t.images) for a in (own, other)]
+    if logits[0] is None or logits[1] is None:
+        late = own if logits[0] is None else other
+        raise EdgeKDError(f"{late.folder} was judged on other test images: --force makes it again")
+    a, b = log_softmax(logits[0], own.temperature), log_softmax(logits[1], other.temperature)
+    lost = paired.compare(a, b, t.labels, t.groups, other, seed=ask.seed)
+    made = {"accuracy_pt": _of(lost.differences["balanced_accuracy"], len(t.labels), 100)}
+    alike = (a.argmax(1) == b.argmax(1)).astype(float)
+    groups = np.asarray(t.groups)
+    if share := fidelity.aggregate(alike, np.full(len(alike), np.nan), groups, ask.seed):
+        made["answers"] = fidelity.exact(share, len(set(t.groups)))
+    return made
+
+
+def _of(m: Metric, n: int, scale: float = 1.0) -> Aggregate:
+    """A metric as an aggregate; without an interval nothing is known of it."""
+    low, high = (m.value if x is None else x for x in (m.low, m.high))
+    return Aggregate(value=m.value * scale, low=low * scale, high=high * scale, n=n)
+
+
+def _accuracy(first: Artifact, ask: Question) -> Aggregate | None:
+    """Balanced accuracy of the whole model on the test split."""
+    m = first.metrics.get("test_balanced_accuracy")
+    return None if m is None else _of(m, len(ask.truth.labels))
+
+
+def spread(samples: Sequence[data.Sample], count: int) -> list[data.Sample]:
+    """`count` samples, as many of each class as can be had, evenly spread over each class."""
+    by_class: dict[int, list[data.Sample]] = {}
+    for s in samples:
+        by_class.setdefault(s.label, []).append(s)
+    each = -(-count // len(by_class))
+    chosen = []
+    for label in sorted(by_class):
+        places = np.linspace(0, len(by_class[label]) - 1, min(each, len(by_class[label])))
+        chosen += [by_class[label][int(i)] for i in places]
+    return chosen
+
+
+def _masks(samples: Sequence[data.Sample], spec: Spec) -> np.ndarray | None:
+    """(N, H, W) bool, all False where an image has no mask; None where none has one."""
+    if not any(s.mask for s in samples):
+        return None
+    blank = np.zeros(spec.size, bool)
+    return np.stack([blank if s.mask is None else imaging.mask(s.mask, spec) for s in samples])
+
+
+def _mask_share(masks: np.ndarray | None) -> float | None:
+    """Mean area of the masks that are not empty, as a share of the image."""
+    if masks is None or not masks.any():
+        return None
+    return float(masks[masks.any((1, 2))].mean())
+
+
+CODES: dict[State | None, int] = {None: 0, "pass": 0, "fail": 3, "invalid": 3, "inconclusive": 6}
