@@ -81,7 +81,7 @@ def judge(
     candidates = place.candidates(dataset)
     samples = spread(dataset.splits["test"], images or margins.images)
     spec = candidates[0].spec
-    ask = Question(samples, evaluation.truth(dataset.splits["test"]), _masks(samples, spec), spec,
+    ask = Question(samples, evaluation.truth(dataset.splits["test"]), masks_of(samples, spec), spec,
                    place.run.seed)  # fmt: skip
     out = make_folder(place.folder / "explain")
     (out / Fidelity.FILE).unlink(missing_ok=True)
@@ -149,33 +149,58 @@ def chain(
 
     The first is compared with itself. A student's files are compared with its first, FP32.
     """
-    student = next((x for x in links if x.artifact.role == "student"), links[0])
+    first = links[0]
+    student = next((x for x in links if x.artifact.role == "student"), first)
     found: dict[str, Comparison] = {}
     maps: dict[str, np.ndarray] = {}
     for link in links:
-        step: Step = "distillation" if link is student else "quantisation"
-        of = links[0] if link in (links[0], student) else student
+        of = first if link in (first, student) else student
         explained = of.found.logits.argmax(1)
-        comparison = _compared(link, of, explained, ask)
         maps[link.name] = link.found.of(explained).maps
-        if links[0] not in (of, link):  # a file of the student, beside the teacher too
-            beside = fidelity.compare(
-                link.name, link.artifact, link.profile.runtime, ask.cases(explained),
-                links[0].found.of(explained), link.found.of(explained), seed=ask.seed,
-            ).aggregate  # fmt: skip
-            if "pearson" in beside:
-                more = comparison.aggregate | {"teacher_pearson": beside["pearson"]}
-                comparison = comparison.model_copy(update={"aggregate": more})
-        if link is not links[0]:
-            given = verdicts.judge(step, found[of.name], comparison, margins,
-                                   _accuracy(links[0].artifact, ask))  # fmt: skip
-            comparison = comparison.model_copy(update={"verdict": given, "reference": of.name})
+        comparison = compared(link, of, explained, ask)
+        if link is not first:
+            if of is not first:  # a file of the student, beside the teacher too
+                comparison = _beside_teacher(comparison, link, first, explained, ask)
+            step: Step = "distillation" if link is student else "quantisation"
+            told = answered(link.artifact, of.artifact, ask)
+            comparison = judged(comparison, found[of.name], step, told, margins,
+                                accuracy_of(first.artifact, ask))  # fmt: skip
         found[link.name] = comparison
     return list(found.values()), maps
 
 
-def _compared(link: Link, of: Link, explained: np.ndarray, ask: Question) -> Comparison:
-    """The figures of one link beside those of what it was compressed from."""
+def _beside_teacher(
+    comparison: Comparison, link: Link, teacher: Link, explained: np.ndarray, ask: Question
+) -> Comparison:
+    """With how its maps agree with the teacher's, as `teacher_pearson`."""
+    own = fidelity.compare(
+        link.name, link.artifact, link.profile.runtime, ask.cases(explained),
+        teacher.found.of(explained), link.found.of(explained), seed=ask.seed,
+    ).aggregate  # fmt: skip
+    if "pearson" not in own:
+        return comparison
+    more = comparison.aggregate | {"teacher_pearson": own["pearson"]}
+    return comparison.model_copy(update={"aggregate": more})
+
+
+def judged(
+    comparison: Comparison,
+    reference: Comparison,
+    step: Step,
+    told: dict[str, Aggregate],
+    margins: Margins,
+    accuracy: Aggregate | None,
+) -> Comparison:
+    """With the verdict of the step from `reference`; told: what `answered` says of the two."""
+    whole = comparison.model_copy(
+        update={"paired": told | comparison.paired, "reference": reference.name}
+    )
+    given = verdicts.judge(step, reference, whole, margins, accuracy)
+    return whole.model_copy(update={"verdict": given})
+
+
+def compared(link: Link, of: Link, explained: np.ndarray, ask: Question) -> Comparison:
+    """The figures of one link beside those of what it was compressed from, image by image."""
     artifact, seed = link.artifact, ask.seed
     cases = ask.cases(explained)
     comparison = fidelity.compare(
@@ -193,7 +218,7 @@ def _paired(link: Link, of: Link, explained: np.ndarray, ask: Question) -> dict[
     """What `link` has less what `of`, that it was compressed from, has, image by image."""
     groups, seed = np.asarray([s.group for s in ask.samples]), ask.seed
     nothing = np.full(len(groups), np.nan)
-    made = _answers(link.artifact, of.artifact, ask)
+    made: dict[str, Aggregate] = {}
     differences = {"faithful": (link.found.faithful - of.found.faithful)[:, 0]}
     if ask.masks is not None:
         inside = [np.diag(fidelity.localisation(x.found.of(explained).maps, ask.masks)["energy"])
@@ -208,7 +233,7 @@ def _paired(link: Link, of: Link, explained: np.ndarray, ask: Question) -> dict[
     return made
 
 
-def _answers(own: Artifact, other: Artifact, ask: Question) -> dict[str, Aggregate]:
+def answered(own: Artifact, other: Artifact, ask: Question) -> dict[str, Aggregate]:
     """What the answers to the whole test split say: both were judged on it before."""
     t = ask.truth
     logits = [evaluation.answers(a, "test", t.images) for a in (own, other)]
@@ -231,7 +256,7 @@ def _of(m: Metric, n: int, scale: float = 1.0) -> Aggregate:
     return Aggregate(value=m.value * scale, low=low * scale, high=high * scale, n=n)
 
 
-def _accuracy(first: Artifact, ask: Question) -> Aggregate | None:
+def accuracy_of(first: Artifact, ask: Question) -> Aggregate | None:
     """Balanced accuracy of the whole model on the test split."""
     m = first.metrics.get("test_balanced_accuracy")
     return None if m is None else _of(m, len(ask.truth.labels))
@@ -250,7 +275,7 @@ def spread(samples: Sequence[data.Sample], count: int) -> list[data.Sample]:
     return chosen
 
 
-def _masks(samples: Sequence[data.Sample], spec: Spec) -> np.ndarray | None:
+def masks_of(samples: Sequence[data.Sample], spec: Spec) -> np.ndarray | None:
     """(N, H, W) bool, all False where an image has no mask; None where none has one."""
     if not any(s.mask for s in samples):
         return None

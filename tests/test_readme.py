@@ -58,8 +58,9 @@ def test_a_block_runs(number, workplace):
             small(line), shell=True, cwd=workplace, capture_output=True, text=True,
             env=os.environ | {"PATH": path}, check=False,
         )  # fmt: skip
-        busy = 3 * ("edgekd bench" in line)  # a machine that is busy is over the latency budget
-        assert done.returncode in (0, busy), f"{line}\n{done.stderr}"
+        # a busy machine is over the latency budget; networks of an epoch do not keep explanations
+        fine = (0, 3) if "edgekd bench" in line else (0, 3, 6) if "edgekd explain" in line else (0,)
+        assert done.returncode in fine, f"{line}\n{done.stderr}"
 
 
 def test_every_command_is_in_the_readme():

@@ -1,0 +1,214 @@
+"""Breaks that must not pass and honest files that must, on a network that has learnt something."""
+
+import copy
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from squares import session, squares
+from test_examine import CPU, SPEC, artifact, pictures
+
+from edgekd import evaluation, evidence, examine
+from edgekd.evidence import Link, Question
+from edgekd.gates import Margins
+from edgekd.imaging import normalise
+from edgekd.runtimes import Outputs
+
+N = 48
+MARGINS = Margins(lost=0.2)  # 48 images: none lost leaves an upper bound of 7 %
+PIXELS, LABELS = pictures(N, 7)
+DIGESTS = [hashlib.sha256(x.tobytes()).hexdigest() for x in PIXELS]
+
+
+class Case:
+    """What `evidence` wants of a sample."""
+
+    def __init__(self, label, digest):
+        self.label, self.digest, self.group, self.mask = int(label), digest, digest, None
+
+
+def question(n=N):
+    samples = [Case(y, d) for y, d in zip(LABELS[:n], DIGESTS[:n], strict=True)]
+    truth = evaluation.Truth(LABELS, DIGESTS, [d[:16] for d in DIGESTS], [""] * N)
+    return Question(samples, truth, None, SPEC, 0)
+
+
+def link(name, run, folder, n=N):
+    """`name`: "student fp32"; the file answers as `run` does."""
+    role, precision = name.split()
+    made = artifact(folder / name.replace(" ", "-"), name=hashlib.sha256(name.encode()).hexdigest())
+    made.folder.mkdir(parents=True)
+    truth = question().truth
+    logits = run(normalise(PIXELS, SPEC)).logits
+    found = evaluation.judge(
+        made.folder, {"val": logits, "test": logits}, {"val": truth, "test": truth}, SPEC.classes
+    )
+    update = {k: found[k] for k in ("metrics", "calibration", "evaluation")}
+    made = made.model_copy(update=update | {"role": role, "precision": precision})
+    got = examine.examine(run, made, CPU, PIXELS[:n], DIGESTS[:n], examine.Asked())
+    return Link(name, made, CPU, got)
+
+
+@pytest.fixture(scope="module")
+def whole(net, tmp_path_factory):
+    return link("student fp32", session(net), tmp_path_factory.mktemp("whole"))
+
+
+def judged(whole, run, folder, name="student int8", margins=MARGINS):
+    other = link(name, run, folder)
+    comparisons, maps = evidence.chain([whole, other], question(), margins)
+    assert list(maps) == [whole.name, name]
+    assert comparisons[0].verdict is None
+    return comparisons[1]
+
+
+def noisy(net, amount, seed=0):
+    """All weights times 1 + noise."""
+    other = copy.deepcopy(net)
+    generator = torch.manual_seed(seed)
+    with torch.no_grad():
+        for p in other.parameters():
+            p *= 1 + amount * torch.randn(p.shape, generator=generator)
+    return session(other)
+
+
+def test_the_same_file(net, whole, tmp_path):
+    c = judged(whole, session(net), tmp_path)
+    assert c.verdict.state == "pass", c.verdict.sentence
+    assert c.reference == "student fp32"
+    assert c.aggregate["kappa"].value == pytest.approx(1)
+    assert c.aggregate["lost"].value == 0
+    assert {k: a.value for k, a in c.paired.items()} == pytest.approx(
+        {"accuracy_pt": 0, "answers": 1, "faithful": 0}
+        | {k: 0 for k in c.paired if k.startswith("shortcut: ")}
+    )
+
+
+@pytest.mark.parametrize("scale", [0.25, 4])
+def test_logits_of_another_scale(net, whole, tmp_path, scale):
+    """What the temperature takes out again."""
+    assert judged(whole, session(net, scale=scale), tmp_path).verdict.state == "pass"
+
+
+def test_a_little_noise_passes(net, whole, tmp_path):
+    c = judged(whole, noisy(net, 0.005), tmp_path)
+    assert c.verdict.state == "pass", c.verdict.sentence
+
+
+def test_kappa_falls_with_noise(net, whole, tmp_path):
+    found = [judged(whole, noisy(net, a), tmp_path / str(a)).aggregate["kappa"].value
+             for a in (0.01, 0.1, 0.4, 1.5)]  # fmt: skip
+    assert found == sorted(found, reverse=True)
+    assert found[0] > 0.95
+    assert found[-1] < 0.5
+
+
+def random_head(net):
+    other = copy.deepcopy(net)
+    torch.manual_seed(3)
+    other.head.reset_parameters()
+    return session(other)
+
+
+def permuted(net):
+    def run(images):
+        out = session(net)(images)
+        return Outputs(np.roll(out.logits, 1, 1), out.features)
+
+    return run
+
+
+def random_network(net):
+    torch.manual_seed(4)
+    return session(type(net)().eval())
+
+
+def wrong_layer(net):
+    """Features that have nothing to do with what is answered."""
+
+    def run(images):
+        out = session(net)(images)
+        return Outputs(out.logits, out.features[:, :, ::-1, ::-1].copy())
+
+    return run
+
+
+def constant_map(net):
+    def run(images):
+        out = session(net)(images)
+        centre = np.zeros_like(out.features)
+        centre[:, :, 2:4, 2:4] = 1
+        centre *= 1 + np.arange(centre.shape[1])[:, None, None]
+        return Outputs(out.logits, centre)
+
+    return run
+
+
+def bgr_without_mean(net):
+    return lambda images: session(net)(images[:, ::-1] * 0.16 + 0.5)
+
+
+BREAKS = [random_head, permuted, random_network, wrong_layer, constant_map, bgr_without_mean]
+
+
+@pytest.mark.parametrize("broken", BREAKS)
+def test_no_break_passes(net, whole, tmp_path, broken):
+    c = judged(whole, broken(net), tmp_path)
+    assert c.verdict.state in ("fail", "invalid"), c.verdict.sentence
+    assert c.verdict.missed
+
+
+@pytest.mark.parametrize("broken", [random_head, permuted, random_network])
+def test_nor_as_a_student(net, whole, tmp_path, broken):
+    first = whole._replace(
+        name="teacher fp32", artifact=whole.artifact.model_copy(update={"role": "teacher"})
+    )
+    student = link("student fp32", broken(net), tmp_path)
+    comparisons, _ = evidence.chain([first, student], question(), MARGINS)
+    assert comparisons[1].verdict.step == "distillation"
+    assert comparisons[1].verdict.state in ("fail", "invalid")
+
+
+def test_maps_of_the_next_patient(whole, tmp_path):
+    """The right answers with another patient's maps."""
+    found = whole.found
+    rolled = {k: np.roll(getattr(found, k), 1, 0) for k in ("maps", "head", "repeated")}
+    other = whole._replace(name="student int8", found=found._replace(**rolled))
+    comparisons, _ = evidence.chain([whole, other], question(), MARGINS)
+    c = comparisons[1]
+    assert c.verdict.state == "fail"
+    assert {"kappa", "identification", "lost"} <= {g.name for g in c.verdict.missed}
+
+
+def test_a_chain_of_three(net, whole, tmp_path):
+    """INT8 is held against the student that it was made of; what the teacher says is told."""
+    teacher = link("teacher fp32", noisy(net, 0.02), tmp_path)
+    teacher = teacher._replace(artifact=teacher.artifact.model_copy(update={"role": "teacher"}))
+    low = link("student int8", noisy(net, 0.003, 1), tmp_path)
+    comparisons, _ = evidence.chain([teacher, whole, low], question(), MARGINS)
+    assert [c.reference for c in comparisons] == ["", "teacher fp32", "student fp32"]
+    assert [c.verdict and c.verdict.step for c in comparisons] == [
+        None, "distillation", "quantisation",
+    ]  # fmt: skip
+    assert "teacher_pearson" in comparisons[2].aggregate
+    assert "teacher_pearson" not in comparisons[1].aggregate
+    assert comparisons[2].aggregate["pearson"].value > comparisons[2].aggregate[
+        "teacher_pearson"].value  # fmt: skip
+
+
+def test_too_few_images_do_not_decide(net, tmp_path):
+    n = 8
+    first = link("student fp32", session(net), tmp_path, n)
+    other = link("student int8", noisy(net, 0.005), tmp_path, n)
+    comparisons, _ = evidence.chain([first, other], question(n), MARGINS)
+    given = comparisons[1].verdict
+    assert given.state == "inconclusive", given.sentence
+    assert max(g.needed or 0 for g in given.missed) > n
+    assert "images would decide" in given.sentence
+
+
+def test_squares_are_what_they_were():
+    images, labels = squares(N, 7)
+    np.testing.assert_array_equal(labels, LABELS)
+    assert np.abs(normalise(PIXELS, SPEC) - images).mean() < 0.05
