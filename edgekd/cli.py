@@ -20,6 +20,7 @@ from edgekd.options import (
     GiveUpOption,
     Group,
     JsonOption,
+    LayerOption,
     LeakageOption,
     LrOption,
     NoTeacherOption,
@@ -278,6 +279,7 @@ def distill(
     temperature: TemperatureOption = None,
     settings: SetOption = None,
     sensitivity: SensitivityOption = None,
+    layer: LayerOption = "",
     resize: ResizeOption = "stretch",
     seed: SeedOption = 0,
     runs_folder: RunsOption = RUNS,
@@ -330,7 +332,15 @@ def distill(
             arch = seek.chosen_of(front, sought).arch
             pupil = workplace.Pupil(sought.chosen, arch, base)
         artifact = workplace.distill(
-            work, chosen, folder, guides, training, pupil, sensitivity=sensitivity, force=force
+            work,
+            chosen,
+            folder,
+            guides,
+            training,
+            pupil,
+            sensitivity=sensitivity,
+            layer=layer,
+            force=force,
         )
     result(as_json, artifact, show.artifact(artifact, *guides[:1]))
 

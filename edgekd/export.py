@@ -8,8 +8,9 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -53,13 +54,14 @@ def to_onnx(
     *,
     tolerance: float = 1e-3,
     expected: Outputs | None = None,
+    told: Mapping[str, Any] | None = None,
 ) -> Artifact:
     """`out`/model.onnx, and model.pt2, the program it was made from, for the torch runtime.
 
     module: image -> (logits, features), in eval mode. images: (n, 3, H, W) float32, prepared; on
     them the file must give the `expected` outputs, by default the module's, to within `tolerance`
     of the largest one (at least 1), alone and in a batch, or EdgeKDError and nothing that looks
-    finished.
+    finished. told: more settings, to be kept with the artifact.
     """
     name, reference = _reference()
     layer = str(getattr(module, "layer", ""))
@@ -75,7 +77,7 @@ def to_onnx(
         layer=layer,
         parents={artifact.kind: artifact.sha256},
         metrics=metrics,
-        settings={"opset": OPSET, "tolerance": tolerance, "compared_in": name},
+        settings={"opset": OPSET, "tolerance": tolerance, "compared_in": name, **(told or {})},
         versions=versions("torch", "onnx", "onnxscript", name),
         **_inherited(artifact),
     ).save(out)

@@ -119,7 +119,9 @@ def _tuned(place: Place, dataset: data.Dataset, epochs: int, *, force: bool) -> 
             training=training, net=models.load(student).net, origin=origin,
             replay=runs.shared(place.root, dataset), seed=place.run.seed, track=place.track,
         )  # fmt: skip
-    return runs.onnx_of(trained, place.folder / QAT / "onnx", dataset, place.track)
+    return runs.onnx_of(
+        trained, place.folder / QAT / "onnx", dataset, place.track, layer=place.layer(dataset)
+    )
 
 
 def _deployed(place: Place, chosen: Artifact) -> Artifact:
@@ -244,8 +246,9 @@ def _exported(
         limit = exporter.TOLERANCE["fp32"] if tolerance is None else tolerance
         rivals = place.rivals(dataset)
         return runs.onnx_of(
-            place.student(), out, dataset, place.track, tolerance=limit, rivals=rivals
-        )
+            place.student(), out, dataset, place.track, tolerance=limit, rivals=rivals,
+            layer=place.layer(dataset),
+        )  # fmt: skip
     rivals = place.rivals(dataset, None if wanted == "fp32" else source)
     runtime = FORMATS[format_name]
     if wanted == "int8":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,11 +26,12 @@ CALIBRATED_ON = 2000  # training images for a sub-net's batch norm, as in OFA
 class Waist(nn.Module):
     """A classifier with its explained feature map kept: image -> (logits, features).
 
-    image (N, 3, H, W), logits (N, classes), features (N, C, h, w). `features` is the deepest stage
-    whose grid has at least MIN_GRID cells a side at this input size; `layer` names it.
+    image (N, 3, H, W), logits (N, classes), features (N, C, h, w). `features` is the stage that
+    `layer` names ("stage3", "head"), or the deepest whose grid has at least MIN_GRID cells a side
+    at this input size.
     """
 
-    def __init__(self, net: Any, size: tuple[int, int]):
+    def __init__(self, net: Any, size: tuple[int, int], layer: str = ""):
         super().__init__()
         self.net: Any = net  # timm networks have more methods than nn.Module declares
         training = net.training
@@ -43,11 +45,27 @@ class Waist(nn.Module):
                 self._once = False
                 _, maps = _final_and_maps(net, image, self._once)
         net.train(training)
+        names = [*(f"stage{i + 1}" for i in range(len(maps) - 1)), "head"]
+        self.shapes = {n: tuple(m.shape[1:]) for n, m in zip(names, maps, strict=True)}  # (C, h, w)
         fits = [i for i, m in enumerate(maps) if min(m.shape[2:]) >= MIN_GRID]
-        self.index = fits[-1] if fits else 0
-        name = "head" if self.index == len(maps) - 1 else f"stage{self.index + 1}"
-        shape = maps[self.index].shape
-        self.layer = f"{name} {shape[1]}x{shape[2]}x{shape[3]}"
+        if layer and layer not in names:
+            raise EdgeKDError(unknown("layer", layer, names))
+        self.index = names.index(layer) if layer else fits[-1] if fits else 0
+
+    @property
+    def layer(self) -> str:
+        """Name and shape of what is explained: 'stage3 40x16x16'."""
+        return self.title(list(self.shapes)[self.index])
+
+    def title(self, name: str) -> str:
+        """Name and shape of a stage."""
+        return f"{name} " + "x".join(map(str, self.shapes[name]))
+
+    def at(self, name: str) -> Waist:
+        """The same network, another stage explained."""
+        other = copy.copy(self)  # a module's copy shares its parameters
+        other.index = list(self.shapes).index(name)
+        return other
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: D102
         logits, features, _ = self.answers(image)
@@ -278,8 +296,11 @@ def student(arch: Arch, classes: int) -> SubNet:
     return build(arch, classes)
 
 
-def load(artifact: Artifact) -> Waist:
-    """The trained network of a teacher or student artifact, in eval mode on the CPU."""
+def load(artifact: Artifact, layer: str = "") -> Waist:
+    """The trained network of a teacher or student artifact, in eval mode on the CPU.
+
+    layer: whose output is explained, see Waist.
+    """
     if artifact.kind not in ("teacher", "student"):
         raise EdgeKDError(f"{artifact.folder} holds a {artifact.kind} file, not a trained network")
     classes = len(artifact.spec.classes)
@@ -290,7 +311,7 @@ def load(artifact: Artifact) -> Waist:
     else:
         net = classifier(artifact.model, classes)
     net.load_state_dict(state)
-    return Waist(net, artifact.spec.size).eval()
+    return Waist(net, artifact.spec.size, layer).eval()
 
 
 def without_colour(net: nn.Module, spec: Spec) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,6 +43,13 @@ def exit_code(error: EdgeKDError) -> int:
     """Of a command that ends with `error`."""
     codes = {RuntimeUnavailable: 4, GateMissed: 3}
     return codes.get(type(error), 1)
+
+
+def known_layer(name: str) -> str:
+    """`name`, if a network might have such a layer: said before anything is trained."""
+    if name and not re.fullmatch(r"auto|head|stage[1-9]\d?", name):
+        raise EdgeKDError(f'no layer "{name}": auto, head, or a stage such as stage3')
+    return name
 
 
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
@@ -147,6 +155,15 @@ AlphaOption = Annotated[
 TemperatureOption = Annotated[
     float | None,
     typer.Option("--temperature", "-T", min=0.01, help="Of the soft targets. [default: 4]"),
+]
+LayerOption = Annotated[
+    str,
+    typer.Option(
+        "--layer",
+        callback=known_layer,
+        help="That is explained: auto (the most faithful on validation images), head, or a stage"
+        " of the student such as stage3. [default: the deepest of 12 cells a side]",
+    ),
 ]
 SensitivityOption = Annotated[
     float | None,

@@ -49,6 +49,7 @@ class Run(Stored):
     seed: int = 0
     split: str | None = None  # how the data was asked to be split
     allow_leakage: bool = False
+    layer: str = ""  # that is explained: a stage, auto, or empty: see runs.onnx_of
 
 
 def find(root: Path, run: Path | None, profile: str | None) -> tuple[Path, Run, str]:
@@ -265,13 +266,19 @@ def onnx_of(
     *,
     tolerance: float = 1e-3,
     rivals: Sequence[Artifact] = (),
+    layer: str = "",
 ) -> Artifact:
-    """The trained network's ONNX waist in `folder`, made (parity checked) if it is not there."""
-    from edgekd import export, models
+    """The trained network's ONNX waist in `folder`, made (parity checked) if it is not there.
+
+    layer: whose output is explained: a stage, "auto" for the most faithful on validation images,
+    whose scores are kept, or empty for the deepest of a fine enough grid.
+    """
+    from edgekd import export, layers, models
 
     if (folder / Artifact.FILE).exists():
         made = Artifact.load(folder)
-        if made.parents.get(trained.kind) == trained.sha256:
+        same = made.settings.get("layer", "") == layer
+        if made.parents.get(trained.kind) == trained.sha256 and same:
             worst = max(m.value for k, m in made.metrics.items() if k.startswith("parity_max"))
             if worst > tolerance:
                 raise EdgeKDError(
@@ -281,10 +288,17 @@ def onnx_of(
             here = host(_reference(), made)[0]
             return judged(made, here, dataset, trained, track, rivals=rivals)
     images = sample_images(dataset, trained.spec, "val", PARITY_IMAGES)
-    net = models.load(trained)
+    net = models.load(trained, "" if layer == "auto" else layer)
+    told: dict[str, Any] = {"layer": layer} if layer else {}
+    if layer == "auto":
+        few = sample_images(dataset, trained.spec, "val", layers.IMAGES)
+        chosen, told["layer_scores"] = layers.most_faithful(net, few, track=track)
+        net = net.at(chosen)
     expected = export.outputs(net, images)
     models.without_colour(net, trained.spec)
-    made = export.to_onnx(net, trained, images, folder, tolerance=tolerance, expected=expected)
+    made = export.to_onnx(
+        net, trained, images, folder, tolerance=tolerance, expected=expected, told=told
+    )
     return judged(made, host(_reference(), made)[0], dataset, trained, track, rivals=rivals)
 
 

@@ -58,8 +58,12 @@ class Place:
         """The student's ONNX waist."""
         return runs.onnx_of(
             self.student(), self.folder / "onnx", dataset, self.track,
-            tolerance=tolerance, rivals=self.rivals(dataset),
+            tolerance=tolerance, rivals=self.rivals(dataset), layer=self.run.layer,
         )  # fmt: skip
+
+    def layer(self, dataset: data.Dataset) -> str:
+        """The stage that the student's ONNX explains; empty where the run leaves it to the rule."""
+        return self.student_onnx(dataset).layer.partition(" ")[0] if self.run.layer else ""
 
     def rivals(self, dataset: data.Dataset, source: Artifact | None = None) -> list[Artifact]:
         """What a file is compared with image by image: the teacher, and an FP32 source."""
@@ -76,7 +80,10 @@ class Place:
         if not self.run.teacher:
             return None
         teacher = Artifact.load(Path(self.run.teacher))
-        return runs.onnx_of(teacher, teacher.folder / "teacher-onnx", dataset, self.track)
+        # a stage that was named is the student's; its teacher may not have as many
+        layer = self.run.layer if self.run.layer in ("auto", "head") else ""
+        folder = teacher.folder / ("teacher-onnx" + (f"-{layer}" if layer else ""))
+        return runs.onnx_of(teacher, folder, dataset, self.track, layer=layer)
 
     def candidates(self, dataset: data.Dataset) -> list[Artifact]:
         """Teacher, student and INT8 as files that a runtime loads: what is compared."""

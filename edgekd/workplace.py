@@ -329,9 +329,13 @@ def distill(
     pupil: Pupil,
     *,
     sensitivity: float | None = None,
+    layer: str = "",
     force: bool,
 ) -> Artifact:
-    """The run's student, trained now (or further) unless it is there already."""
+    """The run's student, trained now (or further) unless it is there already.
+
+    layer: that its files will explain, see runs.onnx_of.
+    """
     from edgekd import distill as loop
 
     spec = work.spec
@@ -359,6 +363,7 @@ def distill(
         seed=work.seed,
         split=work.split,
         allow_leakage=work.allow_leakage,
+        layer=layer,
     )
     runs.begin(work.root, folder, run)
     if made:

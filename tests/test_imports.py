@@ -73,6 +73,7 @@ ALLOWED = {
     "shortcuts": {"confidence"},
     "examine": {"records", "runtimes", "imaging", "explain", "faithful", "fidelity", "shortcuts"},
     "verdict": {"records", "gates"},
+    "layers": {"records", "runtimes", "explain", "faithful", "models"},
     "drawings": set(),
     "scorecard": {"records", "scores", "drawings"},
     "report": {"records", "bench", "drawings", "explain", "scorecard"},
