@@ -75,7 +75,7 @@ def test_the_most_faithful_is_taken(staged):
     assert best == "stage1"
     assert list(scores) == ["stage2 4x8x8", "stage1 4x12x12"]  # 4 cells a side are too few
     assert scores["stage1 4x12x12"] > 0.2
-    assert scores["stage2 4x8x8"] < 0.5 * scores["stage1 4x12x12"]
+    assert scores["stage2 4x8x8"] < scores["stage1 4x12x12"] - 0.1
     # it is not the deepest, the first, or the rule's that is taken, but the best
     assert layers.candidates(staged) == ["stage2", "stage1"]
 
