@@ -15,7 +15,8 @@ GLUE = {  # may know every stage
 ALLOWED = {
     "stored": set(),
     "scores": {"stored"},
-    "records": {"scores", "stored"},
+    "gates": {"stored"},
+    "records": {"gates", "scores", "stored"},
     "runtimes": {"records"},
     "dicom": {"records"},
     "imaging": {"records", "dicom"},
@@ -70,7 +71,10 @@ ALLOWED = {
     "fidelity": {"records", "runtimes", "confidence", "explain"},
     "drawings": set(),
     "scorecard": {"records", "scores", "drawings"},
-    "report": {"records", "bench", "drawings", "explain", "scorecard"},
+    "cases": {"records", "drawings"},
+    "testimony": {"records", "gates", "drawings", "cases"},
+    "handover": {"records", "bench"},
+    "report": {"records", "bench", "drawings", "explain", "handover", "scorecard", "testimony"},
 }  # fmt: skip
 HEAVY = ("torch", "numpy", "timm", "PIL", "onnx", "onnxruntime", "openvino", "nncf", "matplotlib",
          "pymoo", "pydicom", "pyarrow")  # fmt: skip
