@@ -34,22 +34,22 @@ def closer(shown: Sequence[Comparison]) -> Iterator[str]:
             )
 
 
-def classes(shown: Sequence[Comparison]) -> Iterator[tuple[str, list[list[str]]]]:
-    """Of each true class and compressed model: mean r, strangers', maps lost, the lowest r."""
+def classes(shown: Sequence[Comparison]) -> Iterator[list[str]]:
+    """A line for each true class and compressed model: what its maps of this class are like."""
     for label in dict.fromkeys(a.label for a in shown[0].images):
-        cells = []
         for c in shown[1:]:
             own = [a for a in c.images if a.label == label]
             pairs = _pairs(own)
             r, null = [f"{x:.2f}" for x in pairs.mean(0)] if len(pairs) else ["–", "–"]
-            lost = [a.figures["lost"] for a in own if a.figures.get("lost") is not None]
-            low = min((a for a in own if a.figures.get("pearson") is not None),
-                      key=lambda a: a.figures["pearson"] or 0, default=None)  # fmt: skip
-            worst = "–" if low is None else f"{low.figures['pearson']:.2f}: {low.image[:12]}"
-            share = f"{sum(x or 0 for x in lost):.0f} of {len(lost)}" if lost else "–"
-            cells.append([r, null, share, worst])
-        n = sum(a.label == label for a in shown[0].images)
-        yield f"{label} ({n} images{', too few to judge' if n < FEW else ''})", cells
+            lost = [x for a in own if (x := a.figures.get("lost")) is not None]
+            low = min(own, key=lowest, default=None)
+            least = None if low is None else low.figures.get("pearson")
+            yield [
+                label, c.name, f"{len(own)}{': too few to judge' if len(own) < FEW else ''}",
+                r, null, f"{sum(lost):.0f} of {len(lost)}" if lost else "–",
+                "no map" if least is None else f"{least:.2f}",
+                "–" if low is None else low.image[:12],
+            ]  # fmt: skip
 
 
 def changed(shown: Sequence[Comparison]) -> Iterator[list[str]]:
@@ -68,7 +68,7 @@ def changed(shown: Sequence[Comparison]) -> Iterator[list[str]]:
 
 
 def captions(shown: Sequence[Comparison]) -> dict[tuple[str, str], str]:
-    """(image, model) -> 'nearer than 97 % of strangers', 'worst of cyst', ...: under a picture."""
+    """(image, model) -> 'nearer than 97 % of strangers', 'lowest r of cyst': below a picture."""
     found: dict[tuple[str, str], str] = {}
     for c in shown[1:]:
         seen: set[str] = set()
@@ -80,7 +80,7 @@ def captions(shown: Sequence[Comparison]) -> dict[tuple[str, str], str]:
             if share is not None:
                 said.append(f"nearer than {100 * share:.0f} % of strangers")
             if a.label not in seen:
-                said.append(f"worst of {a.label}")
+                said.append(f"lowest r of {a.label}")
             seen.add(a.label)
             found[a.image, c.name] = "; ".join(said)
     return found

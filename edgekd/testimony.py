@@ -84,7 +84,7 @@ class Testimony(NamedTuple):
     shortcuts: list[tuple[str, list[Cell], list[Cell]]]  # marker, moved, flips
     dots: Drawing | None
     baselines: list[Line]
-    classes: list[tuple[str, list[list[str]]]]
+    classes: list[list[str]]
     changed: list[list[str]]
     more: int  # changed answers that are not shown
     closer: list[str]
