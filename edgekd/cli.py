@@ -405,16 +405,19 @@ def explain(
 def report(
     profile: ProfileOption = None,
     cases: Annotated[int, typer.Option("--cases", min=1, help="Images in the gallery.")] = 12,
+    no_images: Annotated[
+        bool, typer.Option("--no-images", help="Leave every picture out; the numbers stay.")
+    ] = False,
     runs_folder: RunsOption = RUNS,
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """One self-contained HTML page: models, timing, explanations, settings."""
+    """One self-contained HTML page: verdict, models, timing, explanations. And report.json."""
     from edgekd import show, stages
 
     with show.tracker() as track:
         here = place(runs_folder, run, profile, track)
-        page = stages.report(here, cases=cases)
+        page = stages.report(here, cases=cases, pictures=not no_images)
     result(as_json, {"report": str(page)}, str(page))
 
 

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from edgekd import scorecard
+from edgekd import handover, scorecard, testimony
 from edgekd.bench import percentiles
 from edgekd.drawings import COLOURS, Drawing, figure, svg
 from edgekd.explain import overlay
 from edgekd.records import (
     Aggregate,
     Artifact,
-    Comparison,
     EdgeKDError,
     Fidelity,
     Machine,
@@ -35,7 +34,7 @@ from edgekd.records import (
 if TYPE_CHECKING:
     from jinja2 import Template
 
-PAGE = "report.html"
+PAGE, FIGURES, CASES = "report.html", "report.json", "cases.csv"
 SIDE = 224  # pixels of a picture's longer side in the gallery
 SCORES = {
     "test_balanced_accuracy": "balanced accuracy",
@@ -76,10 +75,16 @@ def write(
     profile: Profile,
     notes: Sequence[str],
     command: str,
+    pictures: bool = True,
 ) -> Path:
-    """Write `out`/report.html and return its path. The same records give the same bytes."""
+    """Write `out`/report.html, report.json and cases.csv; returns the page's path.
+
+    pictures: False leaves every pixel out, the numbers stay. The same records give the same bytes.
+    """
     if not rows:
         raise EdgeKDError("nothing to report: run edgekd distill first")
+    if fidelity:
+        _check_margins(fidelity, profile)
     _import_plotting()
     reference = fidelity.comparisons[0].name if fidelity else rows[0].name
     page = _template().render(
@@ -93,17 +98,39 @@ def write(
         latency=_latency(rows, profile),
         scatter=_scatter(rows),
         fidelity=fidelity,
-        closer=list(_closer(fidelity)) if fidelity else [],
-        histogram=_histogram(fidelity) if fidelity else None,
+        box=testimony.box(fidelity),
+        testimony=testimony.of(rows, fidelity) if fidelity else None,
         reference=reference,
         panels=sorted(panels, key=lambda p: _worst(p, reference)),
+        pictures=pictures,
         picture=lambda panel, heat: _png(_picture(panel, heat)),
         scale=_png(overlay(np.full((14, 160, 3), 120, np.uint8), np.linspace(0, 1, 160)[None])),
         settings=list(_settings(rows, profile, notes, command)),
+        card=list(_card(rows[-1].artifact)),
     )
     path = make_folder(out) / PAGE
+    write_atomic(out / FIGURES, handover.figures(title, rows, fidelity, profile, notes, command))
+    if fidelity:
+        write_atomic(out / CASES, handover.cases(fidelity))
+    else:
+        (out / CASES).unlink(missing_ok=True)  # of maps that are no more
     write_atomic(path, page)
     return path
+
+
+def _check_margins(fidelity: Fidelity, profile: Profile) -> None:
+    """EdgeKDError if the margins are not those that were declared before the run."""
+    said = fidelity.margins_sha256
+    if said and said != fidelity.margins.sha256:
+        raise EdgeKDError(
+            "the margins in fidelity.json are not those that were declared (their sha256 "
+            "differs): run edgekd explain again"
+        )
+    if said and said != profile.margins.sha256:
+        raise EdgeKDError(
+            f"the margins of profile {profile.name} were changed after edgekd explain judged by "
+            "them: restore them, or run edgekd explain again"
+        )
 
 
 def _template() -> Template:
@@ -200,7 +227,7 @@ def _told(fidelity: Fidelity | None) -> Iterator[str]:
     r, e, m = (_aggregate(fidelity, k) for k in ("pearson", "energy", "enrichment"))
     if fidelity and r:
         null = "" if r.null is None else f", and {r.null:.2f} with those of other patients"
-        reference = fidelity.comparisons[0].name
+        reference = fidelity.comparisons[-1].reference or fidelity.comparisons[0].name
         yield f"Its heat maps correlate {r.value:.2f} with {reference}'s of the same image{null}."
     if e and m:
         share, times = f"{100 * e.value:.0f} %", f"{m.value:.1f} times"
@@ -284,24 +311,6 @@ def _where(rows: Sequence[Row], profile: Profile) -> str:
     )
 
 
-def _pairs(c: Comparison) -> np.ndarray:
-    """(n, 2) float64: Pearson with the reference's map of the same image, and of strangers."""
-    found = [(a.figures.get("pearson"), a.null.get("pearson")) for a in c.images]
-    return np.array([p for p in found if None not in p], float).reshape(-1, 2)
-
-
-def _closer(fidelity: Fidelity) -> Iterator[str]:
-    """How often is a map nearer to the reference's of its own image? A sentence for each model."""
-    for c in fidelity.comparisons[1:]:
-        pairs = _pairs(c)
-        if len(pairs):
-            n = int((pairs[:, 0] > pairs[:, 1]).sum())
-            yield (
-                f"In {n} of {len(pairs)} images the map of {c.name} agrees more with the "
-                "reference's map of the same image than with those of strangers (their mean)."
-            )
-
-
 def _settings(
     rows: Sequence[Row], profile: Profile, notes: Sequence[str], command: str
 ) -> Iterator[tuple[str, str]]:
@@ -322,6 +331,18 @@ def _settings(
         lineage = f"sha256 {made.sha256[:16]}, seed {made.seed}"
         yield row.name, lineage + (f", from {parents}" if parents else "")
         yield f"{row.name} made with", ", ".join([*_flat(made.settings), *_flat(made.versions)])
+
+
+def _card(last: Artifact) -> Iterator[tuple[str, str]]:
+    """A model card's fields that the records hold, of the file to be deployed."""
+    spec = last.spec
+    yield "intended use", "not stated"
+    yield "not for", "diagnosis, or any decision without a qualified reader"
+    yield "model", f"{last.model.partition('_top1')[0]}, {last.precision}, sha256 {last.sha256}"
+    yield "classes", ", ".join(spec.classes)
+    yield "input", f"{spec.size[0]} × {spec.size[1]} pixels, {spec.channels}, {spec.resize}"
+    yield "data", f"fingerprint {last.data_fingerprint or 'not stated'}"
+    yield "split rule", last.split_rule or "not stated"
 
 
 def _flat(settings: Mapping[str, Any]) -> Iterator[str]:
@@ -396,37 +417,6 @@ def _scatter(rows: Sequence[Row]) -> Drawing | None:
     columns = max(1, min(3, int(4.4 / (0.5 + 0.065 * longest))))  # inches
     drawn.legend(loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     return svg(drawn), "Accuracy against latency. " + "; ".join(told)
-
-
-def _histogram(fidelity: Fidelity) -> Drawing | None:
-    """Agreement image by image, the strangers' behind it."""
-    from matplotlib.figure import Figure
-
-    shown = [(i, c, p) for i, c in enumerate(fidelity.comparisons) if i and len(p := _pairs(c))]
-    if not shown:
-        return None
-    across = min(2, len(shown))
-    down = -(-len(shown) // across)
-    drawn = Figure(figsize=(5.4 * across, 2.9 * down), layout="constrained")
-    low = min(-0.2, *(float(p.min()) for *_, p in shown))
-    bins = np.linspace(np.floor(low * 10) / 10, 1, 37).tolist()
-    told = []
-    for place, (i, c, pairs) in enumerate(shown):
-        axes = drawn.add_subplot(down, across, place + 1)
-        axes.spines[["top", "right"]].set_visible(False)
-        own, null = pairs.T
-        colour = COLOURS[i % len(COLOURS)]
-        axes.hist(null, bins, color="#b8bcc4", label="strangers' maps (mean of them)")
-        axes.hist(own, bins, color=colour, alpha=0.7, label="the same image's map")
-        axes.axvline(null.mean(), color="#5a6472", linestyle="--", linewidth=1)
-        axes.axvline(own.mean(), color=colour, linestyle="--", linewidth=1)
-        axes.set_title(f"{c.name} ({len(pairs)} images)", fontsize=10)
-        axes.set_xlabel("Pearson correlation with the reference's map")
-        axes.set_ylabel("images")
-        axes.margins(y=0.28)
-        axes.legend(fontsize=8, frameon=False, loc="upper left")
-        told.append(f"{c.name}: mean {own.mean():.2f}, strangers {null.mean():.2f}")
-    return svg(drawn), "Agreement image by image. " + "; ".join(told)
 
 
 # ---- gallery

@@ -373,7 +373,31 @@ def fidelity(found: Fidelity) -> Group:
     lines = ["null: the same figure against another patient's map of the same class"]
     if found.mask_share is not None:
         lines.append(f"masks cover {100 * found.mask_share:.1f} % of their images")
-    return Group(table, *(_text(line) for line in lines))
+    return Group(table, *(_text(line) for line in lines), *_judged(found))
+
+
+def _judged(found: Fidelity) -> Iterator[Any]:
+    """The verdict, a reason a step, and the gates that did not hold."""
+    if found.verdict is None:
+        return
+    colours = {"invalid": "bold magenta", "fail": "bold red", "inconclusive": "bold yellow",
+               "pass": "bold green"}  # fmt: skip
+    table = _table("did not hold", "", "asked", "found [95 %]", "images that would decide")
+    for c in found.comparisons:
+        for g in c.verdict.gates if c.verdict else ():
+            if g.state != "pass":
+                table.add_row(
+                    _text(f"{c.name}: {g.what}"), Text(g.state, style=colours[g.state]),
+                    f"at {'least' if g.least else 'most'} {g.margin:g}",
+                    f"{g.value:.3f} [{g.low:.3f}, {g.high:.3f}]", str(g.needed or "-"),
+                )  # fmt: skip
+    if table.row_count:
+        yield table
+    yield Text(f"verdict: {found.verdict.upper()}", style=colours[found.verdict])
+    yield from map(_text, found.reasons)
+    for c in found.comparisons:
+        for place, remedy in enumerate(c.verdict.remedies if c.verdict else (), 1):
+            yield _text(f"{c.name}, try {place}: {remedy}")
 
 
 def quantized(made: Artifact, before: Artifact, choice: Choice | None) -> Group:

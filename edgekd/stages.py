@@ -122,8 +122,11 @@ def check_budget(timings: list[Timing]) -> None:
         raise GateMissed(f"{last.model} {last.precision} is over budget: {over}")
 
 
-def report(place: Place, *, cases: int) -> Path:
-    """The run's page, `<run>/report.html`, of what is finished: models, timings, explanations."""
+def report(place: Place, *, cases: int, pictures: bool = True) -> Path:
+    """The run's page, `<run>/report.html`, of what is finished: models, timings, explanations.
+
+    Beside it report.json and cases.csv. pictures: False leaves every pixel out.
+    """
     from edgekd import report as page
 
     dataset = place.dataset()
@@ -150,14 +153,18 @@ def report(place: Place, *, cases: int) -> Path:
         panels=panels,
         profile=place.run.profile,
         notes=list(dataset.notes),
-        command=f"edgekd report --run {place.folder}",
+        command=f"edgekd report --run {place.folder}" + ("" if pictures else " --no-images"),
+        pictures=pictures,
     )
 
 
 def _panels(
     place: Place, dataset: data.Dataset, fidelity: Fidelity, count: int
 ) -> list[page_module.Panel]:
-    """The `count` images on which teacher and any other file agree least, with pixels and maps."""
+    """The `count` images on which a file agrees least with its origin, and the worst of each class.
+
+    With pixels and maps.
+    """
     from edgekd import explain as cam
     from edgekd import report as page
     from edgekd.evidence import MAPS
@@ -169,10 +176,18 @@ def _panels(
 
     def lowest(i: int) -> float:
         r = [c.images[i].figures["pearson"] for c in fidelity.comparisons[1:]]
-        return min((x for x in r if x is not None), default=-1.0)
+        return min((-2.0 if x is None else x for x in r), default=0.0)
 
+    images = fidelity.comparisons[0].images
+    order = sorted(range(len(images)), key=lambda i: (lowest(i), images[i].image))
+    seen = {images[i].label for i in order[:count]}
+    chosen = order[:count]
+    for i in order[count:]:
+        if images[i].label not in seen:
+            chosen.append(i)
+            seen.add(images[i].label)
     panels = []
-    for i in sorted(range(len(fidelity.comparisons[0].images)), key=lowest)[:count]:
+    for i in chosen:
         own = {c.name: c.images[i] for c in fidelity.comparisons}
         case = fidelity.comparisons[0].images[i]
         sample = samples[case.image]

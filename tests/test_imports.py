@@ -76,7 +76,10 @@ ALLOWED = {
     "layers": {"records", "runtimes", "explain", "faithful", "models"},
     "drawings": set(),
     "scorecard": {"records", "scores", "drawings"},
-    "report": {"records", "bench", "drawings", "explain", "scorecard"},
+    "cases": {"records", "drawings"},
+    "testimony": {"records", "gates", "drawings", "cases"},
+    "handover": {"records", "bench"},
+    "report": {"records", "bench", "drawings", "explain", "handover", "scorecard", "testimony"},
 }  # fmt: skip
 HEAVY = ("torch", "numpy", "timm", "PIL", "onnx", "onnxruntime", "openvino", "nncf", "matplotlib",
          "pymoo", "pydicom", "pyarrow")  # fmt: skip

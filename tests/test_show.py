@@ -4,6 +4,8 @@ import io
 
 from rich.console import Console
 from test_report import evaluated, rows
+from test_report import fidelity as unjudged
+from test_testimony import fidelity
 
 from edgekd import show
 
@@ -31,3 +33,19 @@ def test_what_was_not_compared_is_said():
     text = shown(show.artifact(student, teacher))
     assert "not compared image by image with teacher fp32: it keeps no answers" in text
     assert "ECE" not in text
+
+
+def test_the_verdict_its_reasons_and_what_did_not_hold():
+    text = shown(show.fidelity(fidelity("fail")))
+    for line in (
+        "kappa 0.86 [0.84, 0.88] (0.00) 0.85 [0.83, 0.87] (0.00) 0.66 [0.64, 0.68] (0.00)",
+        "student int8: kappa of the maps fail at least 0.8 0.610 [0.590, 0.630] -",
+        "verdict: FAIL a reason What fail means here.",
+        "student int8, try 1: use bf16 <script>alert(1)</script>",
+    ):
+        assert line in text, line
+    assert "lost of the maps" not in text  # it held
+    text = shown(show.fidelity(fidelity("inconclusive")))
+    assert "lost of the maps inconclusive at most 0.1 0.110 [0.090, 0.130] 234" in text
+    assert "did not hold" not in shown(show.fidelity(fidelity("pass")))
+    assert "verdict" not in shown(show.fidelity(unjudged()))
