@@ -7,6 +7,7 @@ of its own feature map, and add up the channels by how much of the class each on
 from __future__ import annotations
 
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from edgekd.confidence import softmax
 from edgekd.records import EdgeKDError, unknown
-from edgekd.runtimes import Session
+from edgekd.runtimes import Outputs, Session
 
 # evidence: our variant, which carries the verdict. Centring over classes and channels leaves what
 # speaks for this class and not for others; without it a network with a random head agrees with the
@@ -146,39 +147,65 @@ def _masked(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits (C, K) float64 and pooled features (C, F) of the image seen through each of `act`.
 
-    act: (C, h, w). Holds `batch` masked images at a time, in one buffer.
+    act: (C, h, w). Holds twice `batch` masked images: while the session looks at some, the next
+    ones are made.
     """
     if not len(act):
         return np.zeros((0, classes)), np.zeros((0, 0), np.float32)
     side, corners = image.shape[1:], variant == "grad-cam"
     rows = interpolation(act.shape[1], side[0], corners)  # (H, h)
-    columns = interpolation(act.shape[2], side[1], corners).T  # (w, W)
+    columns = np.ascontiguousarray(interpolation(act.shape[2], side[1], corners).T)  # (w, W)
     base = blur(image) if variant == "evidence" else np.zeros_like(image)
     detail = image - base
-    shown = np.empty((min(batch, len(act)), *image.shape), np.float32)  # (B, 3, H, W)
-    # only live channels come here in the other variants
-    eps = np.float32(1e-8 if variant in LIBRARIES else 0)
-    if variant == "torchcam":  # scales the map itself, not what it becomes
-        act = _scaled(act.copy(), eps)
-    logits, pooled = [], []
-    for first in range(0, len(act), batch):
-        masks = rows @ act[first : first + batch] @ columns  # (B, H, W) float32
-        if variant != "torchcam":
-            _scaled(masks, eps)
-        seen = shown[: len(masks)]
-        np.multiply(masks[:, None], detail, out=seen)
-        np.add(seen, base, out=seen)
-        said = session(seen)
+    outlines = _outlines(act, rows, columns, variant)
+    shown = [np.empty((min(batch, len(act)), *image.shape), np.float32) for _ in range(2)]
+    logits: list[np.ndarray] = []
+    pooled: list[np.ndarray] = []
+
+    def keep(said: Outputs) -> None:
         logits.append(said.logits.astype(np.float64))
         pooled.append(said.features.mean((2, 3)))
+
+    asked: Future[Outputs] | None = None
+    with ThreadPoolExecutor(1) as other:
+        for first in range(0, len(act), batch):
+            few = outlines[first : first + batch]
+            shown.reverse()  # the session still looks at the other one
+            for outline, seen in zip(few, shown[0], strict=False):
+                # One by one, a mask and what it makes stay in the cache.
+                np.multiply(rows @ outline @ columns, detail, out=seen)
+                seen += base
+            before, asked = asked, other.submit(session, shown[0][: len(few)])
+            if before:
+                keep(before.result())
+        if asked:
+            keep(asked.result())
     return np.concatenate(logits), np.concatenate(pooled)
 
 
-def _scaled(masks: np.ndarray, eps: np.float32) -> np.ndarray:
-    """(B, h, w) float32 brought to [0, 1], in place."""
-    masks -= masks.min((1, 2), keepdims=True)
-    masks /= masks.max((1, 2), keepdims=True) + eps
-    return masks
+def _outlines(
+    act: np.ndarray, rows: np.ndarray, columns: np.ndarray, variant: Variant
+) -> np.ndarray:
+    """(C, h, w) float32 that, resampled by `rows` (H, h) and `columns` (w, W), are the masks.
+
+    A mask goes from 0 to 1. Between four neighbours in a map the resampled one is bilinear, so
+    that its ends are at the outermost points there: no others are looked at.
+    """
+    ends = act
+    if variant != "torchcam":  # which scales the map itself, not what it becomes
+        ends = rows[_outer(rows)] @ act @ columns[:, _outer(columns.T)]
+    low = ends.min((1, 2), keepdims=True)
+    high = ends.max((1, 2), keepdims=True)
+    # only live channels come here in the other variants
+    eps = np.float32(1e-8 if variant in LIBRARIES else 0)
+    return np.asarray((act - low) / (high - low + eps), np.float32)
+
+
+def _outer(matrix: np.ndarray) -> np.ndarray:
+    """Indices of the rows of an (m, n) `interpolation` that are first or last between two points"""
+    low = (matrix > 0).argmax(1)
+    new = np.flatnonzero(np.diff(low))
+    return np.union1d(np.union1d(new, new + 1), [0, len(low) - 1])
 
 
 def _weights(logits: np.ndarray, variant: Variant) -> np.ndarray:
@@ -191,7 +218,7 @@ def _weights(logits: np.ndarray, variant: Variant) -> np.ndarray:
     return softmax(logits.T)  # torchcam takes off the whole image's logit first, which cancels
 
 
-def _outlines(act: np.ndarray) -> np.ndarray:
+def _cells(act: np.ndarray) -> np.ndarray:
     """(C, h * w) float64: the masks at the map's own resolution, each from 0 to 1."""
     low = act.min((1, 2), keepdims=True)
     range_ = np.ptp(act, axis=(1, 2), keepdims=True)
@@ -207,7 +234,7 @@ def medoids(act: np.ndarray, count: int) -> np.ndarray:
         from sklearn.cluster import KMeans
     except ModuleNotFoundError:
         raise EdgeKDError("--fast needs scikit-learn: pip install 'edgekd[train]'") from None
-    masks = _outlines(act)
+    masks = _cells(act)
     count = min(count, len(np.unique(masks, axis=0)))
     found = KMeans(count, n_init=1, max_iter=30, random_state=0).fit(masks)
     apart = found.transform(masks)  # (C, count)
@@ -220,7 +247,7 @@ def spread(act: np.ndarray, few: np.ndarray, answers: np.ndarray) -> np.ndarray:
 
     A Gaussian process over masks (kernel ridge regression): what is alike is answered alike.
     """
-    masks = _outlines(act)
+    masks = _cells(act)
     known = masks[few]
     apart = _squared(masks, known)  # (C, n)
     width = np.median(apart[few][~np.eye(len(few), dtype=bool)]) if len(few) > 1 else 1.0

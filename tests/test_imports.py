@@ -1,6 +1,7 @@
 """Who may import whom (the house plan), and what must stay unloaded until it is needed."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +154,23 @@ def test_what_the_device_needs_loads_no_torch(name):
         "pydicom",
         "pyarrow",
     }
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 1), ("2", 2)])
+def test_numpy_has_one_thread_unless_told_otherwise(given, expected):
+    """In a fresh process: OpenBLAS reads the variable once, when numpy is first imported."""
+    code = (
+        "import edgekd.explain, numpy, threadpoolctl\n"
+        "found = [x for x in threadpoolctl.threadpool_info() if x['internal_api'] == 'openblas']\n"
+        "print(*{x['num_threads'] for x in found})"
+    )
+    own = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    own |= {"OPENBLAS_NUM_THREADS": given} if given else {}
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                           env=own)  # fmt: skip
+    if not shown.stdout.strip():
+        pytest.skip("this numpy has no OpenBLAS")
+    assert int(shown.stdout) == min(expected, os.cpu_count() or 1)
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)

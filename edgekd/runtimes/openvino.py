@@ -123,7 +123,7 @@ def in_streams(model: ov.CompiledModel, chunk: int) -> Session:
 
         queue.set_callback(keep)
         for i, part in enumerate(parts):
-            queue.start_async({"image": part}, i)
+            queue.start_async({"image": part}, i, share_inputs=True)  # alive until all are done
         queue.wait_all()
         done = [x for x in found if x is not None]
         return Outputs(*(np.concatenate(x) for x in zip(*done, strict=True)))
