@@ -382,6 +382,14 @@ def explain(
     variant: Annotated[
         str, typer.Option("--variant", help="evidence, published, grad-cam or torchcam.")
     ] = "evidence",
+    fast: Annotated[
+        bool,
+        typer.Option("--fast", help="The teacher's maps from fewer channels, if as good."),
+    ] = False,
+    layers: Annotated[
+        int,
+        typer.Option("--layers", min=0, help="Images shown layer by layer in the report."),
+    ] = 0,
     runs_folder: RunsOption = RUNS,
     run: RunOption = None,
     as_json: JsonOption = False,
@@ -395,7 +403,7 @@ def explain(
 
     with show.tracker() as track:
         here = place(runs_folder, run, profile, track)
-        found = evidence.judge(here, images=images, variant=variant)  # type: ignore[arg-type]
+        found = evidence.judge(here, images=images, variant=variant, fast=fast, depths=layers)
     result(as_json, found, show.fidelity(found))
     if code := evidence.CODES[found.verdict]:
         raise typer.Exit(code)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -34,6 +35,8 @@ from edgekd.records import (
 from edgekd.stages import Place
 
 MAPS = "maps.npz"  # name of a comparison -> (N, g, g) float32, of the class that is explained
+LAYERS = "layers.npz"  # "teacher|stage3 40x16x16|<image>|average" (h, w), |heat, |seconds
+CERTIFY = 8  # validation images on which fast maps are held against exact ones
 PUBLISHED = 24  # images whose published maps are made, for comparison
 
 
@@ -67,15 +70,22 @@ class Question(NamedTuple):
 
 
 def judge(
-    place: Place, *, images: int | None = None, variant: explain.Variant = "evidence"
+    place: Place,
+    *,
+    images: int | None = None,
+    variant: str = "evidence",
+    fast: bool = False,
+    depths: int = 0,
 ) -> Fidelity:
     """Score-CAM of teacher, student and deployed files, compared step by step and judged.
 
-    images: of the test split, by class; None: as the profile's margins say. Written to
-    `<run>/explain/`.
+    images: of the test split, by class; None: as the profile's margins say. fast: the teacher's
+    maps from as few channels as are certified to give the same map. depths: of so many images
+    teacher and student are shown layer by layer, too. Written to `<run>/explain/`.
     """
     if variant not in explain.VARIANTS:
         raise EdgeKDError(unknown("variant", variant, explain.VARIANTS))
+    known = cast(explain.Variant, variant)
     margins = place.run.profile.margins
     dataset = place.dataset()
     candidates = place.candidates(dataset)
@@ -85,10 +95,14 @@ def judge(
                    place.run.seed)  # fmt: skip
     out = make_folder(place.folder / "explain")
     (out / Fidelity.FILE).unlink(missing_ok=True)
-    asked = examine.Asked(variant=variant, seed=place.run.seed)
     published: dict[str, Aggregate] = {}
     links = []
+    certified = explain.Fast(1.0, 1.0, 1.0)
     for candidate in candidates:
+        quick = fast and candidate.role == "teacher"
+        if quick:
+            certified = _certified(place, candidate, dataset, known)
+        asked = examine.Asked(known, certified.share if quick else 1.0, seed=place.run.seed)
         link, blind = _examined(place, candidate, ask, asked)
         links.append(link)
         if blind is not None:
@@ -97,6 +111,7 @@ def judge(
     with io.BytesIO() as buffer:
         np.savez_compressed(buffer, **maps)  # type: ignore[arg-type]
         write_atomic(out / MAPS, buffer.getvalue())
+    _layer_by_layer(place, ask, depths, out)
     steps = [c.verdict for c in comparisons if c.verdict]
     return Fidelity(
         reference=candidates[0].model,
@@ -110,12 +125,53 @@ def judge(
         reasons=tuple(v.sentence for v in steps),
         margins=margins,
         margins_sha256=margins.sha256,
+        fast=certified.share,
+        fast_r=certified.worst,
         published=published,
         mask_share=_mask_share(ask.masks),
         machine=machine(),
         versions=versions("numpy", "openvino", "onnxruntime"),
         seed=place.run.seed,
     ).save(out)
+
+
+def _certified(
+    place: Place, teacher: Artifact, dataset: data.Dataset, variant: explain.Variant
+) -> explain.Fast:
+    """How few channels give the teacher's maps, told by validation images."""
+    session = runtimes.open_session(teacher, runs.host(place.run.profile, teacher)[0])
+    few = runs.sample_images(dataset, teacher.spec, "val", CERTIFY)
+    labels = session(few).logits.argmax(1)
+    return explain.fast_share(session, few, labels, variant=variant)
+
+
+def _layer_by_layer(place: Place, ask: Question, count: int, out: Path) -> None:
+    """What every layer of the trained networks sees in `count` images: LAYERS, or no such file."""
+    (out / LAYERS).unlink(missing_ok=True)
+    if not count:
+        return
+    from edgekd import layers, models
+
+    trained = [place.student()]
+    if place.run.teacher:
+        trained.insert(0, Artifact.load(Path(place.run.teacher)))
+    samples = spread(ask.samples, count)
+    arrays: dict[str, Any] = {}
+    for artifact in trained:
+        net = models.load(artifact)
+        pixels = imaging.normalise(data.load_pixels(samples, artifact.spec), artifact.spec)
+        label = layers.session_of(net)(pixels).logits.argmax(1)
+        todo = place.track(range(len(samples)), f"{artifact.role}, layer by layer", len(samples))
+        for i in todo:
+            for d in layers.by_depth(net, pixels[i], int(label[i])):
+                key = f"{artifact.role}|{d.layer}|{samples[i].digest[:12]}"
+                arrays[f"{key}|average"] = d.average
+                arrays[f"{key}|seconds"] = np.array(d.seconds)
+                if d.heat is not None:
+                    arrays[f"{key}|heat"] = d.heat
+    with io.BytesIO() as buffer:
+        np.savez_compressed(buffer, **arrays)
+        write_atomic(out / LAYERS, buffer.getvalue())
 
 
 def _examined(

@@ -379,7 +379,8 @@ class Fidelity(Stored):
     reasons: tuple[str, ...] = ()  # a sentence a step
     margins: Margins = Margins()
     margins_sha256: str = ""
-    fast: float = 1.0  # share of channels asked of the teacher; 1: all
+    fast: float = 1.0  # share of channels asked of the teacher; 1: all, its maps are exact
+    fast_r: float = 1.0  # lowest correlation of a fast map with the exact one, where certified
     published: dict[str, Aggregate] = {}  # file -> agreement of published maps with a random head's
     mask_share: float | None = None  # mean area of the masks, share of the image
     machine: Machine

@@ -30,6 +30,7 @@ from edgekd.records import (
     make_folder,
     write_atomic,
 )
+from edgekd.strips import Strip
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -76,6 +77,7 @@ def write(
     notes: Sequence[str],
     command: str,
     pictures: bool = True,
+    strips: Sequence[Strip] = (),
 ) -> Path:
     """Write `out`/report.html, report.json and cases.csv; returns the page's path.
 
@@ -103,6 +105,8 @@ def write(
         reference=reference,
         panels=sorted(panels, key=lambda p: _worst(p, reference)),
         pictures=pictures,
+        strips=strips,
+        png=_png,
         picture=lambda panel, heat: _png(_picture(panel, heat)),
         scale=_png(overlay(np.full((14, 160, 3), 120, np.uint8), np.linspace(0, 1, 160)[None])),
         settings=list(_settings(rows, profile, notes, command)),

@@ -20,6 +20,7 @@ from edgekd.records import (
 
 if TYPE_CHECKING:
     from edgekd import report as page_module
+    from edgekd import strips as strips_module
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,22 @@ def report(place: Place, *, cases: int, pictures: bool = True) -> Path:
         notes=list(dataset.notes),
         command=f"edgekd report --run {place.folder}" + ("" if pictures else " --no-images"),
         pictures=pictures,
+        strips=_strips(place, dataset) if fidelity and pictures else [],
     )
+
+
+def _strips(place: Place, dataset: data.Dataset) -> list[strips_module.Strip]:
+    """What was explained layer by layer; nothing if that was not asked for."""
+    from edgekd import strips
+    from edgekd.evidence import LAYERS
+
+    path = place.folder / "explain" / LAYERS
+    if not path.is_file():
+        return []
+    shown = strips.images_of(path)
+    samples = [s for s in dataset.splits["test"] if s.digest[:12] in shown]
+    spec = place.run.spec
+    return strips.read(path, {s.digest[:12]: data.pixels(s, spec) for s in samples})
 
 
 def _panels(

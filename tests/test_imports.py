@@ -80,7 +80,9 @@ ALLOWED = {
     "cases": {"records", "drawings"},
     "testimony": {"records", "gates", "drawings", "cases"},
     "handover": {"records", "bench"},
-    "report": {"records", "bench", "drawings", "explain", "handover", "scorecard", "testimony"},
+    "strips": {"explain"},
+    "report": {"records", "bench", "drawings", "explain", "handover", "scorecard", "strips",
+               "testimony"},
 }  # fmt: skip
 HEAVY = ("torch", "numpy", "timm", "PIL", "onnx", "onnxruntime", "openvino", "nncf", "matplotlib",
          "pymoo", "pydicom", "pyarrow")  # fmt: skip
