@@ -171,12 +171,20 @@ def _nearest(gates: Sequence[Gate]) -> list[Gate]:
 
 def deciding(g: Gate) -> str:
     """'kappa: 0.600 [0.520, 0.680]; even its upper bound, 0.680, misses the 0.8 asked'."""
-    bound = "lower" if g.least == (g.state != "fail") else "upper"
+    whole = g.state != "pass" and (g.high < g.margin if g.least else g.low > g.margin)
+    bound = "upper" if g.least == whole else "lower"
     at = g.low if bound == "lower" else g.high
-    even = "even its" if g.state == "fail" else "its"
+    even = "even its" if whole else "its"
     asked = f"the {g.margin:g} asked" if g.least else f"the {g.margin:g} allowed"
     verb = {True: ("misses", "keeps"), False: ("exceeds", "is within")}[g.least][g.state == "pass"]
-    return f"{g.what}: {_found(g)}; {even} {bound} bound, {at:.3f}, {verb} {asked}"
+    return f"{_what(g)}: {_found(g)}; {even} {bound} bound, {at:.3f}, {verb} {asked}"
+
+
+def _what(g: Gate) -> str:
+    """In words, and of which model where it is of one alone: "random_head of teacher fp32"."""
+    key, _, model = g.name.partition(" of ")
+    alone = key in {k for k, *_ in CHECKS}
+    return f"{g.what}, {model}" if alone else g.what
 
 
 def _enough(v: Verdict, images: int) -> str:
@@ -221,7 +229,7 @@ def _gate(g: Gate) -> list[str]:
     """What, asked, found, the sign of its state, and how many images would decide."""
     symbol, word, _ = SIGNS[g.state]
     asked = f"at {'least' if g.least else 'most'} {g.margin:g}"
-    return [g.what, asked, _found(g), g.state, f"{symbol} {word.lower()}", str(g.needed or "–")]
+    return [_what(g), asked, _found(g), g.state, f"{symbol} {word.lower()}", str(g.needed or "–")]
 
 
 def _state(c: Comparison, *names: str) -> State | None:
@@ -230,6 +238,12 @@ def _state(c: Comparison, *names: str) -> State | None:
     also = "shortcut: " if "shortcut" in names else "\0"  # any marker's
     found = [g.state for g in gates if g.name in names or g.name.startswith(also)]
     return min(found, key=STATES.index) if found else None
+
+
+def _own_state(shown: Sequence[Comparison], key: str, name: str) -> State | None:
+    """What any step's gates say of a check of one model alone."""
+    own = [g.state for _, v in _judged(shown) for g in v.gates if g.name == f"{key} of {name}"]
+    return min(own, key=STATES.index) if own else None
 
 
 def _chain(models: Models, fidelity: Fidelity) -> Iterator[Line]:
@@ -285,17 +299,17 @@ def _accuracy(c: Comparison, made: dict[str, tuple[Artifact, Timing | None]]) ->
     text = "–" if m is None else f"{m.value:.3f}"
     if m is not None and m.low is not None and m.high is not None:
         text += f" [{m.low:.3f},\N{NO-BREAK SPACE}{m.high:.3f}]"
-    return Cell(text, beside, _state(c, "accuracy_pt", "accuracy", "reference_accuracy"))
+    return Cell(text, beside, _state(c, "accuracy_pt"))
 
 
 def _faithful(c: Comparison) -> Cell:
     a = c.checks.get("faithful")
-    return Cell(_found(a), _null(a, "random map"), _state(c, "faithful", "faithfulness"))
+    return Cell(_found(a), _null(a, "random map"), _state(c, "faithful"))
 
 
 def _energy(c: Comparison) -> Cell:
     a = c.aggregate.get("energy")
-    return Cell(_found(a), _null(a, "stranger"), _state(c, "energy", "localisation"))
+    return Cell(_found(a), _null(a, "stranger"), _state(c, "energy"))
 
 
 def _largest(c: Comparison) -> Cell:
@@ -329,7 +343,8 @@ def _valid(fidelity: Fidelity) -> Iterator[tuple[str, str, list[Cell]]]:
         state = None if key == "other_class" else _against(a, limit, least)
         heads = key in ("random_head", "other_class")
         null = _null(a, "95 % of strangers") if heads else ""
-        return Cell(_found(a), null, _state(c, key) or state)
+        judged = _own_state(shown, key, c.name)
+        return Cell(_found(a), null, judged or state)
 
     asked = margins.model_dump()
     for key, what, limit in CHECKS:

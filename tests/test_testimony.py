@@ -34,7 +34,7 @@ GATES = {
     "fail": (gate("kappa", "fail", 0.61, 0.8), gate("lost", "pass", 0.05, 0.1, least=False)),
     "inconclusive": (gate("kappa", "pass", 0.95, 0.8),
                      gate("lost", "inconclusive", 0.11, 0.1, least=False, needed=234)),
-    "invalid": (gate("random_head", "invalid", 0.97, 0.83, least=False),
+    "invalid": (gate("random_head of student int8", "invalid", 0.97, 0.83, least=False),
                 gate("kappa", "fail", 0.61, 0.8)),
 }  # fmt: skip
 
@@ -128,8 +128,8 @@ def test_the_page_begins_with_the_verdict_and_the_gate_that_decided(tmp_path, st
         "the 0.8 asked",
         "inconclusive": "lost of the maps: 0.110 [0.090, 0.130]; its upper bound, 0.130, exceeds "
         "the 0.1 allowed 234 images would decide if the values stay; these were 6",
-        "invalid": "random_head of the maps: 0.970 [0.950, 0.990]; its upper bound, 0.990, "
-        "exceeds the 0.83 allowed",
+        "invalid": "random_head of student int8 of the maps, student int8: 0.970 [0.950, 0.990]; "
+        "even its lower bound, 0.950, exceeds the 0.83 allowed",
     }
     shown = told(box)
     last = shown[shown.index("Quantisation: student fp32 → student int8") :]
@@ -201,6 +201,13 @@ def test_the_tables_hold_the_figures_of_the_records(tmp_path):
         assert line in shown, line
 
 
+def test_a_check_is_marked_as_its_gate_says(tmp_path):
+    shown = told(written(tmp_path, fidelity=fidelity("invalid")))
+    line = shown[shown.index("correlation with maps of a random head below") :]
+    assert "0.322 [0.302, 0.342] 95 % of strangers 0.731 ⊘ 0.512 [0.492, 0.532]" in line
+    assert "⊘" not in told(written(tmp_path / "b")).replace("⊘ the method fails its own", "")
+
+
 def test_the_published_map_is_shown_blind_where_it_is(tmp_path):
     shown = told(written(tmp_path))
     assert "Published Score-CAM is blind here (teacher fp32): its maps" in shown
@@ -258,7 +265,7 @@ def test_the_gallery_keeps_its_order_with_and_without_pictures(tmp_path):
     whole = page(tmp_path / "a", **shown)
     bare = page(tmp_path / "b", **shown, pictures=False)
     for text in (whole, bare):
-        assert re.findall(r"<code>(hash\d)</code></?[^t]", text)[-3:] == ["hash2", "hash1", "hash0"]
+        assert re.findall(r"<code>(hash\d)</code>", text) == ["hash2", "hash1", "hash0"]
         assert "✗ lost: could be a stranger&#39;s" in text
         assert "r = 0.10" in text
     assert whole.count("data:image") == 9
