@@ -64,5 +64,5 @@ def _cell(arrays: Mapping[str, np.ndarray], key: str, layer: str, pixels: np.nda
     shown = None
     if heat is not None:
         small = np.stack([resize(pixels[..., c].astype(np.float32), size) for c in range(3)], -1)
-        shown = overlay(np.clip(small, 0, 255).astype(np.uint8), heat)
+        shown = overlay(np.rint(np.clip(small, 0, 255)).astype(np.uint8), heat)
     return Cell(layer, average, shown, float(arrays[f"{key}|seconds"]))

@@ -21,14 +21,15 @@ def squares(n, seed=0):
 
 
 class Net(torch.nn.Module):
-    def __init__(self):
+    def __init__(self, activation=F.relu):
         super().__init__()
+        self.activation = activation
         self.stem = torch.nn.Conv2d(3, 8, 3, 2, 1)
         self.body = torch.nn.Conv2d(8, 24, 3, 2, 1)
         self.head = torch.nn.Linear(24 * 9, 4)
 
     def features(self, x):
-        return F.relu(self.body(F.relu(self.stem(x))))
+        return self.activation(self.body(self.activation(self.stem(x))))
 
     def forward(self, x):
         return self.head(F.avg_pool2d(self.features(x), 2).flatten(1))
@@ -43,12 +44,12 @@ def session(net, scale=1.0, shift=0.0):
     return run
 
 
-def trained():
-    """Trained for a second on `squares`; (N, 24, 6, 6) features, two of the channels dead."""
+def trained(activation=F.relu):
+    """Trained for a second on `squares`; (N, 24, 6, 6) features, two of the channels flat."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the fastest for a net this small
     torch.manual_seed(0)
-    net = Net()
+    net = Net(activation)
     with torch.no_grad():
         net.body.weight[:2] = 0
         net.body.bias[0], net.body.bias[1] = -1, 0.5  # all zeros; all 0.5

@@ -9,7 +9,7 @@ import torch
 from squares import session, squares
 from test_examine import CPU, SPEC, artifact, pictures
 
-from edgekd import evaluation, evidence, examine
+from edgekd import evaluation, evidence, examine, export, runtimes
 from edgekd.evidence import Link, Question
 from edgekd.gates import Margins
 from edgekd.imaging import normalise
@@ -206,6 +206,59 @@ def test_too_few_images_do_not_decide(net, tmp_path):
     assert given.state == "inconclusive", given.sentence
     assert max(g.needed or 0 for g in given.missed) > n
     assert "images would decide" in given.sentence
+
+
+def test_an_inverted_map(whole):
+    """It agrees with nothing, and explains the opposite."""
+    found = whole.found
+    maps = np.nanmax(found.maps, (2, 3), keepdims=True) - found.maps
+    other = whole._replace(
+        name="student int8", found=found._replace(maps=maps, faithful=-found.faithful)
+    )
+    comparisons, _ = evidence.chain([whole, other], question(), MARGINS)
+    assert comparisons[1].verdict.state == "invalid"
+    assert comparisons[1].aggregate["pearson"].value == pytest.approx(-1)
+    missed = [g.name for g in comparisons[1].verdict.missed]
+    assert "above_random of student int8" in missed
+
+
+def test_the_published_variant_is_blind_and_says_so(net, tmp_path):
+    """With weights that are nearly alike its maps of a random head are those of the network."""
+    folder, asked = tmp_path / "a", examine.Asked(variant="published")
+    made = link("student fp32", session(net, scale=0.02), folder)
+    found = examine.examine(session(net, scale=0.02), made.artifact, CPU, PIXELS, DIGESTS, asked)
+    first = made._replace(found=found)
+    other = first._replace(name="student int8")
+    comparisons, _ = evidence.chain([first, other], question(), MARGINS)
+    given = comparisons[1].verdict
+    assert given.state == "invalid"
+    assert any(g.name.startswith("random_head") for g in given.missed)
+    assert comparisons[1].aggregate["pearson"].value == pytest.approx(1)  # and would have passed
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_maps_are_the_same_in_each_runtime(net, whole, tmp_path, runtime):
+    """f32: the largest difference is under a thousandth of the peak, r over 0.9999."""
+
+    class Both(torch.nn.Module):
+        layer = "body 24x6x6"
+
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return self.net(x), self.net.features(x)
+
+    trained = artifact(tmp_path / "t", name="t").model_copy(update={"kind": "student"})
+    made = export.to_onnx(Both().eval(), trained, normalise(PIXELS[:4], SPEC), tmp_path / "onnx")
+    cpu = CPU.model_copy(update={"runtime": runtime, "device": "CPU"})
+    run = runtimes.open_session(made, cpu)
+    found = examine.examine(run, made, cpu, PIXELS[:12], DIGESTS[:12], examine.Asked())
+    exact = examine.Examined(*(x[:12] for x in whole.found))
+    for own, right in zip(found.maps.reshape(-1, 196), exact.maps.reshape(-1, 196), strict=True):
+        np.testing.assert_allclose(own, right, atol=1e-3 * np.nanmax(right))
+        assert np.corrcoef(own, right)[0, 1] > 0.9999
 
 
 def test_squares_are_what_they_were():

@@ -1,6 +1,7 @@
 """Score-CAM on models whose answer is known: a Session is a function, so a fake is a function."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from pytorch_grad_cam import ScoreCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-from squares import CORNERS, session, squares
+from squares import CORNERS, session, squares, trained
+from torchcam.methods import ScoreCAM as TorchcamScoreCAM
 
 from edgekd.explain import (
     VARIANTS,
@@ -90,13 +92,38 @@ def test_what_the_model_is_shown(variant):
     np.testing.assert_allclose(seen[1], expected, atol=1e-6)
 
 
-def test_grad_cam_equals_the_library(net):
+@pytest.fixture(scope="module", params=[F.relu, F.hardswish, F.relu6], ids=lambda f: f.__name__)
+def one_of_three(request):
+    """Trained: with weights as at the start all channels weigh the same, and all variants agree."""
+    return trained(request.param)
+
+
+class Layer(torch.nn.Module):
+    """The libraries want a layer to hook: what it lets through is the explained map."""
+
+    def forward(self, x):
+        return x
+
+
+class Hooked(torch.nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.layer = net, Layer()
+
+    def forward(self, x):
+        features = self.layer(self.net.features(x))
+        return self.net.head(F.avg_pool2d(features, 2).flatten(1))
+
+
+def test_grad_cam_equals_the_library(one_of_three):
     """pytorch-grad-cam 1.5.7's map before it is resized."""
-    net = copy.deepcopy(net)
+    net = copy.deepcopy(one_of_three)
     with torch.no_grad():
-        net.body.bias[1] = -1  # flat but not 0, the library's mask is rounding error / 1e-8
+        net.body.bias[1] = -4  # flat but not 0, the library's mask is rounding error / 1e-8
+        net.body.bias[0] = -4
     images, labels = squares(3, seed=5)
-    with ScoreCAM(model=net, target_layers=[Relu(net)]) as oracle:
+    hooked = Hooked(net).eval()
+    with ScoreCAM(model=hooked, target_layers=[hooked.layer]) as oracle:
         for image, label in zip(images, labels, strict=True):
             x = torch.from_numpy(image[None])
             targets = [ClassifierOutputTarget(int(label))]
@@ -108,11 +135,45 @@ def test_grad_cam_equals_the_library(net):
             assert expected.max() > 0.1
 
 
-class Relu(torch.nn.Module):
-    """The library wants a layer to hook; the weights are asked for directly, so any will do."""
+def test_torchcam_equals_the_library(one_of_three):
+    """torchcam 0.5.0's map, not normalised."""
+    images, labels = squares(3, seed=5)
+    hooked = Hooked(one_of_three).eval()
+    with TorchcamScoreCAM(hooked, hooked.layer, input_shape=(3, 24, 24)) as oracle:
+        for image, label in zip(images, labels, strict=True):
+            x = torch.from_numpy(image[None])
+            with torch.no_grad():
+                scores = hooked(x)
+            (expected,) = oracle(int(label), scores, normalized=False)
+            ours = score_cam(session(one_of_three), image, int(label), variant="torchcam").map
+            np.testing.assert_allclose(ours, expected[0].numpy(), atol=1e-5)
+            assert ours.max() > 0.1
 
-    def __init__(self, net):
-        super().__init__()
+
+def test_the_variants_differ_on_a_trained_network(net):
+    """So that to equal one library is not to equal the other."""
+    images, labels = squares(1, seed=5)
+    maps = [score_cam(session(net), images[0], int(labels[0]), variant=v).map for v in VARIANTS]
+    for i, a in enumerate(maps):
+        for b in maps[:i]:
+            assert np.abs(unit(a) - unit(b)).max() > 1e-3
+
+
+def test_memory_does_not_grow(net):
+    """Nothing of the masked passes is kept: 4 MB of masked images a call."""
+    images, labels = squares(1, seed=5)
+    big = np.tile(images[0], (1, 8, 8))  # 192 x 192
+    pooled = lambda x: session(net)(np.ascontiguousarray(x[:, :, ::8, ::8]))  # noqa: E731
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    for _ in range(3):
+        score_cam(pooled, big, int(labels[0]))
+    before = resident()
+    for _ in range(20):
+        score_cam(pooled, big, int(labels[0]))
+    assert resident() < 1.05 * before
 
 
 @pytest.mark.parametrize("batch", [1, 5, 7, 22, 64])

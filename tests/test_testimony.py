@@ -11,7 +11,7 @@ import pytest
 from test_report import EVIL, MACHINE, PROFILE, Sized, artifact, page, panels, rows
 from typer.testing import CliRunner
 
-from edgekd import cases, cli, data, handover, report, stages, testimony
+from edgekd import cases, cli, data, evidence, handover, report, stages, testimony
 from edgekd.gates import Gate, Margins, Verdict
 from edgekd.records import Aggregate, Agreement, Comparison, EdgeKDError, Fidelity
 
@@ -348,7 +348,7 @@ def test_margins_that_were_changed_are_refused(tmp_path):
 def test_the_gallery_has_the_lowest_and_then_the_lowest_of_each_class(tmp_path, monkeypatch):
     found = fidelity(r=(0.1, 0.2, 0.3, 0.8, 0.7, 0.6))
     (tmp_path / "explain").mkdir()
-    np.savez(tmp_path / "explain" / stages.MAPS, **{m: np.ones((6, 14, 14)) for m in MODELS})
+    np.savez(tmp_path / "explain" / evidence.MAPS, **{m: np.ones((6, 14, 14)) for m in MODELS})
     place = SimpleNamespace(folder=tmp_path, run=SimpleNamespace(spec=rows()[0].artifact.spec))
     samples = [SimpleNamespace(digest=f"hash{i}", mask=None) for i in range(6)]
     monkeypatch.setattr(data, "pixels", lambda *_: np.zeros((32, 32, 3), np.uint8))
