@@ -21,12 +21,12 @@ def squares(n, seed=0):
 
 
 class Net(torch.nn.Module):
-    def __init__(self, activation=F.relu):
+    def __init__(self, activation=F.relu, width=24):
         super().__init__()
         self.activation = activation
         self.stem = torch.nn.Conv2d(3, 8, 3, 2, 1)
-        self.body = torch.nn.Conv2d(8, 24, 3, 2, 1)
-        self.head = torch.nn.Linear(24 * 9, 4)
+        self.body = torch.nn.Conv2d(8, width, 3, 2, 1)
+        self.head = torch.nn.Linear(width * 9, 4)
 
     def features(self, x):
         return self.activation(self.body(self.activation(self.stem(x))))
@@ -44,6 +44,17 @@ def session(net, scale=1.0, shift=0.0):
     return run
 
 
+def fit(net):
+    """A second's training on `squares`."""
+    images, labels = squares(128)
+    x, y = torch.from_numpy(images), torch.from_numpy(labels)
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+
+
 def trained(activation=F.relu):
     """Trained for a second on `squares`; (N, 24, 6, 6) features, two of the channels flat."""
     threads = torch.get_num_threads()
@@ -55,12 +66,6 @@ def trained(activation=F.relu):
         net.body.bias[0], net.body.bias[1] = -1, 0.5  # all zeros; all 0.5
     net.body.weight.register_hook(lambda g: g * (torch.arange(24) >= 2)[:, None, None, None])
     net.body.bias.register_hook(lambda g: g * (torch.arange(24) >= 2))
-    images, labels = squares(128)
-    x, y = torch.from_numpy(images), torch.from_numpy(labels)
-    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
-    for _ in range(40):
-        optimizer.zero_grad()
-        F.cross_entropy(net(x), y).backward()
-        optimizer.step()
+    fit(net)
     torch.set_num_threads(threads)
     return net.eval()

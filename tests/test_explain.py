@@ -1,6 +1,7 @@
 """Score-CAM on models whose answer is known: a Session is a function, so a fake is a function."""
 
 import copy
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +11,26 @@ import torch
 import torch.nn.functional as F
 from pytorch_grad_cam import ScoreCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-from squares import CORNERS, session, squares, trained
+from squares import CORNERS, Net, fit, session, squares, trained
 from torchcam.methods import ScoreCAM as TorchcamScoreCAM
 
+from edgekd import explain
 from edgekd.explain import (
+    ALIKE,
     VARIANTS,
     Heat,
+    ask,
     blur,
+    class_maps,
+    fast_share,
+    fewer,
     interpolation,
     magma,
     overlay,
     resize,
     score_cam,
+    spread,
+    telling,
     unit,
 )
 from edgekd.records import EdgeKDError
@@ -192,6 +201,62 @@ def test_chunks_change_nothing(net, batch):
     assert max(sizes) <= batch
 
 
+def test_masks_go_from_0_to_1():
+    """Also where no pixel lies at the middle of a cell, and where the map is the finer one."""
+    rng = np.random.default_rng(0)
+    for side, cells in ((24, 6), (25, 7), (50, 14), (5, 9), (7, 1)):
+        features = rng.normal(size=(1, 5, cells, cells + 1)).astype(np.float32)
+        seen = []
+
+        def run(images, features=features, seen=seen):
+            seen.append(images.copy())
+            return Outputs(images.mean((2, 3)), np.repeat(features, len(images), 0))
+
+        for variant in ("published", "grad-cam"):
+            seen.clear()
+            score_cam(run, np.ones((3, side, side + 3), np.float32), 0, variant=variant)
+            shown = np.concatenate(seen[1:])
+            np.testing.assert_allclose(shown.min((1, 2, 3)), 0, atol=2e-6)
+            np.testing.assert_allclose(shown.max((1, 2, 3)), 1, atol=2e-6)
+
+
+def test_the_next_masks_are_made_while_the_session_looks(net):
+    """And what it looks at is left alone until it has answered."""
+    image, label = (a[0] for a in squares(1, seed=6))
+    went_on = threading.Event()
+    calls = []
+
+    def slow(images):
+        calls.append(len(images))
+        if len(calls) == 2:  # the first masks: answered only when more were made
+            assert went_on.wait(10)
+        return session(net)(images)
+
+    multiply = np.multiply
+
+    def noticed(a, b, out):
+        multiply(a, b, out=out)
+        if len(calls) == 2:
+            went_on.set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np, "multiply", noticed)
+        cut = score_cam(slow, image, label, batch=7)
+    np.testing.assert_array_equal(cut.map, score_cam(session(net), image, label, batch=7).map)
+
+
+def test_what_a_session_raises_comes_through(net):
+    image, label = (a[0] for a in squares(1, seed=6))
+
+    def fails(images):
+        if len(images) > 1:
+            raise EdgeKDError("the device is gone")
+        return session(net)(images)
+
+    with pytest.raises(EdgeKDError, match="the device is gone"):
+        score_cam(fails, image, label, batch=7)
+
+
 def test_the_image_is_left_alone(net):
     image, label = (a[0] for a in squares(1, seed=6))
     before = image.copy()
@@ -257,6 +322,101 @@ def test_a_model_that_does_not_look_has_no_evidence():
     image = rng.random((3, 9, 9), np.float32)
     assert score_cam(blind, image, 1).map is None
     assert score_cam(blind, image, 1, variant="published").map is not None
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """As `net`, but with 96 channels, of which many are alike; in evaluation mode."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    net = Net(width=96)
+    fit(net)
+    yield net.eval()
+    torch.set_num_threads(threads)
+
+
+def strongest(act, share):
+    """Faster-Score-CAM's choice: the channels of the largest variance."""
+    return np.sort(np.argsort(-act.var((1, 2)))[: max(2, round(share * len(act)))])
+
+
+def test_a_fast_map_is_the_exact_one_at_fewer_passes(wide):
+    images, labels = squares(8, seed=11)
+    fast = fast_share(session(wide), images, labels)
+    assert fast.share < 1
+    assert ALIKE <= fast.worst <= fast.mean <= 1
+    others, labels = squares(12, seed=12)  # not those it was certified on
+    r = []
+    for image, label in zip(others, labels, strict=True):
+        exact, few = (ask(session(wide), image, share=s) for s in (1, fast.share))
+        assert few.asked <= 0.41 * exact.asked
+        a, b = class_maps(few)[label], class_maps(exact)[label]
+        r.append(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+    assert np.mean(r) >= ALIKE
+
+
+def test_fewer_is_what_would_have_been_asked(wide):
+    image = squares(1, seed=13)[0][0]
+    asked = ask(session(wide), image, share=0.2, batch=7)
+    found = fewer(ask(session(wide), image, batch=7), 0.2)
+    assert asked.asked == found.asked == round(0.2 * len(found.act))
+    np.testing.assert_allclose(asked.masked, found.masked, atol=1e-4)
+    np.testing.assert_allclose(asked.pooled, found.pooled, atol=1e-4)
+
+
+def test_the_strongest_channels_are_not_certified(wide, monkeypatch):
+    images, labels = squares(8, seed=11)
+    monkeypatch.setattr(explain, "telling", strongest)
+    assert fast_share(session(wide), images, labels) == (1, 1, 1)
+
+
+def test_what_cannot_be_certified_stays_exact(wide):
+    """Answers that have nothing to do with what masks are like; an r that nothing reaches; and
+    images of which there is nothing to say.
+    """
+    images, labels = squares(4, seed=11)
+
+    def whim(shown):
+        logits, features = session(wide)(shown)
+        return Outputs(np.modf(logits * 1e3)[0].astype(np.float32), features)
+
+    assert fast_share(whim, images, labels) == (1, 1, 1)
+    assert fast_share(session(wide), images, labels, least=1.1).share == 1
+    flat = Outputs(np.array([[1.0, 2, 3, 4]], np.float32), np.full((1, 3, 2, 2), 7, np.float32))
+    assert fast_share(lambda x: flat, images, labels).share == 1
+
+
+def test_the_channel_that_tells_most(wide):
+    """The first one chosen leaves the least of the map's variance, by the formula as it stands."""
+    image = squares(1, seed=14)[0][0]
+    act = ask(session(wide), image).act[:12].astype(float)
+    kernel = explain._kernel(act)
+    shape = (act - act.mean((1, 2), keepdims=True)).reshape(12, -1)
+    left = []
+    for a in range(12):
+        for b in range(12):
+            few = [a, b]
+            known = kernel[np.ix_(few, few)] + explain.NOISE * np.eye(2)
+            rest = kernel - kernel[:, few] @ np.linalg.solve(known, kernel[few])
+            left.append((np.trace(shape.T @ rest @ shape) if a < b else np.inf, few))
+    alone = [np.trace(shape.T @ (kernel - np.outer(k, k) / (1 + explain.NOISE)) @ shape)
+             for k in kernel]  # fmt: skip
+    first = int(np.argmin(alone))
+    expected = min(x for x in left if first in x[1])[1]
+    np.testing.assert_array_equal(telling(act, 2 / 12), expected)
+
+
+def test_spread_keeps_answers_and_finds_smooth_ones():
+    """On masks that differ in one thing, answers that follow it are found in between."""
+    level = np.linspace(0, 1, 21)
+    act = np.zeros((21, 3, 3))
+    act[:, 0, 0], act[:, 0, 1] = 1, level
+    answers = np.stack([np.sin(3 * level), level**2], 1)
+    few = np.array([0, 5, 10, 15, 20])
+    found = spread(act, few, answers[few])
+    np.testing.assert_array_equal(found[few], answers[few])
+    np.testing.assert_allclose(found, answers, atol=0.04)
 
 
 @pytest.mark.parametrize("label", [-1, 2])
