@@ -183,7 +183,7 @@ def deciding(g: Gate) -> str:
 def _what(g: Gate) -> str:
     """In words, and of which model where it is of one alone: "random_head of teacher fp32"."""
     key, _, model = g.name.partition(" of ")
-    alone = key in {k for k, *_ in CHECKS}
+    alone = model and key in {k for k, *_ in CHECKS}
     return f"{g.what}, {model}" if alone else g.what
 
 
