@@ -92,7 +92,8 @@ def figures(runs: Path) -> tuple[dict[str, float], list[dict[str, object]]]:
             "model": name, "name": made.model.partition("_top1")[0], "precision": made.precision,
             "balanced_accuracy": accuracy.model_dump(), "params": made.params, "macs": made.macs,
             "size_bytes": made.size_bytes, "p50_ms": p["p50"], "p95_ms": p["p95"],
-            "pearson": case["pearson"].model_dump(), "enrichment": case["enrichment"].model_dump(),
+            "pearson": case.get("teacher_pearson", case["pearson"]).model_dump(),
+            "enrichment": case["enrichment"].model_dump(),
         })  # fmt: skip
     accuracy = alone.metrics["test_balanced_accuracy"]
     table.append({"model": "student without teacher", "name": alone.model.partition("_top1")[0],

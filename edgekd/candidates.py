@@ -36,7 +36,6 @@ from edgekd.confidence import log_softmax
 from edgekd.evaluation import Truth, truth
 from edgekd.metrics import answers
 from edgekd.records import (
-    Aggregate,
     Artifact,
     EdgeKDError,
     Machine,
@@ -53,7 +52,6 @@ from edgekd.records import (
 )
 
 EXPLAINED = 32  # validation images whose maps are compared
-AGREEMENT = 0.8  # of a candidate's maps with FP32's: 1 the same, 0 as alike as strangers' maps
 ROUNDS = 3  # processes that time a candidate: the same file's differ by a few hundredths
 SECONDS = 2.0  # of timing it in each
 CLEARLY = 1.02  # times the fastest one's time: what is nearer is as fast, and the most exact wins
@@ -103,7 +101,8 @@ class Judged(NamedTuple):
     artifact: Artifact
     drop: Metric  # points
     flips: int
-    agreement: float
+    agreement: float  # kappa of its maps with FP32's: 1 the same, 0 as alike as strangers' maps
+    asked: float  # that the profile's margins ask
 
     @property
     def alike(self) -> float | None:
@@ -117,8 +116,8 @@ class Judged(NamedTuple):
         if self.drop.value > max_drop:
             reason = f"{_points(self.drop)} lost on validation, {max_drop:g} allowed"
             return "loses accuracy", reason
-        if not self.agreement >= AGREEMENT:
-            return "explains otherwise", f"agreement {self.agreement:.2f}, under {AGREEMENT:g}"
+        if not self.agreement >= self.asked:
+            return "explains otherwise", f"agreement {self.agreement:.2f}, under {self.asked:g}"
         return None
 
 
@@ -307,21 +306,14 @@ def judge(name: str, artifact: Artifact, shared: Bench) -> Judged:
                                 track=shared.track)  # fmt: skip
     own = fidelity.compare(
         name, artifact, shared.profile.runtime, shared.cases, shared.maps, maps, seed=shared.seed
-    ).aggregate.get("pearson")
+    ).aggregate.get("kappa")
     flips = int((log_p.argmax(1) != shared.log_p.argmax(1)).sum())
-    return Judged(name, artifact, drop, flips, _beyond_chance(own))
+    agreement = float("nan") if own is None else own.value
+    return Judged(name, artifact, drop, flips, agreement, shared.profile.margins.kappa)
 
 
 def _less(points: float | None) -> float | None:
     return None if points is None else -100 * points
-
-
-def _beyond_chance(own: Aggregate | None) -> float:
-    """Agreement of maps, 0 where they are as alike as strangers' maps and 1 where the same."""
-    if own is None:
-        return float("nan")
-    null = own.null or 0.0
-    return (own.value - null) / (1 - null) if null < 1 else float("nan")
 
 
 def mended(

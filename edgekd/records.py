@@ -325,7 +325,7 @@ class Timing(Stored):
 class Agreement(Record):
     """One image: how alike are the reference's and the artifact's maps of one class?"""
 
-    image: str  # path relative to the data folder
+    image: str  # start of the hash of its file
     label: str
     explained: str  # the class explained: the reference's answer
     answer: str  # the artifact's answer

@@ -358,7 +358,7 @@ def fidelity(found: Fidelity) -> Group:
     """Agreement of each file's maps with the reference's, each beside its null."""
     names = [c.name for c in found.comparisons]
     table = _table("mean [95 %] (null)", *names, title=f"Score-CAM, {found.variant}: "
-                   f"maps of {found.reference} against each file's own")  # fmt: skip
+                   "maps of each file against those of what it was compressed from")  # fmt: skip
     keys = list(dict.fromkeys(k for c in found.comparisons for k in c.aggregate))
     for key in keys:
         cells = []

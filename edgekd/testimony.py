@@ -130,8 +130,8 @@ def box(fidelity: Fidelity | None) -> Box:
     steps = [_told(c, v) for c, v in _judged(fidelity.comparisons)]
     facts = [("images", f"{len(fidelity.comparisons[0].images)} of the {fidelity.split} split, "
               f"data fingerprint {fidelity.data_fingerprint[:16]}"),
-             ("maps", f"Score-CAM, {fidelity.variant}, of the class that "
-              f"{fidelity.comparisons[0].name} answers")]  # fmt: skip
+             ("maps", f"Score-CAM, {fidelity.variant}, of the class that is answered by the model "
+              "which the file was compressed from")]  # fmt: skip
     if fidelity.margins_sha256:
         facts.append(("margins", "declared in the profile before the run, sha256 "
                       f"{fidelity.margins_sha256}"))  # fmt: skip

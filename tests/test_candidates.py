@@ -9,6 +9,7 @@ from test_runtimes import Tiny, artifact
 
 from edgekd import candidates, data, export, quantizers, repair
 from edgekd.candidates import Choice, Judged
+from edgekd.gates import Margins
 from edgekd.records import Artifact, EdgeKDError, Metric, Profile, RuntimeUnavailable, Spec, Timing
 
 CPU = Profile(name="cpu", runtime="openvino", device="CPU", threads=1,
@@ -62,9 +63,9 @@ def test_the_fastest_of_those_that_hold_is_chosen(choice):
     assert next(c.times for c in made.candidates if c.name == "fp32") == 1
 
 
-def judged(name, ms, *, drop=0.0, agreement=1.0, precision="int8"):
+def judged(name, ms, *, drop=0.0, agreement=1.0, precision="int8", asked=0.8):
     made = artifact(precision=precision, kind="onnx", files={f"{name}.onnx": name.ljust(64, "0")})
-    j = Judged(name, made, Metric(value=drop, low=None, high=None), 0, agreement)
+    j = Judged(name, made, Metric(value=drop, low=None, high=None), 0, agreement, asked)
     timing = Timing.model_construct(artifact_sha256=made.sha256, precision=precision,
                                     samples_ms=(ms,) * 20, block_medians_ms=(ms,) * 4)  # fmt: skip
     return j, timing
@@ -137,7 +138,7 @@ def test_a_candidate_is_timed_in_several_processes(trained, tmp_path, monkeypatc
                 for a in artifacts]  # fmt: skip
 
     monkeypatch.setattr(candidates.bench, "bench", bench)
-    j = Judged("fp32", source, Metric(value=0, low=None, high=None), 0, 1.0)
+    j = Judged("fp32", source, Metric(value=0, low=None, high=None), 0, 1.0, 0.8)
     (timing,) = candidates._timed([j], CPU, tmp_path, 7, candidates.untracked)
     assert seeds == [7, 8, 9]
     assert timing.samples_ms == (7.0, 8.0, 9.0)
@@ -207,12 +208,13 @@ def test_an_absent_device_is_an_error_not_another_machines_choice(trained, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_agreement_is_what_is_left_above_chance():
-    from edgekd.records import Aggregate
-
-    own = Aggregate(value=0.9, low=0.8, high=1, null=0.5, n=4)
-    assert candidates._beyond_chance(own) == pytest.approx(0.8)
-    assert np.isnan(candidates._beyond_chance(None))
+def test_the_profile_says_how_alike_explanations_must_be():
+    for asked, lost in ((0.8, False), (0.9, True)):
+        j, _ = judged("int8-ort", 1, agreement=0.85, asked=asked)
+        assert (j.lost(1.0) is not None) == lost
+    assert j.lost(1.0) == ("explains otherwise", "agreement 0.85, under 0.9")
+    nothing, _ = judged("int8-ort", 1, agreement=float("nan"))
+    assert nothing.lost(1.0)[0] == "explains otherwise"
 
 
 def test_a_destroyed_copy_loses_accuracy_or_explanations(trained, tmp_path):
@@ -316,11 +318,12 @@ def test_what_is_mended_is_the_nearest_of_those_that_can_be(trained, tmp_path, m
 
 
 def test_what_cannot_be_mended_is_told_with_what_was_tried(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(candidates, "AGREEMENT", 1.1)
     monkeypatch.setattr(repair, "MOST", 0.3)
     dataset, source = trained
-    shared = candidates._shared(source, dataset, CPU, 16, 0, candidates.untracked)
-    j, _ = judged("int8-ort", 1)
+    beyond = Margins().model_copy(update={"kappa": 1.1})  # none can be
+    shared = candidates._shared(source, dataset, CPU.model_copy(update={"margins": beyond}), 16, 0,
+                                candidates.untracked)  # fmt: skip
+    j, _ = judged("int8-ort", 1, asked=1.1)
     j.artifact.settings["engine"] = "ort"
     told = candidates.mended([j], shared, tmp_path, 100.0)
     assert (told.name, told.state, told.engine) == (
