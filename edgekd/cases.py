@@ -7,9 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from edgekd.drawings import COLOURS, Drawing, svg
-from edgekd.records import Agreement, Comparison
-
-FEW = 20  # images of a class below which its figures say little
+from edgekd.records import Aggregate, Agreement, Comparison
 
 
 def _pairs(images: Sequence[Agreement]) -> np.ndarray:
@@ -34,22 +32,21 @@ def closer(shown: Sequence[Comparison]) -> Iterator[str]:
             )
 
 
-def classes(shown: Sequence[Comparison]) -> Iterator[list[str]]:
-    """A line for each true class and compressed model: what its maps of this class are like."""
-    for label in dict.fromkeys(a.label for a in shown[0].images):
+def parts(shown: Sequence[Comparison]) -> Iterator[list[str]]:
+    """A line for each class, or subgroup, and compressed model: what its maps of these are like."""
+    for name in dict.fromkeys(name for c in shown[1:] for name in c.parts):
         for c in shown[1:]:
-            own = [a for a in c.images if a.label == label]
-            pairs = _pairs(own)
-            r, null = [f"{x:.2f}" for x in pairs.mean(0)] if len(pairs) else ["–", "–"]
-            lost = [x for a in own if (x := a.figures.get("lost")) is not None]
-            low = min(own, key=lowest, default=None)
-            least = None if low is None else low.figures.get("pearson")
-            yield [
-                label, c.name, f"{len(own)}{': too few to judge' if len(own) < FEW else ''}",
-                r, null, f"{sum(lost):.0f} of {len(lost)}" if lost else "–",
-                "no map" if least is None else f"{least:.2f}",
-                "–" if low is None else low.image[:12],
-            ]  # fmt: skip
+            found = c.parts.get(name, {})
+            said = [_interval(found.get(key)) for key in ("kappa", "identification", "lost")]
+            n = found["kappa"].n if "kappa" in found else 0
+            yield [name, c.name, f"{n}" if n else "too few to judge", *said]
+
+
+def _interval(a: Aggregate | None) -> str:
+    """'0.91 [0.85, 0.96]'; the interval stays on one line."""
+    if a is None:
+        return "–"
+    return f"{a.value:.2f} [{a.low:.2f},\N{NO-BREAK SPACE}{a.high:.2f}]"
 
 
 def changed(shown: Sequence[Comparison]) -> Iterator[list[str]]:

@@ -66,6 +66,7 @@ class Question(NamedTuple):
             explained=[self.spec.classes[k] for k in labels],
             groups=[s.group for s in self.samples],
             masks=self.masks,
+            subgroups=[s.subgroup for s in self.samples],
         )
 
 

@@ -20,6 +20,7 @@ from edgekd.runtimes import Session
 
 GRID = 14  # cells a side on which maps are compared
 RESAMPLES = 2000
+FEW = 20  # patients of a class or subgroup below which nothing is said of it
 
 
 class Maps(NamedTuple):
@@ -38,6 +39,7 @@ class Cases(NamedTuple):
     explained: Sequence[str]  # N classes that the maps are of
     groups: Sequence[str]  # N patients
     masks: np.ndarray | None = None  # (N, H, W) bool; all False where an image has none
+    subgroups: Sequence[str] = ()  # N, "" where none is named; or none at all
 
 
 def explain_set(
@@ -143,6 +145,7 @@ def compare(
     for key, chance in (("identification", 0.5), ("lost", 0.05)):
         one = aggregate(told[key], np.full(len(groups), chance), groups, seed)
         found[key] = exact(one, len(set(cases.groups))) if one and key == "lost" else one
+    parts = _parts(cases, own["pearson"], null["pearson"], told, seed)
     own |= told
     null |= {key: np.full(len(groups), np.nan) for key in told}
     return Comparison(
@@ -154,6 +157,7 @@ def compare(
         seconds_per_map=other.seconds,
         undefined=int(np.isnan(other.maps).any((1, 2)).sum()),
         aggregate={key: a for key, a in found.items() if a is not None},
+        parts=parts,
         limit=_number(least),
         images=_agreements(cases, artifact, other, own, null),
     )
@@ -271,6 +275,32 @@ def row_means(cross: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     chosen = chosen & ~np.isnan(cross)
     count = chosen.sum(1)
     return np.where(chosen, cross, 0).sum(1) / np.where(count > 0, count, np.nan)
+
+
+def _parts(
+    cases: Cases, own: np.ndarray, null: np.ndarray, told: dict[str, np.ndarray], seed: int
+) -> dict[str, dict[str, Aggregate]]:
+    """Kappa, identification and lost of each class's and subgroup's images alone.
+
+    own, null: (N,) Pearson. Empty where there are fewer than FEW patients.
+    """
+    groups = np.asarray(cases.groups)
+    found: dict[str, dict[str, Aggregate]] = {}
+    for what, names in (("class", cases.labels), ("subgroup", cases.subgroups)):
+        for name in sorted(set(names) - {""}):
+            at = np.flatnonzero(np.asarray(names) == name)
+            n = len(set(groups[at].tolist()))
+            if n < FEW:
+                found[f"{what} {name}"] = {}
+                continue
+            part = {"kappa": kappa(own[at], null[at], groups[at], seed)}
+            for key, values in told.items():
+                chance = np.full(len(at), np.nan)
+                part[key] = aggregate(values[at], chance, groups[at], seed)
+            if lost := part["lost"]:
+                part["lost"] = exact(lost, n)
+            found[f"{what} {name}"] = {k: a for k, a in part.items() if a is not None}
+    return found
 
 
 def strangers(cases: Cases) -> np.ndarray:

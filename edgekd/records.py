@@ -358,6 +358,7 @@ class Comparison(Record):
     undefined: int  # maps that are flat: nothing to say
     aggregate: dict[str, Aggregate]  # agreement with the reference; localisation of its own maps
     checks: dict[str, Aggregate] = {}  # of this model alone: see examine.CHECKS
+    parts: dict[str, dict[str, Aggregate]] = {}  # "class x", "subgroup y"; empty: too few patients
     limit: float | None = None  # Pearson that 95 % of strangers' maps stay under
     paired: dict[str, Aggregate] = {}  # this less the reference, image by image
     verdict: Verdict | None = None  # None: the first, which nothing was compressed to

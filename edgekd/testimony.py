@@ -84,7 +84,7 @@ class Testimony(NamedTuple):
     shortcuts: list[tuple[str, list[Cell], list[Cell]]]  # marker, moved, flips
     dots: Drawing | None
     baselines: list[Line]
-    classes: list[list[str]]
+    parts: list[list[str]]
     changed: list[list[str]]
     more: int  # changed answers that are not shown
     closer: list[str]
@@ -108,7 +108,7 @@ def of(models: Models, fidelity: Fidelity) -> Testimony:
         shortcuts=list(_shortcuts(shown)),
         dots=_dots(shown, fidelity.margins),
         baselines=list(_baselines(fidelity)),
-        classes=list(cases.classes(shown)),
+        parts=list(cases.parts(shown)),
         changed=changed[:SHOWN],
         more=max(0, len(changed) - SHOWN),
         closer=list(cases.closer(shown)),

@@ -26,6 +26,7 @@ class Case:
 
     def __init__(self, label, digest):
         self.label, self.digest, self.group, self.mask = int(label), digest, digest, None
+        self.subgroup = ""
 
 
 def question(n=N):

@@ -200,6 +200,24 @@ def test_exact_intervals_are_scipys(k, n):
     assert clopper_pearson(k, n) == pytest.approx(tuple(expected), abs=1e-9)
 
 
+def test_parts_are_of_their_images_alone():
+    r = random_maps(80, seed=2)
+    q = r + 0.3 * random_maps(80, seed=4)
+    q[:40] = r[40:]  # the first class's maps are others'
+    names = [f"{i}" for i in range(80)]
+    given = Cases(names, ["a"] * 40 + ["b"] * 40, ["a"] * 80, names,
+                  subgroups=["m"] * 10 + ["f"] * 69 + [""])  # fmt: skip
+    found = compare("x", artifact(), "torch", given, maps(r), maps(q)).parts
+    assert list(found) == ["class a", "class b", "subgroup f", "subgroup m"]
+    assert found["subgroup m"] == {}  # 10 patients say nothing
+    assert found["class a"]["kappa"].value == pytest.approx(0, abs=0.1)
+    assert found["class b"]["kappa"].low > 0.8
+    assert found["class a"]["lost"].value > 0.8
+    assert found["class b"]["lost"].value == 0
+    assert found["class b"]["lost"].high == pytest.approx(scipy.stats.beta.ppf(0.975, 1, 40))
+    assert found["subgroup f"]["kappa"].n == 69
+
+
 def test_copies_of_a_patient_say_nothing_new():
     """24 images of 12 patients, or 24 of 24: fewer patients, a wider interval."""
     r = random_maps(seed=2)

@@ -68,6 +68,8 @@ def comparison(name, reference="", verdict=None, r=(1.0,) * 6, base=0.0, answers
         paired={"answers": aggregate(0.975), "accuracy_pt": aggregate(-0.7, 0.5)} if reference
         else {},
         verdict=verdict, images=images(r, answers),
+        parts={"class cyst": {"kappa": aggregate(0.8571 - base), "lost": aggregate(0.043)},
+               f"class {EVIL}": {}},
     )  # fmt: skip
 
 
@@ -235,11 +237,13 @@ def test_the_nearest_gate_is_measured_in_its_own_interval():
 
 
 def test_classes_and_changed_answers_are_counted(tmp_path):
-    own = list(cases.classes(fidelity().comparisons))
-    few = "3: too few to judge"
-    assert own[1] == ["cyst", MODELS[2], few, "0.50", "0.30", "1 of 3", "0.10", "hash1"]
-    assert own[0] == ["cyst", MODELS[1], few, "0.90", "0.30", "0 of 3", "0.85", "hash2"]
-    assert [line[:2] for line in own[2:]] == [[EVIL, MODELS[1]], [EVIL, MODELS[2]]]
+    own = list(cases.parts(fidelity().comparisons))
+    assert own == [
+        ["class cyst", MODELS[1], "6", "0.85 [0.83,\xa00.87]", "–", "0.04 [0.02,\xa00.06]"],
+        ["class cyst", MODELS[2], "6", "0.66 [0.64,\xa00.68]", "–", "0.04 [0.02,\xa00.06]"],
+        [f"class {EVIL}", MODELS[1], "too few to judge", "–", "–", "–"],
+        [f"class {EVIL}", MODELS[2], "too few to judge", "–", "–", "–"],
+    ]
     changed = list(cases.changed(fidelity().comparisons))
     assert changed == [
         ["hash1", "cyst", "cyst 52 %, student fp32", EVIL + " 52 %, student int8", "0.10"]
