@@ -18,7 +18,7 @@ demo: $(READY)  ## the whole line on the embedded data: distil, quantise, export
 	$(BIN)/edgekd quantize --max-drop 5 $(DEMO)
 	$(BIN)/edgekd export --format openvino $(DEMO)
 	$(BIN)/edgekd bench $(DEMO)
-	$(BIN)/edgekd explain $(DEMO)
+	$(BIN)/edgekd explain $(DEMO) || case $$? in 3|6) ;; *) exit 1 ;; esac  # the page tells the verdict
 	@echo; echo "open this page in a browser:"
 	@$(BIN)/edgekd report $(DEMO)
 
