@@ -132,6 +132,33 @@ def test_a_finished_stage_is_not_done_again(line, phantoms):
     assert "was made with temperature 4.0, now asked for 2.0: --force replaces it" in other.stderr
 
 
+def test_another_layer_is_explained_without_training_again(line, phantoms, tmp_path):
+    run, *_ = line
+    other = tmp_path / "runs"
+    shutil.copytree(run.parent, other, ignore=shutil.ignore_patterns("bench", "explain", "int8"))
+    again = ["distill", "--data", phantoms, "--teacher", "test_resnet", "--teacher-epochs", "2",
+             *ONCE, *SMALL, "--runs", other]  # fmt: skip
+    usual = Artifact.load(other / "cpu" / "onnx").layer
+    trained = (other / "cpu" / "student" / "artifact.json").read_bytes()
+    for layer in ("head", "auto"):
+        edgekd(*again, "--layer", layer)
+        edgekd("export", "-f", "onnx", "--precision", "fp32", "--runs", other)
+        made = Artifact.load(other / "cpu" / "onnx-fp32")
+        assert made.settings["layer"] == made.layer.partition(" ")[0]
+        onnx = Artifact.load(other / "cpu" / "onnx")
+        assert (onnx.settings["layer"], onnx.layer) == (layer, made.layer)
+        if layer == "head":
+            assert made.layer.startswith("head ")
+            assert made.layer != usual
+        else:
+            scores = onnx.settings["layer_scores"]
+            assert max(scores, key=scores.get) == made.layer
+            assert len(scores) > 1
+    assert (other / "cpu" / "student" / "artifact.json").read_bytes() == trained
+    refused = edgekd(*again, "--layer", "stag3", code=1)
+    assert 'no layer "stag3": auto, head, or a stage such as stage3' in refused.stderr
+
+
 def test_export_refuses_what_it_cannot_do(line):
     run, *_ = line
     at = ["--runs", run.parent]
