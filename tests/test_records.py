@@ -26,6 +26,8 @@ PROFILE = 'runtime="torch"\ndevice="cpu"\nstudent="ofa-595"\nresolutions=[64]\n'
     ("text", "message"),
     [
         (PROFILE + "thread=3\n", 'no key "thread"; did you mean "threads"'),
+        (PROFILE + "[margins]\nkapa=1\n", 'margins.no key "kapa"; did you mean "kappa"'),
+        (PROFILE + "[margins]\nlost=2\n", "margins.lost: .*less than or equal to 1, got 2"),
         (PROFILE + "[budget]\nlatency=3\n", 'budget.no key "latency"; did you mean "latency_ms"'),
         (PROFILE + "threads=-1\n", "threads: Input should be greater than or equal to 0, got -1"),
         ('runtime="torch"\n', "device: Field required"),
@@ -43,6 +45,14 @@ def test_a_profile_may_be_a_path(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(PROFILE)
     assert Profile.read(str(path)).name == "mine"
+
+
+def test_margins_are_the_profiles(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(PROFILE + "[margins]\nkappa=0.7\n")
+    found = Profile.read(str(path)).margins
+    assert (found.kappa, found.identification) == (0.7, 0.95)
+    assert found.sha256 != Profile.read("cpu").margins.sha256
 
 
 def test_an_unknown_profile_names_the_nearest():
