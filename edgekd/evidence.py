@@ -221,7 +221,7 @@ def chain(
             step: Step = "distillation" if link is student else "quantisation"
             told = answered(link.artifact, of.artifact, ask)
             comparison = judged(comparison, found[of.name], step, told, margins,
-                                accuracy_of(first.artifact, ask))  # fmt: skip
+                                accuracy_of(of.artifact, ask))  # fmt: skip
         found[link.name] = comparison
     return list(found.values()), maps
 

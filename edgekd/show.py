@@ -388,7 +388,7 @@ def _judged(found: Fidelity) -> Iterator[Any]:
             if g.state != "pass":
                 table.add_row(
                     _text(f"{c.name}: {g.what}"), Text(g.state, style=colours[g.state]),
-                    f"at {'least' if g.least else 'most'} {g.margin:g}",
+                    f"at {'least' if g.least else 'most'} {g.margin:.3g}",
                     f"{g.value:.3f} [{g.low:.3f}, {g.high:.3f}]", str(g.needed or "-"),
                 )  # fmt: skip
     if table.row_count:

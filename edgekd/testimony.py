@@ -175,7 +175,7 @@ def deciding(g: Gate) -> str:
     bound = "upper" if g.least == whole else "lower"
     at = g.low if bound == "lower" else g.high
     even = "even its" if whole else "its"
-    asked = f"the {g.margin:g} asked" if g.least else f"the {g.margin:g} allowed"
+    asked = f"the {g.margin:.3g} asked" if g.least else f"the {g.margin:.3g} allowed"
     verb = {True: ("misses", "keeps"), False: ("exceeds", "is within")}[g.least][g.state == "pass"]
     return f"{_what(g)}: {_found(g)}; {even} {bound} bound, {at:.3f}, {verb} {asked}"
 
@@ -228,7 +228,7 @@ def _null(a: Aggregate | None, what: str) -> str:
 def _gate(g: Gate) -> list[str]:
     """What, asked, found, the sign of its state, and how many images would decide."""
     symbol, word, _ = SIGNS[g.state]
-    asked = f"at {'least' if g.least else 'most'} {g.margin:g}"
+    asked = f"at {'least' if g.least else 'most'} {g.margin:.3g}"
     return [_what(g), asked, _found(g), g.state, f"{symbol} {word.lower()}", str(g.needed or "–")]
 
 

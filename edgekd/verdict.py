@@ -172,4 +172,4 @@ def _sentence(
 
 def _found(g: Gate) -> str:
     side = "at least" if g.least else "at most"
-    return f"{g.value:.2f} [{g.low:.2f}, {g.high:.2f}], {side} {g.margin:g} asked"
+    return f"{g.value:.2f} [{g.low:.2f}, {g.high:.2f}], {side} {g.margin:.3g} asked"
