@@ -20,6 +20,15 @@ def _whose(c: Comparison, shown: Sequence[Comparison]) -> str:
     return c.reference or shown[0].name
 
 
+def held(shown: Sequence[Comparison]) -> list[str]:
+    """The models whose maps have to be those that they are compared with: the worst of these is
+    shown first. A student may explain itself otherwise than its teacher; if there is nothing else,
+    all are meant.
+    """
+    quantised = [c.name for c in shown if c.verdict and c.verdict.step == "quantisation"]
+    return quantised or [c.name for c in shown[1:]]
+
+
 def closer(shown: Sequence[Comparison]) -> Iterator[str]:
     """How often is a map nearer to the reference's of its own image? A sentence for each model."""
     for c in shown[1:]:
@@ -67,12 +76,13 @@ def changed(shown: Sequence[Comparison]) -> Iterator[list[str]]:
 def captions(shown: Sequence[Comparison]) -> dict[tuple[str, str], str]:
     """(image, model) -> 'nearer than 97 % of strangers', 'lowest r of cyst': below a picture."""
     found: dict[tuple[str, str], str] = {}
+    asked = held(shown)
     for c in shown[1:]:
         seen: set[str] = set()
         for a in sorted(c.images, key=lowest):
             said = []
             share = a.figures.get("identification")
-            if a.figures.get("lost"):
+            if a.figures.get("lost") and c.name in asked:
                 said.append("✗ lost: could be a stranger's")
             if share is not None:
                 said.append(f"nearer than {100 * share:.0f} % of strangers")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from edgekd import handover, scorecard, testimony
+from edgekd import cases, handover, scorecard, testimony
 from edgekd.bench import percentiles
 from edgekd.drawings import COLOURS, Drawing, figure, svg
 from edgekd.explain import overlay
@@ -89,6 +89,7 @@ def write(
         _check_margins(fidelity, profile)
     _import_plotting()
     reference = fidelity.comparisons[0].name if fidelity else rows[0].name
+    told = cases.held(fidelity.comparisons) if fidelity else []
     page = _template().render(
         title=title,
         rows=rows,
@@ -103,7 +104,7 @@ def write(
         box=testimony.box(fidelity),
         testimony=testimony.of(rows, fidelity) if fidelity else None,
         reference=reference,
-        panels=sorted(panels, key=lambda p: _worst(p, reference)),
+        panels=sorted(panels, key=lambda p: _worst(p, told)),
         pictures=pictures,
         strips=strips,
         png=_png,
@@ -426,9 +427,9 @@ def _scatter(rows: Sequence[Row]) -> Drawing | None:
 # ---- gallery
 
 
-def _worst(panel: Panel, reference: str) -> tuple[float, str]:
-    """Lowest agreement of any model but the reference; an undefined map comes first."""
-    found = [r for name, r in panel.agreement.items() if name != reference]
+def _worst(panel: Panel, told: Sequence[str]) -> tuple[float, str]:
+    """Lowest agreement of these models; an undefined map comes first."""
+    found = [panel.agreement[name] for name in told if name in panel.agreement]
     return min((-2.0 if r is None else r for r in found), default=0.0), panel.image
 
 

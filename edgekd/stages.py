@@ -181,6 +181,7 @@ def _panels(
 
     With pixels and maps.
     """
+    from edgekd import cases as kept
     from edgekd import explain as cam
     from edgekd import report as page
     from edgekd.evidence import MAPS
@@ -190,8 +191,10 @@ def _panels(
     with np.load(place.folder / "explain" / MAPS, allow_pickle=False) as stored:
         maps = {c.name: stored[c.name] for c in fidelity.comparisons}
 
+    held = kept.held(fidelity.comparisons)
+
     def lowest(i: int) -> float:
-        r = [c.images[i].figures["pearson"] for c in fidelity.comparisons[1:]]
+        r = [c.images[i].figures["pearson"] for c in fidelity.comparisons if c.name in held]
         return min((-2.0 if x is None else x for x in r), default=0.0)
 
     images = fidelity.comparisons[0].images
