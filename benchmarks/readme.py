@@ -186,6 +186,30 @@ def quantize(result: dict) -> list[str]:
     ]
 
 
+def scorecam_speed(result: dict) -> list[str]:
+    """Seconds of a map, by the libraries and on each file."""
+    ways = list(dict.fromkeys(row["way"] for row in result["table"]))
+    shown = []
+    for net in dict.fromkeys(row["net"] for row in result["table"]):
+        own = {row["way"]: row for row in result["table"] if row["net"] == net}
+        cells = [net]
+        for way in ways:
+            row = own.get(way)
+            share = f", {100 * row['share']:.0f} %" if row and "share" in row else ""
+            cells.append(f"{row['wall_s']:.2f} s{share}" if row else "-")
+        shown.append(cells)
+    f = result["figures"]
+    return [
+        f"Score-CAM of one image at 224 pixels, same layer ({where(result)}, "
+        "`benchmarks/scorecam_speed.py`): the libraries on torch, then EdgeKD, exact on each file, "
+        "and fast at the share of channels that was certified. ResNet-18: exact "
+        f"{f['speedup_exact_resnet18']:.1f} times as fast as the faster library, fast "
+        f"{f['speedup_fast_resnet18']:.1f} times:",
+        "",
+        *rows(["network", *ways], *shown),
+    ]
+
+
 def leakage(result: dict) -> list[str]:
     """What a random split adds."""
     f = result["figures"]
@@ -197,7 +221,8 @@ def leakage(result: dict) -> list[str]:
 
 
 SECTIONS = (
-    line, papers, once_for_all, latency_prediction, search, quantize, distill_speed, leakage,
+    line, papers, once_for_all, latency_prediction, search, quantize, distill_speed,
+    scorecam_speed, leakage,
 )  # fmt: skip
 
 
