@@ -100,6 +100,8 @@ def _write_onnx(
             (torch.from_numpy(example),),
             dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
         )
+        for node in program.graph.nodes:  # where in whose files it was written
+            node.meta.pop("stack_trace", None)
         torch.export.save(program, folder / "model.pt2")
         written = torch.onnx.export(
             program,
@@ -113,6 +115,8 @@ def _write_onnx(
     assert written is not None
     model = written.model_proto
     model.ir_version = IR_VERSION
+    for node in model.graph.node:
+        del node.metadata_props[:]
     for key, value in metadata.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value

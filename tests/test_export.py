@@ -1,6 +1,8 @@
 """What is written is what was trained: parity, metadata, and refusal."""
 
 import json
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -39,6 +41,18 @@ def test_the_onnx_file_is_pinned_whole_and_describes_itself(module, tmp_path, ca
     assert made.metrics["parity_max_abs_logits"].value < 1e-5
     assert made.metrics["parity_agreement"].value == 1
     assert Artifact.load(tmp_path) == made
+
+
+def test_no_path_of_this_machine_is_in_a_file(module, tmp_path):
+    """Torch notes in whose folder each operation was written; a patient's site may be its name."""
+    made = export.to_onnx(module, artifact(), pictures(), tmp_path)
+    here = [str(Path(x).resolve()) for x in (__file__, export.__file__, torch.__file__)]
+    with zipfile.ZipFile(tmp_path / "model.pt2") as program:
+        inside = [program.read(name) for name in program.namelist()]
+    for content in (made.path.read_bytes(), *inside):
+        for path in here:
+            assert path.encode() not in content
+        assert str(Path(torch.__file__).parents[1]).encode() not in content
 
 
 class Restless(Tiny):

@@ -56,7 +56,11 @@ def load(path: Path, profile: Profile, precision: str, batch: int | None) -> Ses
         raise RuntimeUnavailable(f"onnxruntime opened {session.get_providers()[0]}, not {wanted}")
 
     def run(images: np.ndarray) -> Outputs:
-        return Outputs(*session.run(["logits", "features"], {"image": images}))
+        try:
+            return Outputs(*session.run(["logits", "features"], {"image": images}))
+        except BROKEN as e:
+            reason = " ".join(str(e).split())[:160]
+            raise EdgeKDError(f"onnxruntime cannot run {path}: {reason}") from None
 
     return one_by_one(run) if profile.static_batch and batch is None else run
 

@@ -38,6 +38,11 @@ def read(path: Path) -> ov.Model:
         raise EdgeKDError(f"openvino cannot read {path}: {_reason(e)}") from None
 
 
+def model_outputs(model: ov.Model) -> set[str]:
+    """The names of a graph's outputs."""
+    return {name for output in model.outputs for name in output.get_names()}
+
+
 def fix_batch(model: ov.Model, batch: int) -> None:
     """Make the model's batch dimension static."""
     _, *image = model.input(0).partial_shape
@@ -69,6 +74,8 @@ def compiled(path: Path, profile: Profile, precision: str, batch: int | None) ->
             f"openvino sees no device {profile.device} here, only {', '.join(devices())}"
         )
     model = read(path)
+    if len(model.inputs) != 1 or {"logits", "features"} - model_outputs(model):
+        raise EdgeKDError(f"{path} has not image in, logits and features out: export it again")
     if profile.static_batch or batch is not None:
         fix_batch(model, batch or 1)
     # On a CPU FP16 is how weights are stored: it computes in FP32, or if asked for f16 in bfloat16.
@@ -103,7 +110,10 @@ def load(path: Path, profile: Profile, precision: str, batch: int | None) -> Ses
         return in_streams(model, batch or (1 if profile.static_batch else CHUNK))
 
     def run(images: np.ndarray) -> Outputs:
-        result = model(images, share_inputs=True)
+        try:
+            result = model(images, share_inputs=True)
+        except BROKEN as e:
+            raise EdgeKDError(f"openvino cannot run {path}: {_reason(e)}") from None
         return Outputs(np.array(result[logits]), np.array(result[features]))
 
     return one_by_one(run) if profile.static_batch and batch is None else run
