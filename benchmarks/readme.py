@@ -174,13 +174,16 @@ def quantize(result: dict) -> list[str]:
         cells = [cell(own[n]) if "times" in own.get(n, {}) else "-" for n in names]
         more = "" if chosen in names else f" ({cell(own[chosen])})"
         shown.append([net, runtime, *cells, chosen + more])
-    f = result["figures"]
+    regret = f"{100 * result['figures']['auto_regret']:.1f}"
+    best = "each time the best that it could have taken"
+    if regret != "0.0":
+        best = f"at most {regret} % slower than the best that it could have taken"
     return [
         f"Every precision in two runtimes ({where(result)}, `benchmarks/quantize.py`): p50 of "
         "FP32 and what share of its time the others take, turn by turn; balanced accuracy on the "
-        "test split; and what `edgekd quantize` had chosen, at most "
-        f"{100 * f['auto_regret']:.1f} % slower than the best that it could have taken. What is "
-        "faster still had lost more than a point of the validation split, or explained otherwise:",
+        "test split; and what `edgekd quantize` had chosen, "
+        f"{best}. What is faster still "
+        "had lost more than a point of the validation split, or explained otherwise:",
         "",
         *rows(["network", "runtime", *names, "chosen"], *shown),
     ]
