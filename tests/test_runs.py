@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_runtimes import artifact, exported, profile  # noqa: F401
 
-from edgekd import data, files, runs, stages
+from edgekd import data, evidence, files, runs, stages
 from edgekd.records import (
     Artifact,
     EdgeKDError,
@@ -108,7 +108,7 @@ def test_a_file_that_cannot_be_written_leaves_one_line(tmp_path):
 
 def test_gallery_images_are_spread_over_classes():
     samples = [data.Sample(data.Path(str(i)), int(i >= 90), "", None, "") for i in range(100)]
-    chosen = [int(s.path.name) for s in stages._spread(samples, 8)]
+    chosen = [int(s.path.name) for s in evidence.spread(samples, 8)]
     assert [c for c in chosen if c >= 90] == [90, 93, 96, 99]
     assert chosen[:4] == [0, 29, 59, 89]
 
