@@ -321,8 +321,9 @@ def examined(name: str, net: str, root: Path, quick: bool) -> list[dict[str, Any
     rows = judged(reference, found, ask, margins, "quantisation")
     for r, case in zip(rows, told, strict=True):
         r |= {"honest": case.honest, "step": "quantisation"}
-    teacher = Artifact.load(next(runs.shared(root, dataset).glob("teacher-*/teacher-onnx")))
-    first = link("teacher", teacher, CPU, here, ask)
+    guide = Artifact.load(next(runs.shared(root, dataset).glob("teacher-*")))
+    whole = runs.onnx_of(guide, guide.folder / "teacher-onnx", dataset)
+    first = link("teacher", whole, CPU, here, ask)
     students: list[Link] = [reference._replace(name="student")]
     which: list[bool | None] = [None]
     if name == "phantoms":
