@@ -17,7 +17,7 @@ from edgekd import data, evaluation, examine, explain, fidelity, imaging, paired
 from edgekd import verdict as verdicts
 from edgekd.bench import machine
 from edgekd.confidence import log_softmax
-from edgekd.gates import Margins, State, Step
+from edgekd.gates import Margins, State, Step, worst
 from edgekd.records import (
     Aggregate,
     Artifact,
@@ -109,9 +109,7 @@ def judge(
         if blind is not None:
             published[link.name] = blind
     comparisons, maps = chain(links, ask, margins)
-    with io.BytesIO() as buffer:
-        np.savez_compressed(buffer, **maps)  # type: ignore[arg-type]
-        write_atomic(out / MAPS, buffer.getvalue())
+    _keep(out / MAPS, maps)
     _layer_by_layer(place, ask, depths, out)
     steps = [c.verdict for c in comparisons if c.verdict]
     return Fidelity(
@@ -122,7 +120,7 @@ def judge(
         data_fingerprint=dataset.fingerprint,
         split="test",
         comparisons=tuple(comparisons),
-        verdict=verdicts.worst([v.state for v in steps]) if steps else None,
+        verdict=worst([v.state for v in steps]) if steps else None,
         reasons=tuple(v.sentence for v in steps),
         margins=margins,
         margins_sha256=margins.sha256,
@@ -157,7 +155,7 @@ def _layer_by_layer(place: Place, ask: Question, count: int, out: Path) -> None:
     if place.run.teacher:
         trained.insert(0, Artifact.load(Path(place.run.teacher)))
     samples = spread(ask.samples, count)
-    arrays: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
     for artifact in trained:
         net = models.load(artifact)
         pixels = imaging.normalise(data.load_pixels(samples, artifact.spec), artifact.spec)
@@ -170,9 +168,14 @@ def _layer_by_layer(place: Place, ask: Question, count: int, out: Path) -> None:
                 arrays[f"{key}|seconds"] = np.array(d.seconds)
                 if d.heat is not None:
                     arrays[f"{key}|heat"] = d.heat
+    _keep(out / LAYERS, arrays)
+
+
+def _keep(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays as .npz, whole or not at all."""
     with io.BytesIO() as buffer:
-        np.savez_compressed(buffer, **arrays)
-        write_atomic(out / LAYERS, buffer.getvalue())
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        write_atomic(path, buffer.getvalue())
 
 
 def _examined(
@@ -230,14 +233,15 @@ def _beside_teacher(
     comparison: Comparison, link: Link, teacher: Link, explained: np.ndarray, ask: Question
 ) -> Comparison:
     """With how its maps agree with the teacher's, as `teacher_pearson`."""
-    own = fidelity.compare(
-        link.name, link.artifact, link.profile.runtime, ask.cases(explained),
-        teacher.found.of(explained), link.found.of(explained), seed=ask.seed,
-    ).aggregate  # fmt: skip
-    if "pearson" not in own:
+    cases = ask.cases(explained)
+    cross = fidelity.correlations(teacher.found.of(explained).maps, link.found.of(explained).maps)
+    null = fidelity.row_means(cross, fidelity.strangers(cases))
+    own = fidelity.aggregate(np.diag(cross), null, np.asarray(cases.groups), ask.seed)
+    if own is None:
         return comparison
-    more = comparison.aggregate | {"teacher_pearson": own["pearson"]}
-    return comparison.model_copy(update={"aggregate": more})
+    return comparison.model_copy(
+        update={"aggregate": comparison.aggregate | {"teacher_pearson": own}}
+    )
 
 
 def judged(

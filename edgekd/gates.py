@@ -7,6 +7,7 @@ result. Judged in `verdict`.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -16,6 +17,18 @@ from edgekd.stored import Record
 State = Literal["invalid", "fail", "inconclusive", "pass"]
 STATES: tuple[State, ...] = ("invalid", "fail", "inconclusive", "pass")  # the worst first
 Step = Literal["distillation", "quantisation"]
+
+
+def worst(states: Sequence[State]) -> State:
+    """Of several: invalid, fail, inconclusive, pass."""
+    return min(states, key=STATES.index)
+
+
+def held(low: float, high: float, margin: float, *, least: bool) -> State:
+    """Pass if the whole interval is on the right side of the margin, fail if on the wrong one."""
+    near, far = (low, high) if least else (-high, -low)
+    limit = margin if least else -margin
+    return "pass" if near >= limit else "fail" if far < limit else "inconclusive"
 
 
 class Margins(Record):

@@ -13,7 +13,7 @@ import numpy as np
 
 from edgekd import cases
 from edgekd.drawings import COLOURS, Drawing, figure, svg
-from edgekd.gates import STATES, Gate, Margins, State, Verdict
+from edgekd.gates import Gate, Margins, State, Verdict, held, worst
 from edgekd.records import Aggregate, Artifact, Comparison, Fidelity, Timing
 
 Models = Sequence[tuple[str, Artifact, Timing | None]]  # name as in the comparisons
@@ -237,13 +237,13 @@ def _state(c: Comparison, *names: str) -> State | None:
     gates = c.verdict.gates if c.verdict else ()
     also = "shortcut: " if "shortcut" in names else "\0"  # any marker's
     found = [g.state for g in gates if g.name in names or g.name.startswith(also)]
-    return min(found, key=STATES.index) if found else None
+    return worst(found) if found else None
 
 
 def _own_state(shown: Sequence[Comparison], key: str, name: str) -> State | None:
     """What any step's gates say of a check of one model alone."""
     own = [g.state for _, v in _judged(shown) for g in v.gates if g.name == f"{key} of {name}"]
-    return min(own, key=STATES.index) if own else None
+    return worst(own) if own else None
 
 
 def _chain(models: Models, fidelity: Fidelity) -> Iterator[Line]:
@@ -324,9 +324,7 @@ def _against(a: Aggregate, limit: float | None, least: bool = False) -> State | 
     """What an interval says of a limit: 'pass' by its worse bound, 'fail' by both."""
     if limit is None:
         return None
-    worse, better = (a.low, a.high) if least else (-a.high, -a.low)
-    limit = limit if least else -limit
-    return "pass" if worse >= limit else "fail" if better < limit else "inconclusive"
+    return held(a.low, a.high, limit, least=least)
 
 
 def _valid(fidelity: Fidelity) -> Iterator[tuple[str, str, list[Cell]]]:

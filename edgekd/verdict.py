@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from edgekd.gates import STATES, Gate, Margins, State, Step, Verdict
+from edgekd.gates import Gate, Margins, State, Step, Verdict, held, worst
 from edgekd.records import Aggregate, Comparison
 
 REMEDIES = {
@@ -55,11 +55,6 @@ def judge(
         gates=gates,
         remedies=REMEDIES[step] if state == "fail" else (),
     )
-
-
-def worst(states: Sequence[State]) -> State:
-    """Of several: invalid, fail, inconclusive, pass."""
-    return min(states, key=STATES.index)
 
 
 def _valid(model: Comparison, margins: Margins) -> Iterator[Gate]:
@@ -117,14 +112,12 @@ def _shortcut(key: str, own: Aggregate, more: Aggregate | None, margins: Margins
     if gate.state == "pass" or more is None:
         return gate
     beside = _gate(key, f"{what}, less the reference's", more, margins.shortcut_more, least=False)
-    return beside if STATES.index(beside.state) > STATES.index(gate.state) else gate
+    return gate if worst([gate.state, beside.state]) == beside.state else beside
 
 
 def _gate(name: str, what: str, found: Aggregate, margin: float, *, least: bool) -> Gate:
-    """Held if the whole interval is on the right side, missed if the whole is on the wrong one."""
-    near, far = (found.low, found.high) if least else (-found.high, -found.low)
-    limit = margin if least else -margin
-    state: State = "pass" if near >= limit else "fail" if far < limit else "inconclusive"
+    """What was found, beside its margin."""
+    state = held(found.low, found.high, margin, least=least)
     return Gate(
         name=name, what=what, state=state, value=found.value, low=found.low, high=found.high,
         margin=margin, least=least,

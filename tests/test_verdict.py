@@ -2,9 +2,9 @@
 
 import pytest
 
-from edgekd.gates import Margins
+from edgekd.gates import Margins, worst
 from edgekd.records import Aggregate, Agreement, Comparison
-from edgekd.verdict import judge, worst
+from edgekd.verdict import judge
 
 MARGINS = Margins()
 
