@@ -7,7 +7,7 @@ is explained itself, in its own runtime.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -16,7 +16,7 @@ import numpy as np
 from edgekd import data, evaluation, examine, explain, fidelity, imaging, paired, runs, runtimes
 from edgekd import verdict as verdicts
 from edgekd.bench import machine
-from edgekd.confidence import log_softmax
+from edgekd.confidence import log_softmax, softmax
 from edgekd.gates import Margins, State, Step, worst
 from edgekd.records import (
     Aggregate,
@@ -27,6 +27,7 @@ from edgekd.records import (
     Metric,
     Profile,
     Spec,
+    Swayed,
     make_folder,
     unknown,
     versions,
@@ -37,6 +38,7 @@ from edgekd.stages import Place
 MAPS = "maps.npz"  # name of a comparison -> (N, g, g) float32, of the class that is explained
 LAYERS = "layers.npz"  # "teacher|stage3 40x16x16|<image>|average" (h, w), |heat, |seconds
 CERTIFY = 8  # validation images on which fast maps are held against exact ones
+SWAYED = 4  # images that the report shows with a marker
 PUBLISHED = 24  # images whose published maps are made, for comparison
 
 
@@ -86,6 +88,8 @@ def judge(
     """
     if variant not in explain.VARIANTS:
         raise EdgeKDError(unknown("variant", variant, explain.VARIANTS))
+    if fast and not place.run.teacher:
+        raise EdgeKDError("--fast is for a teacher's maps, and this run has none: leave it out")
     known = cast(explain.Variant, variant)
     margins = place.run.profile.margins
     dataset = place.dataset()
@@ -127,6 +131,7 @@ def judge(
         fast=certified.share,
         fast_r=certified.worst,
         published=published,
+        swayed=tuple(_swayed(links[-1], ask)),
         mask_share=_mask_share(ask.masks),
         machine=machine(),
         versions=versions("numpy", "openvino", "onnxruntime"),
@@ -134,11 +139,34 @@ def judge(
     ).save(out)
 
 
+def _swayed(link: Link, ask: Question) -> Iterator[Swayed]:
+    """The images whose answers markers moved most."""
+    found, artifact = link.found, link.artifact
+    names = examine.names_of_markers(artifact)
+    beyond = examine.excess(found, artifact.temperature)
+
+    def said(logits: np.ndarray) -> tuple[str, float]:
+        p = softmax(logits[None], artifact.temperature)[0]
+        return ask.spec.classes[p.argmax()], float(p.max())
+
+    for i in np.argsort(-beyond.max(1), kind="stable")[:SWAYED]:
+        m = beyond[i].argmax()
+        yield Swayed(
+            image=ask.samples[i].digest[:12], model=link.name, marker=names[m],
+            before=said(found.logits[i]), after=said(found.marked[i, m]), moved=float(beyond[i, m]),
+        )  # fmt: skip
+
+
+def _in_streams(artifact: Artifact, profile: Profile) -> runtimes.Session:
+    """Masked images come by the dozen: several at a time, where the runtime can."""
+    return runtimes.open_session(artifact, profile.model_copy(update={"hint": "throughput"}))
+
+
 def _certified(
     place: Place, teacher: Artifact, dataset: data.Dataset, variant: explain.Variant
 ) -> explain.Fast:
     """How few channels give the teacher's maps, told by validation images."""
-    session = runtimes.open_session(teacher, runs.host(place.run.profile, teacher)[0])
+    session = _in_streams(teacher, runs.host(place.run.profile, teacher)[0])
     few = runs.sample_images(dataset, teacher.spec, "val", CERTIFY)
     labels = session(few).logits.argmax(1)
     return explain.fast_share(session, few, labels, variant=variant)
@@ -183,7 +211,7 @@ def _examined(
 ) -> tuple[Link, Aggregate | None]:
     """One file asked about all images in its own runtime; and how blind its published maps are."""
     profile = runs.host(place.run.profile, candidate)[0]
-    session = runtimes.open_session(candidate, profile)
+    session = _in_streams(candidate, profile)
     pixels = data.load_pixels(ask.samples, candidate.spec)
     found = examine.examine(
         session, candidate, profile, pixels, [s.digest for s in ask.samples], asked,

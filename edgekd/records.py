@@ -344,6 +344,17 @@ class Aggregate(Record):
     n: int
 
 
+class Swayed(Record):
+    """One image that a marker moved the answer to."""
+
+    image: str  # start of the hash of its file
+    model: str
+    marker: str  # its name in shortcuts.markers
+    before: tuple[str, float]  # answer, and its calibrated probability
+    after: tuple[str, float]  # with the marker
+    moved: float  # total variation, less what the flat patch in its place does
+
+
 class Comparison(Record):
     """One artifact's explanations beside those of what it was compressed from."""
 
@@ -383,6 +394,7 @@ class Fidelity(Stored):
     fast: float = 1.0  # share of channels asked of the teacher; 1: all, its maps are exact
     fast_r: float = 1.0  # lowest correlation of a fast map with the exact one, where certified
     published: dict[str, Aggregate] = {}  # file -> agreement of published maps with a random head's
+    swayed: tuple[Swayed, ...] = ()  # the images that markers moved most, of the last file
     mask_share: float | None = None  # mean area of the masks, share of the image
     machine: Machine
     versions: dict[str, str] = {}

@@ -18,6 +18,7 @@ from edgekd import cases, handover, scorecard, testimony
 from edgekd.bench import percentiles
 from edgekd.drawings import COLOURS, Drawing, figure, svg
 from edgekd.explain import overlay
+from edgekd.gallery import Pair, Panel, difference
 from edgekd.records import (
     Aggregate,
     Artifact,
@@ -54,18 +55,6 @@ class Row(NamedTuple):
     timing: Timing | None
 
 
-class Panel(NamedTuple):
-    """One image of the gallery."""
-
-    image: str  # start of the file's hash, never its name
-    label: str
-    pixels: np.ndarray  # (H, W, 3) uint8
-    mask: np.ndarray | None  # (H, W) bool
-    maps: dict[str, np.ndarray | None]  # name -> (H, W) float32 in [0, 1]; None: undefined
-    answers: dict[str, tuple[str, float]]  # name -> (class, probability)
-    agreement: dict[str, float | None]  # name -> Pearson with the reference's map
-
-
 def write(
     out: Path,
     *,
@@ -78,6 +67,7 @@ def write(
     command: str,
     pictures: bool = True,
     strips: Sequence[Strip] = (),
+    swayed: Sequence[Pair] = (),
 ) -> Path:
     """Write `out`/report.html, report.json and cases.csv; returns the page's path.
 
@@ -105,10 +95,14 @@ def write(
         testimony=testimony.of(rows, fidelity) if fidelity else None,
         reference=reference,
         panels=sorted(panels, key=lambda p: _worst(p, told)),
+        deepest=told[-1] if told else "",
+        swayed=swayed,
+        apart=_difference,
         pictures=pictures,
         strips=strips,
         png=_png,
         picture=lambda panel, heat: _png(_picture(panel, heat)),
+        plain=lambda pixels: _png(_sized(pixels)),
         scale=_png(overlay(np.full((14, 160, 3), 120, np.uint8), np.linspace(0, 1, 160)[None])),
         settings=list(_settings(rows, profile, notes, command)),
         card=list(_card(rows[-1].artifact)),
@@ -435,16 +429,27 @@ def _worst(panel: Panel, told: Sequence[str]) -> tuple[float, str]:
 
 def _picture(panel: Panel, heat: np.ndarray | None) -> np.ndarray:
     """(h, w, 3) uint8, its longer side SIDE: the image, heat over it, the mask's outline on top."""
-    h, w = panel.pixels.shape[:2]
-    size = (max(1, round(SIDE * w / max(h, w))), max(1, round(SIDE * h / max(h, w))))
-    resized = Image.fromarray(panel.pixels).resize(size, Image.Resampling.BICUBIC)
-    picture = np.asarray(resized)
+    picture = _sized(panel.pixels)
     if heat is not None:
         picture = overlay(picture, heat)
     if panel.mask is None or not panel.mask.any():
         return picture
+    size = picture.shape[1::-1]
     mask = Image.fromarray(panel.mask).resize(size, Image.Resampling.NEAREST)
     return _outlined(picture, np.asarray(mask))
+
+
+def _sized(pixels: np.ndarray) -> np.ndarray:
+    """(h, w, 3) uint8 of (H, W, 3), its longer side SIDE."""
+    h, w = pixels.shape[:2]
+    size = (max(1, round(SIDE * w / max(h, w))), max(1, round(SIDE * h / max(h, w))))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+
+
+def _difference(panel: Panel, name: str) -> str:
+    """`gallery.difference` as a data: address; empty where there is none."""
+    found = difference(panel, name)
+    return "" if found is None else _png(_sized(found))
 
 
 def _outlined(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from edgekd.records import (
 )
 
 if TYPE_CHECKING:
-    from edgekd import report as page_module
+    from edgekd import gallery as gallery_module
     from edgekd import strips as strips_module
 
 
@@ -145,19 +145,43 @@ def report(place: Place, *, cases: int, pictures: bool = True) -> Path:
         c.sha256 for c in candidates
     }:
         raise EdgeKDError(f"{place.folder}/explain is of earlier files: run edgekd explain again")
-    panels = _panels(place, dataset, fidelity, cases) if fidelity else []
+    panels, swayed = _gallery(place, dataset, fidelity, cases) if fidelity else ([], [])
     return page.write(
         place.folder,
         title=f"EdgeKD: {place.folder.name}",
         rows=rows,
         fidelity=fidelity,
         panels=panels,
+        swayed=swayed,
         profile=place.run.profile,
         notes=list(dataset.notes),
         command=f"edgekd report --run {place.folder}" + ("" if pictures else " --no-images"),
         pictures=pictures,
         strips=_strips(place, dataset) if fidelity and pictures else [],
     )
+
+
+def _gallery(
+    place: Place, dataset: data.Dataset, fidelity: Fidelity, count: int
+) -> tuple[list[gallery_module.Panel], list[gallery_module.Pair]]:
+    """What the report shows of single images."""
+    from edgekd import gallery
+    from edgekd.evidence import MAPS
+
+    with np.load(place.folder / "explain" / MAPS, allow_pickle=False) as stored:
+        maps = {c.name: stored[c.name] for c in fidelity.comparisons}
+    samples = {s.digest[:12]: s for s in dataset.splits["test"]}
+    spec, shown = place.run.spec, fidelity.comparisons
+    panels = []
+    for i, why in gallery.chosen(shown, count):
+        sample = samples[shown[0].images[i].image]
+        mask = imaging.mask(sample.mask, spec) if sample.mask else None
+        panels.append(gallery.panel(i, why, shown, maps, data.pixels(sample, spec), mask))
+    pairs = []
+    for told in fidelity.swayed:
+        sample = samples[told.image]
+        pairs.append(gallery.pair(told, spec.classes[sample.label], data.pixels(sample, spec)))
+    return panels, pairs
 
 
 def _strips(place: Place, dataset: data.Dataset) -> list[strips_module.Strip]:
@@ -172,57 +196,3 @@ def _strips(place: Place, dataset: data.Dataset) -> list[strips_module.Strip]:
     samples = [s for s in dataset.splits["test"] if s.digest[:12] in shown]
     spec = place.run.spec
     return strips.read(path, {s.digest[:12]: data.pixels(s, spec) for s in samples})
-
-
-def _panels(
-    place: Place, dataset: data.Dataset, fidelity: Fidelity, count: int
-) -> list[page_module.Panel]:
-    """The `count` images on which a file agrees least with its origin, and the worst of each class.
-
-    With pixels and maps.
-    """
-    from edgekd import cases as kept
-    from edgekd import explain as cam
-    from edgekd import report as page
-    from edgekd.evidence import MAPS
-
-    spec = place.run.spec
-    samples = {s.digest[:12]: s for s in dataset.splits["test"]}
-    with np.load(place.folder / "explain" / MAPS, allow_pickle=False) as stored:
-        maps = {c.name: stored[c.name] for c in fidelity.comparisons}
-
-    held = kept.held(fidelity.comparisons)
-
-    def lowest(i: int) -> float:
-        r = [c.images[i].figures["pearson"] for c in fidelity.comparisons if c.name in held]
-        return min((-2.0 if x is None else x for x in r), default=0.0)
-
-    images = fidelity.comparisons[0].images
-    order = sorted(range(len(images)), key=lambda i: (lowest(i), images[i].image))
-    seen = {images[i].label for i in order[:count]}
-    chosen = order[:count]
-    for i in order[count:]:
-        if images[i].label not in seen:
-            chosen.append(i)
-            seen.add(images[i].label)
-    panels = []
-    for i in chosen:
-        own = {c.name: c.images[i] for c in fidelity.comparisons}
-        case = fidelity.comparisons[0].images[i]
-        sample = samples[case.image]
-        heats = {
-            name: None if np.isnan(m[i]).any() else cam.unit(cam.resize(m[i], spec.size))
-            for name, m in maps.items()
-        }
-        panels.append(
-            page.Panel(
-                image=case.image,
-                label=case.label,
-                pixels=data.pixels(sample, spec),
-                mask=imaging.mask(sample.mask, spec) if sample.mask else None,
-                maps=heats,
-                answers={n: (case.answer, case.probability) for n, case in own.items()},
-                agreement={n: case.figures["pearson"] for n, case in own.items()},
-            )
-        )
-    return panels

@@ -2,17 +2,19 @@
 
 import copy
 import hashlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from squares import session, squares
+from squares import session, squares, trained
 from test_examine import CPU, SPEC, artifact, pictures
 
-from edgekd import evaluation, evidence, examine, export, runtimes
+from edgekd import evaluation, evidence, examine, export, runtimes, stages
 from edgekd.evidence import Link, Question
 from edgekd.gates import Margins
 from edgekd.imaging import normalise
+from edgekd.records import EdgeKDError
 from edgekd.runtimes import Outputs
 
 N = 48
@@ -49,6 +51,11 @@ def link(name, run, folder, n=N):
     made = made.model_copy(update=update | {"role": role, "precision": precision})
     got = examine.examine(run, made, CPU, PIXELS[:n], DIGESTS[:n], examine.Asked())
     return Link(name, made, CPU, got)
+
+
+@pytest.fixture(scope="module")
+def hard_swish():
+    return trained(torch.nn.functional.hardswish)
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +167,36 @@ def test_no_break_passes(net, whole, tmp_path, broken):
     assert c.verdict.missed
 
 
+def calibrated(net, share):
+    """INT8 activations whose range was measured on images of `share` of their contrast."""
+    images = torch.from_numpy(normalise(pictures(64, 9)[0], SPEC))
+
+    def low(x, ceiling):
+        return (x.clamp(0, ceiling) * (255 / ceiling)).round() * (ceiling / 255)
+
+    @torch.no_grad()
+    def run(x):
+        stem = low(net.activation(net.stem(torch.from_numpy(x))), ceilings[0])
+        body = low(net.activation(net.body(stem)), ceilings[1])
+        pooled = torch.nn.functional.avg_pool2d(body, 2).flatten(1)
+        return Outputs(net.head(pooled).numpy(), body.numpy())
+
+    with torch.no_grad():
+        stem = net.activation(net.stem(images * share))
+        ceilings = [float(stem.max()), float(net.activation(net.body(stem)).max())]
+    return run
+
+
+def test_a_wrong_calibration(net, whole, tmp_path):
+    """Of images of their contrast it passes; the fainter they were, the worse."""
+    found = [judged(whole, calibrated(net, s), tmp_path / str(s)) for s in (1, 0.5, 0.3)]
+    kappa = [c.aggregate["kappa"].value for c in found]
+    assert found[0].verdict.state == "pass", found[0].verdict.sentence
+    assert kappa == sorted(kappa, reverse=True)
+    assert found[1].verdict.state != "pass"
+    assert found[2].verdict.state in ("fail", "invalid")
+
+
 @pytest.mark.parametrize("broken", [random_head, permuted, random_network])
 def test_nor_as_a_student(net, whole, tmp_path, broken):
     first = whole._replace(
@@ -209,6 +246,25 @@ def test_too_few_images_do_not_decide(net, tmp_path):
     assert "images would decide" in given.sentence
 
 
+def test_the_images_that_markers_moved_most(whole):
+    marked = whole.found.marked.copy()
+    marked[5, 2] = marked[5, 2][::-1]  # the answer to image 5 is another with the third marker
+    marked[5, 2, 3] += 9
+    other = whole._replace(found=whole.found._replace(marked=marked))
+    found = list(evidence._swayed(other, question()))
+    assert len(found) == 4
+    assert (found[0].image, found[0].marker) == (DIGESTS[5][:12], "R upper left")
+    assert found[0].after[0] == "d"
+    assert found[0].before[0] == SPEC.classes[LABELS[5]]
+    assert [s.moved for s in found] == sorted((s.moved for s in found), reverse=True)
+
+
+def test_fast_is_for_a_teacher(tmp_path):
+    place = stages.Place(tmp_path, tmp_path, SimpleNamespace(teacher=""), "", None)
+    with pytest.raises(EdgeKDError, match="--fast is for a teacher's maps"):
+        evidence.judge(place, fast=True)
+
+
 def test_an_inverted_map(whole):
     """It agrees with nothing, and explains the opposite."""
     found = whole.found
@@ -235,6 +291,21 @@ def test_the_published_variant_is_blind_and_says_so(net, tmp_path):
     assert given.state == "invalid"
     assert any(g.name.startswith("random_head") for g in given.missed)
     assert comparisons[1].aggregate["pearson"].value == pytest.approx(1)  # and would have passed
+
+
+def test_maps_of_hard_swish(hard_swish, tmp_path):
+    """What is below zero is no mask: evidence is above chance, and hears more of the head than
+    the published map, which is the sum of activations on such a network too.
+    """
+    run, alike = session(hard_swish), {}
+    made = link("student fp32", run, tmp_path)
+    for variant in ("evidence", "published"):
+        asked = examine.Asked(variant=variant)
+        found = examine.examine(run, made.artifact, CPU, PIXELS, DIGESTS, asked)
+        own = examine.checks(found, question().cases(LABELS), made.artifact, 0)
+        alike[variant] = own["random_head"].value
+        assert own["above_random"].low > 0
+    assert alike["evidence"] < alike["published"] - 0.3
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])

@@ -4,12 +4,12 @@ import hashlib
 
 import numpy as np
 import pytest
-from squares import session, squares
+from squares import CORNERS, session, squares
 
 from edgekd import examine
 from edgekd.examine import Asked
 from edgekd.explain import ask, class_maps, random_head
-from edgekd.fidelity import Cases
+from edgekd.fidelity import Cases, localisation
 from edgekd.imaging import normalise
 from edgekd.records import Artifact, Profile, Spec
 from edgekd.runtimes import Outputs
@@ -166,7 +166,11 @@ def test_a_model_that_does_not_look(tmp_path):
 
 
 def test_a_model_that_answers_to_a_marker(net, tmp_path):
-    """Class 3 wherever the upper left corner is white; the corner's mean moves nothing."""
+    """Class 3 wherever the upper left corner is white; the corner's mean moves nothing.
+
+    The maps do not tell: their energy is where that of the honest model is.
+    """
+    inside = []
 
     def marked(images):
         out = session(net)(images)
@@ -180,9 +184,22 @@ def test_a_model_that_answers_to_a_marker(net, tmp_path):
         assert (own.low > 0.4) == moved
         assert (patch.value > 0.5) == moved
         assert got["shortcut: box lower left"].value < 0.4
+        inside.append(in_squares(found, 24))
     excess = examine.excess(found, 1.0)
     assert excess.shape == (24, 6)
     assert excess[:, 0].mean() == pytest.approx(own.value)
+    assert inside[0] == pytest.approx(inside[1], abs=0.02)  # so nobody may gate on it
+
+
+def in_squares(found, n):
+    """Mean share of the energy of the answers' maps that is in the squares."""
+    _, labels = pictures(n, 5)
+    masks = np.zeros((n, 24, 24), bool)
+    for mask, label in zip(masks, labels, strict=True):
+        top, left = CORNERS[label]
+        mask[top : top + 12, left : left + 12] = True
+    maps = found.of(found.logits.argmax(1)).maps
+    return np.nanmean(np.diag(localisation(maps, masks)["energy"]))
 
 
 def test_rounding_moves_no_pixel_by_more_than_half_a_level():

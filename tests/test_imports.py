@@ -81,8 +81,9 @@ ALLOWED = {
     "testimony": {"records", "gates", "drawings", "cases"},
     "handover": {"records", "bench"},
     "strips": {"explain"},
-    "report": {"records", "bench", "cases", "drawings", "explain", "handover", "scorecard",
-               "strips", "testimony"},
+    "gallery": {"records", "cases", "explain", "shortcuts"},
+    "report": {"records", "bench", "cases", "drawings", "explain", "gallery", "handover",
+               "scorecard", "strips", "testimony"},
 }  # fmt: skip
 HEAVY = ("torch", "numpy", "timm", "PIL", "onnx", "onnxruntime", "openvino", "nncf", "matplotlib",
          "pymoo", "pydicom", "pyarrow")  # fmt: skip

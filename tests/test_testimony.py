@@ -11,9 +11,9 @@ import pytest
 from test_report import EVIL, MACHINE, PROFILE, Sized, artifact, page, panels, rows
 from typer.testing import CliRunner
 
-from edgekd import cases, cli, data, evidence, handover, report, stages, testimony
+from edgekd import cases, cli, data, evidence, gallery, handover, report, stages, testimony
 from edgekd.gates import Gate, Margins, Verdict
-from edgekd.records import Aggregate, Agreement, Comparison, EdgeKDError, Fidelity
+from edgekd.records import Aggregate, Agreement, Comparison, EdgeKDError, Fidelity, Swayed
 
 MODELS = ("teacher fp32", "student fp32", "student int8")
 MARKERS = ("corner text", "border " + EVIL)
@@ -349,20 +349,46 @@ def test_margins_that_were_changed_are_refused(tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
-def test_the_gallery_has_the_lowest_and_then_the_lowest_of_each_class(tmp_path, monkeypatch):
+def test_the_gallery_has_the_lowest_and_then_some_of_each_class(tmp_path, monkeypatch):
     found = fidelity(r=(0.1, 0.2, 0.3, 0.8, 0.7, 0.6))
     (tmp_path / "explain").mkdir()
     np.savez(tmp_path / "explain" / evidence.MAPS, **{m: np.ones((6, 14, 14)) for m in MODELS})
     place = SimpleNamespace(folder=tmp_path, run=SimpleNamespace(spec=rows()[0].artifact.spec))
-    samples = [SimpleNamespace(digest=f"hash{i}", mask=None) for i in range(6)]
+    samples = [SimpleNamespace(digest=f"hash{i}", mask=None, label=0) for i in range(6)]
     monkeypatch.setattr(data, "pixels", lambda *_: np.zeros((32, 32, 3), np.uint8))
     dataset = SimpleNamespace(splits={"test": samples})
-    assert [p.image for p in stages._panels(place, dataset, found, 2)] == [
-        "hash0",
-        "hash1",
-        "hash5",
-    ]
-    assert len(stages._panels(place, dataset, found, 12)) == 6
+    swayed = Swayed(image="hash4", model=MODELS[2], marker="L upper left", before=("cyst", 0.9),
+                    after=(EVIL, 0.7), moved=0.6)  # fmt: skip
+    found = found.model_copy(update={"swayed": (swayed,)})
+    shown, pairs = stages._gallery(place, dataset, found, 2)
+    assert [(p.image, p.why) for p in shown] == [
+        ("hash0", "lowest agreement"), ("hash1", "lowest agreement"),
+        ("hash2", "best of cyst"), ("hash5", f"lowest of {EVIL}"),
+        ("hash4", f"median of {EVIL}"), ("hash3", f"best of {EVIL}"),
+    ]  # fmt: skip
+    assert len(stages._gallery(place, dataset, found, 12)[0]) == 6
+    assert (pairs[0].pixels[0] == 0).all()
+    assert (pairs[0].pixels[1] == 255).any()
+    text = written(tmp_path, fidelity=found, panels=shown, swayed=pairs)
+    assert 'alt="the same with the marker L upper left"' in text
+    assert text.count('alt="difference of the maps of') == 6
+    bare = written(tmp_path, fidelity=found, panels=shown, swayed=pairs, pictures=False)
+    assert "L upper left" in bare
+    assert "<img" not in bare
+
+
+def test_the_difference_is_red_where_the_file_is_hotter():
+    low, high = np.zeros((2, 2), np.float32), np.array([[0, 1], [0, 0.5]], np.float32)
+    maps, origin = {"a": low, "b": high, "c": None}, {"b": "a", "c": "a"}
+    pixels = np.zeros((2, 2, 3), np.uint8)
+    shown = gallery.Panel("i", "cyst", pixels, None, maps, {}, {}, origin=origin)
+    red = gallery.difference(shown, "b")
+    assert red[0].tolist() == [[255, 255, 255], [178, 24, 43]]
+    assert red[1, 1].tolist() == [216, 140, 149]
+    back = shown._replace(origin={"a": "b"})
+    assert gallery.difference(back, "a")[0, 1].tolist() == [33, 102, 172]
+    assert gallery.difference(shown, "c") is None
+    assert gallery.difference(shown, "a") is None
 
 
 @pytest.mark.parametrize(("options", "pictures"), [([], True), (["--no-images"], False)])
