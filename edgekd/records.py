@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from edgekd.gates import Margins, State, Verdict
+from edgekd.measured import Conditions, Energy, Layer, Peak, Roofline
 from edgekd.scores import Calibration, Evaluation, Metric
 from edgekd.stored import (
     SCHEMA,
@@ -43,9 +44,9 @@ else:
     from typing_extensions import Self
 
 __all__ = [  # one door: the others import these from here
-    "SCHEMA", "EdgeKDError", "GateMissed", "Journal", "Metric", "Record", "RuntimeUnavailable",
-    "Stored", "T", "Track", "make_folder", "sha256", "unknown", "untracked", "user_cache",
-    "versions", "write_atomic",
+    "SCHEMA", "Conditions", "EdgeKDError", "Energy", "GateMissed", "Journal", "Layer", "Metric",
+    "Peak", "Record", "Roofline", "RuntimeUnavailable", "Stored", "T", "Track", "make_folder",
+    "sha256", "unknown", "untracked", "user_cache", "versions", "write_atomic",
 ]  # fmt: skip
 
 
@@ -306,14 +307,31 @@ class Timing(Stored):
     batch: int = 1
     samples_ms: tuple[float, ...]
     block_medians_ms: tuple[float, ...] = ()  # of the turns the samples were taken in, in order
-    warmup: int
+    warmup: int  # untimed calls before each block; the first block began when they were steady
+    attempts: int = 1  # runs of all blocks: more than one where their medians did not agree
+    stable: bool = True  # they agree within 10 % at last
+    noise: tuple[str, ...] = ()  # what makes these figures doubtful, in words
+    conditions: Conditions = Conditions()
     load_ms: float  # open the file to a session that can answer
+    first_ms: float | None = None  # its first call
+    cold_ms: tuple[float, ...] = ()  # process start to first answer, image file included
+    idle_ms: dict[str, tuple[float, ...]] = {}  # seconds of think time ("0.5") -> calls after it
+    prepare_ms: tuple[float, ...] = ()  # an image file's bytes to what the model is shown
+    explain_ms: tuple[float, ...] = ()  # a Score-CAM map of one image
+    whole_ms: tuple[float, ...] = ()  # an image file's bytes to a calibrated answer
     throughput_ips: float  # images per second at throughput_batch
     throughput_batch: int
+    throughput_hint: str = "latency"  # of the session: "throughput" asks in streams
     params: int
     macs: int
     size_bytes: int
     peak_mb: float  # 1e6 bytes, peak resident memory of the fresh process that measured
+    resident_mb: float | None = None  # the same at rest, with the file loaded and asked once
+    energy: Energy | None = None  # None: this machine does not tell
+    yardstick_ms: tuple[float, ...] = ()  # of each block, a fixed piece of work: the machine's pace
+    executed: str = ""  # precision that most of the time was spent in, told by the runtime
+    layers: tuple[Layer, ...] = ()  # the slowest; empty: not asked, or the runtime does not tell
+    roofline: Roofline | None = None
     accuracy: Metric | None = None  # balanced, on the test split, of the file as it is
     machine: Machine
     versions: dict[str, str] = {}
