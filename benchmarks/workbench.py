@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekd.bench import machine
+from edgekd import machine
 from edgekd.records import make_folder, versions, write_atomic
 
 HERE = Path(__file__).parent
@@ -73,7 +73,7 @@ def keep(
     **more: Any,
 ) -> None:
     """Show a result; keep it under results/, by its question and this machine, unless `quick`."""
-    here = machine()
+    here = machine.this()
     result = {
         "question": question,
         "machine": here.model_dump(),

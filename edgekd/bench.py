@@ -1,4 +1,4 @@
-"""One stopwatch for every runtime; size, memory, and the machine it was measured on.
+"""One stopwatch for every runtime; size and memory.
 
 Each artifact gets a fresh process, since two runtimes in one process fight over threads, and since
 peak memory can only be told of a process that did nothing else. The processes take turns (A B B A
@@ -16,9 +16,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
-import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,6 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edgekd import machine
 from edgekd.records import (
     Artifact,
     Budget,
@@ -114,62 +112,6 @@ def over_budget(
     return {k: (v, allowed[k]) for k, v in measured.items() if allowed[k] and v > allowed[k]}
 
 
-def machine() -> Machine:
-    """The machine we run on, as far as it can be read; nothing that tells whose it is."""
-    cpu = _cpu_model()
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    words = re.sub(r"\((r|tm)\)|\bcpu\b|\d+th gen|@.*", " ", cpu.lower())
-    name = "-".join(re.findall(r"[a-z0-9.]+", words)[:2]) or "unknown"
-    clocks = [float(c) for c in re.findall(r"cpu MHz\s*:\s*([\d.]+)", _read("/proc/cpuinfo"))]
-    governed = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")  # kHz
-    if not clocks and governed:
-        clocks = [int(governed) / 1e3]
-    gpus = [_field(str(p), "Model") for p in Path("/proc/driver/nvidia/gpus").glob("*/information")]
-    return Machine(
-        name=f"{name}-{cores}c",
-        cpu=cpu,
-        cores=cores,
-        memory_gb=round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
-        system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        python=platform.python_version(),
-        load_1min=round(os.getloadavg()[0], 2),
-        clock_mhz=round(sum(clocks) / len(clocks)) if clocks else None,
-        gpu=", ".join(gpus),
-    )
-
-
-def _cpu_model() -> str:
-    """The processor's name, or the board's where (on ARM) only that is told."""
-    board = _read("/proc/device-tree/model").strip("\0\n ")
-    named = _field("/proc/cpuinfo", "model name") or board
-    return named or platform.processor() or platform.machine()
-
-
-def _field(path: str, key: str) -> str:
-    """The value of the first line `key: value` of a file of the system; empty if there is none."""
-    found = re.search(rf"^{key}\s*:\s*(.+?)\s*$", _read(path), re.MULTILINE)
-    return found[1] if found else ""
-
-
-def _read(path: str) -> str:
-    """A small file of the system; empty where this system has none."""
-    try:
-        return Path(path).read_text("utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def peak_mb() -> float:
-    """Peak resident memory of this process until now, in 1e6 bytes."""
-    # Not ru_maxrss where it can be helped: Linux hands the parent's peak on to it through exec.
-    peak = _field("/proc/self/status", "VmHWM")  # "455384 kB"
-    if peak:
-        return int(peak.split()[0]) * 1024 / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
 class _Opened(NamedTuple):
     """An artifact that is ready to be timed."""
 
@@ -197,7 +139,7 @@ def _samples(opened: _Opened, runs: int) -> np.ndarray:
 
 def _throughput(opened: _Opened, batch: int, seconds: float) -> dict[str, float]:
     """Peak memory of all until now, then images/s at `batch` (1 if the profile wants it static)."""
-    peak = peak_mb()  # first: a bedside device answers one image at a time
+    peak = machine.peak_mb()  # first: a bedside device answers one image at a time
     batch = 1 if opened.profile.static_batch else batch
     session = open_session(opened.artifact, opened.profile, batch)
     images = np.repeat(opened.image, batch, axis=0)
@@ -312,7 +254,7 @@ def bench(
     if twice := [n for n in names if names.count(n) > 1]:
         raise EdgeKDError(f"two artifacts are called {twice[0]}: rename one of their folders")
     folders = [make_folder(out / name) for name in names]
-    here = machine()  # before our own load
+    here = machine.this()  # before our own load
     workers: list[_Worker] = []
     try:
         for artifact in artifacts:

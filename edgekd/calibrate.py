@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekd import bench, latency, runtimes, spaces, standin
+from edgekd import bench, latency, machine, runtimes, spaces, standin
 from edgekd.records import (
     Arch,
     EdgeKDError,
@@ -70,7 +70,7 @@ def calibrate(
         runtime=profile.runtime, device=profile.device, precision=precision,
         threads=profile.threads, estimated=False, pieces=alone, p95_ratio=float(slow),
         nets=dict(zip(titles, whole.round(6).tolist(), strict=True)),
-        machine=bench.machine(), versions=versions("numpy", profile.runtime),
+        machine=machine.this(), versions=versions("numpy", profile.runtime),
         created=date.today().isoformat(),
     )  # fmt: skip
     table = latency.fitted(table, archs, whole)

@@ -25,6 +25,7 @@ from edgekd import (
     export,
     fidelity,
     imaging,
+    machine,
     paired,
     quantize,
     quantizers,
@@ -163,7 +164,7 @@ def choose(
             f"here: run it there, or name an engine: {', '.join(quantizers.names())}"
         )
     (make_folder(out) / Choice.FILE).unlink(missing_ok=True)
-    here = bench.machine()
+    here = machine.this()
     wanted = tuple(engines) if engines is not None else writers(profile.runtime)
     ways = _ways(source, tuned, profile, out, wanted)
     shared = _shared(source, dataset, profile, images, seed, track)

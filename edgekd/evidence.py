@@ -13,9 +13,19 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from edgekd import data, evaluation, examine, explain, fidelity, imaging, paired, runs, runtimes
+from edgekd import (
+    data,
+    evaluation,
+    examine,
+    explain,
+    fidelity,
+    imaging,
+    machine,
+    paired,
+    runs,
+    runtimes,
+)
 from edgekd import verdict as verdicts
-from edgekd.bench import machine
 from edgekd.confidence import log_softmax, softmax
 from edgekd.gates import Margins, State, Step, worst
 from edgekd.records import (
@@ -133,7 +143,7 @@ def judge(
         published=published,
         swayed=tuple(_swayed(links[-1], ask)),
         mask_share=_mask_share(ask.masks),
-        machine=machine(),
+        machine=machine.this(),
         versions=versions("numpy", "openvino", "onnxruntime"),
         seed=place.run.seed,
     ).save(out)

@@ -24,7 +24,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from edgekd import bench, metrics, spaces
+from edgekd import machine, metrics, spaces
 from edgekd.genes import Figure, Genome
 from edgekd.records import (
     Arch,
@@ -296,7 +296,7 @@ def cost(piece: Piece) -> tuple[int, int]:
 
 def cached(profile: Profile, precision: str) -> Path:
     """The folder for this machine's table of a profile, in the user's cache."""
-    here = bench.machine()
+    here = machine.this()
     fingerprint = {
         "space": profile.space, "resolutions": sorted(profile.resolutions),
         "runtime": profile.runtime, "device": profile.device, "precision": precision,
