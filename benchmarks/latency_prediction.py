@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 from workbench import RUNS, arguments, keep
 
-from edgekd import bench, calibrate, latency, runtimes, spaces
+from edgekd import calibrate, latency, runtimes, spaces
 from edgekd.latency import Table
 from edgekd.records import Arch, Artifact, Profile, make_folder, write_atomic
+from edgekd.stopwatch import time_ms
 
 CLASSES = ("a", "b", "c")
 PRECISIONS = ("fp32", "int8")
@@ -98,9 +99,9 @@ def timed(folders: Sequence[Path], profile: Profile, rounds: int) -> list[dict[s
         random.Random(turn).shuffle(order)
         for i in order:
             session, image = calls[i]
-            once = bench.time_ms(lambda s=session, x=image: s(x), warmup=3, runs=3).min()
+            once = time_ms(lambda s=session, x=image: s(x), warmup=3, runs=3).min()
             runs = int(np.clip(TURN_MS / once, 15, 100))
-            ms = bench.time_ms(lambda s=session, x=image: s(x), warmup=2, runs=runs)
+            ms = time_ms(lambda s=session, x=image: s(x), warmup=2, runs=runs)
             p50[turn, i], p95[turn, i] = np.percentile(ms, [50, 95])
     calmest = p50.min(0), p95.min(0)
     return [{"p50_ms": float(a), "p95_ms": float(b)} for a, b in zip(*calmest, strict=True)]

@@ -23,10 +23,10 @@ from workbench import (
     minutes,
 )
 
-from edgekd.bench import percentiles
 from edgekd.data import open_dataset
 from edgekd.records import Artifact, Fidelity, Timing
 from edgekd.runs import Run
+from edgekd.stopwatch import percentiles
 
 STUDENT = ["--student", "cpu_lat@10ms", "--epochs", 24, "--lr", 0.003, *FLIP]
 

@@ -18,10 +18,10 @@ import numpy as np
 from workbench import FLIP, RUNS, TEACHER, arguments, data_folder, edgekd, keep, lite0_weights
 
 from edgekd import evaluation, models, paired
-from edgekd.bench import percentiles
 from edgekd.confidence import log_softmax
 from edgekd.data import open_dataset
 from edgekd.records import Artifact, Fidelity, Metric, Timing
+from edgekd.stopwatch import percentiles
 
 SETS = {  # name -> what may be mirrored in it, and epochs of a student
     "brain_tumor_mri": (FLIP, 12),

@@ -28,6 +28,7 @@ from edgekd.files import CANDIDATES
 from edgekd.metrics import answers
 from edgekd.records import Artifact, Profile
 from edgekd.runs import Run
+from edgekd.stopwatch import percentiles, ratio
 
 NETS = {  # name -> how it is trained
     "ofa595": ["--student", "ofa-595", "--epochs", 20, "--lr", 0.003],
@@ -100,14 +101,14 @@ def measured(runs: Path, net: str, runtime: str, split: Split) -> list[dict[str,
     choice = Choice.load(folder)
     profile = PROFILES[runtime]
     made = {c.name: Artifact.load(folder / c.name) for c in choice.candidates if c.p50_ms}
-    timings = bench.in_rounds(
-        list(made.values()), profile, runs / f"{net}-{runtime}" / "timed", rounds=ROUNDS,
-        seconds=SECONDS, on_device=True, seed=1,
+    rounds = bench.in_rounds(
+        [bench.Runner(a, profile) for a in made.values()], bench.short(SECONDS), rounds=ROUNDS,
+        on_device=True, seed=1,
     )  # fmt: skip
-    timed = dict(zip(made, timings, strict=True))
-    ms = {name: bench.percentiles(t.samples_ms) for name, t in timed.items()}
+    timed = dict(zip(made, map(bench.joined, rounds), strict=True))
+    ms = {name: percentiles(t.samples_ms) for name, t in timed.items()}
     turns = {name: t.block_medians_ms for name, t in timed.items()}
-    times = {name: bench.ratio(own, turns["fp32"]) for name, own in turns.items()}
+    times = {name: ratio(own, turns["fp32"]) for name, own in turns.items()}
     logits = {n: answers(runtimes.open_session(a, profile), split.images) for n, a in made.items()}
     rows = []
     for c in choice.candidates:

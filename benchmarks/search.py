@@ -23,7 +23,7 @@ import numpy as np
 from workbench import RUNS, arguments, keep
 
 from edgekd import spaces
-from edgekd.bench import bench, percentiles
+from edgekd.bench import bench, short
 from edgekd.front import Front, hypervolume, plot
 from edgekd.genes import Figure, Genome
 from edgekd.latency import Table, tabulate
@@ -31,6 +31,7 @@ from edgekd.predictor import AccuracyPredictor
 from edgekd.records import Arch, Artifact, Budget, Profile, Spec, make_folder
 from edgekd.search import random_front, search
 from edgekd.seek import BYTES, latency_of
+from edgekd.stopwatch import percentiles
 
 PUBLISHED = ("cpu_lat@", "tx2_")  # OFA's own nets for a CPU and a Jetson
 CLASSES = 3
@@ -98,7 +99,7 @@ def measured_ms(
         supernet.recalibrate(net, [torch.from_numpy(images)])
         spec = Spec(classes=tuple("abc"), size=size)
         made.append(trial.deployed(net, arch, spec, precision, images, folder))
-    timings = bench(made, profile, folder / "bench", seconds=2.0, on_device=True)
+    timings = bench(made, profile, folder / "bench", short(2.0), on_device=True)
     ms = {t.model: percentiles(t.samples_ms)["p95"] for t in timings}
     return [ms[title] for title in titles]
 

@@ -1,14 +1,8 @@
-"""One stopwatch for every runtime; size and memory.
+"""Every artifact under one stopwatch, whatever its runtime; size, memory, and what it all ran on.
 
-Each artifact gets a fresh process, since two runtimes in one process fight over threads, and since
-peak memory can only be told of a process that did nothing else. The processes take turns (A B B A
-A B ...), so that a machine that slows down for a while slows them all down.
-
-A worker process reads requests from stdin and answers on stdout, one JSON object a line:
-  {"folder", "profile", "seed"}         -> {"load_ms", "call_ms"}     always the first
-  {"runs": n}                           -> {"samples_ms": [n]}
-  {"throughput_batch": b, "seconds": s} -> {"peak_mb", "throughput_ips", "throughput_batch"}
-It waits, asleep, for the next line, and ends with its stdin.
+Each artifact gets a fresh process (`worker`), since two runtimes in one process fight over threads,
+and since peak memory can only be told of a process that did nothing else. The processes take turns
+(A B B A A B ...), so that a machine that slows down for a while slows them all down.
 """
 
 from __future__ import annotations
@@ -16,86 +10,64 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgekd import machine
+from edgekd import conditions, machine, roofline
 from edgekd.records import (
     Artifact,
     Budget,
     EdgeKDError,
     Machine,
+    Peak,
     Profile,
+    Record,
     RuntimeUnavailable,
     Timing,
     Track,
     make_folder,
     untracked,
     versions,
+    write_atomic,
 )
-from edgekd.runtimes import Session, open_session
+from edgekd.stopwatch import AGREE, ENOUGH, percentiles, unstable
+from edgekd.worker import UNAVAILABLE, WARMUP, film_bytes
 
-WARMUP = 5  # untimed calls before each block: the first after a pause take 1.5 times as long
-BLOCKS = 8  # turns of each artifact
-UNAVAILABLE = 4  # exit code of a worker whose runtime or device is not here
-
-
-def time_ms(call: Callable[[], object], *, warmup: int, runs: int) -> np.ndarray:
-    """(runs,) float64 wall-clock milliseconds of `call`, after `warmup` untimed calls."""
-    for _ in range(warmup):
-        call()
-    ticks = np.empty(runs + 1, np.int64)
-    ticks[0] = time.perf_counter_ns()
-    for i in range(runs):
-        call()
-        ticks[i + 1] = time.perf_counter_ns()
-    return np.diff(ticks) / 1e6
+BLOCKS = 8  # turns of each artifact, or more:
+BLOCK_S = 10.0  # seconds, at most, of one
+PAUSED = 10.0  # seconds of think time, about, that each gap is tried for
 
 
-def percentiles(samples_ms: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """p50, p90, p95 and p99 in ms, interpolated linearly."""
-    return {f"p{q}": float(np.percentile(samples_ms, q)) for q in (50, 90, 95, 99)}
+class How(Record):
+    """How long to look, and at what."""
+
+    seconds: float = 10.0  # of calls of each file, unless `enough` are had before; warm-up apart
+    least: int = ENOUGH[90]  # calls of each, however long they take
+    enough: int | None = ENOUGH[99]  # None: all the seconds
+    attempts: int = 3  # runs of all turns, as long as the blocks of some file do not agree
+    batch: int = 16  # of the throughput
+    idle_s: tuple[float, ...] = (0.5, 2.0, 10.0)  # think time between single studies
+    cold: int = 3  # cold starts of each
+    stages: bool = True  # preparing an image, a map, and all from file to answer
+    layers: int = 20  # calls that are profiled; 0: none
+    roofline: bool = True  # with the machine's peaks
+    energy: bool = True
 
 
-def interval(
-    samples_ms: Sequence[float] | np.ndarray, q: float, seed: int = 0, resamples: int = 1000
-) -> tuple[float, float]:
-    """Bootstrap 95 % interval of percentile `q`, in ms.
-
-    Draws runs of sqrt(n) neighbouring samples (the end joined to the start), not single ones:
-    a slow moment lasts for several calls.
-    """
-    x = np.asarray(samples_ms, float)
-    length = math.isqrt(len(x))
-    starts = np.random.default_rng(seed).integers(
-        len(x), size=(resamples, math.ceil(len(x) / length))
-    )
-    at = (starts[..., None] + np.arange(length)) % len(x)
-    drawn = x[at.reshape(resamples, -1)[:, : len(x)]]
-    low, high = np.percentile(np.percentile(drawn, q, axis=1), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def unstable(block_medians_ms: Sequence[float] | np.ndarray) -> float:
-    """How far apart the blocks are: (largest - smallest) / median of their medians."""
-    return float(np.ptp(block_medians_ms) / np.median(block_medians_ms))
-
-
-def ratio(
-    blocks_ms: Sequence[float] | np.ndarray, others_ms: Sequence[float] | np.ndarray
-) -> float:
-    """How many times as long as the other, of medians of blocks that took turns: each beside the
-    other of its turn. What slows a machine down for a while slows both, and their ratio stays; a
-    median over all turns may fall in another of its speeds for the one than for the other.
-    """
-    return float(np.median(np.asarray(blocks_ms, float) / np.asarray(others_ms, float)))
+def short(seconds: float) -> How:
+    """Latency, memory and throughput alone, once: to choose between files."""
+    return How(
+        seconds=seconds, least=200, enough=None, attempts=1, idle_s=(), cold=0, stages=False,
+        layers=0, roofline=False, energy=False,
+    )  # fmt: skip
 
 
 def over_budget(
@@ -112,88 +84,16 @@ def over_budget(
     return {k: (v, allowed[k]) for k, v in measured.items() if allowed[k] and v > allowed[k]}
 
 
-class _Opened(NamedTuple):
-    """An artifact that is ready to be timed."""
-
-    artifact: Artifact
-    profile: Profile
-    session: Session  # of batch 1
-    image: np.ndarray  # (1, 3, H, W) float32, normal noise
-    load_ms: float  # importing the runtime included
-
-
-def _open(folder: Path, profile: Profile, seed: int) -> _Opened:
-    """Load the artifact in `folder` for one image at a time."""
-    artifact = Artifact.load(folder)
-    rng = np.random.default_rng(seed)
-    image = rng.standard_normal((1, 3, *artifact.spec.size), np.float32)
-    started = time.perf_counter()
-    session = open_session(artifact, profile, 1)
-    return _Opened(artifact, profile, session, image, (time.perf_counter() - started) * 1e3)
-
-
-def _samples(opened: _Opened, runs: int) -> np.ndarray:
-    """(runs,) ms, host to host, one image a call."""
-    return time_ms(lambda: opened.session(opened.image), warmup=WARMUP, runs=runs)
-
-
-def _throughput(opened: _Opened, batch: int, seconds: float) -> dict[str, float]:
-    """Peak memory of all until now, then images/s at `batch` (1 if the profile wants it static)."""
-    peak = machine.peak_mb()  # first: a bedside device answers one image at a time
-    batch = 1 if opened.profile.static_batch else batch
-    session = open_session(opened.artifact, opened.profile, batch)
-    images = np.repeat(opened.image, batch, axis=0)
-    once = time_ms(lambda: session(images), warmup=1, runs=1)[0]  # ms
-    runs = int(np.clip(seconds * 1e3 / once, 3, 1000))
-    ms = np.median(time_ms(lambda: session(images), warmup=0, runs=runs))
-    return {"peak_mb": peak, "throughput_ips": batch * 1e3 / ms, "throughput_batch": batch}
-
-
-def measure(
-    folder: Path,
-    profile: Profile,
-    *,
-    runs: int = 200,
-    throughput_batch: int = 16,
-    seconds: float = 1.0,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """What a worker measures, in this process and in one block; for a process made for it.
-
-    Keys as in Timing: samples_ms, load_ms, peak_mb, throughput_ips, throughput_batch.
-    """
-    opened = _open(folder, profile, seed)
-    samples = _samples(opened, runs)
-    result = {"samples_ms": samples.tolist(), "load_ms": opened.load_ms}
-    return result | _throughput(opened, throughput_batch, seconds)
-
-
-def worker(requests: Iterable[str], answer: Callable[[dict[str, Any]], None]) -> None:
-    """Serve the requests described at the top of this file until there are no more."""
-    opened = None
-    for line in requests:
-        request = json.loads(line)
-        if opened is None:
-            profile = Profile.model_validate(request["profile"])
-            opened = _open(Path(request["folder"]), profile, request["seed"])
-            call_ms = float(np.median(_samples(opened, 3)))
-            answer({"load_ms": opened.load_ms, "call_ms": call_ms})
-        elif "runs" in request:
-            answer({"samples_ms": _samples(opened, request["runs"]).tolist()})
-        else:
-            answer(_throughput(opened, request["throughput_batch"], request["seconds"]))
-
-
-class _Worker:
+class Worker:
     """A worker process of one artifact, as its parent sees it."""
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, *arguments: str) -> None:
         self.artifact = artifact
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 closed in `close`; a pipe could fill up
         root = str(Path(__file__).resolve().parent.parent)
         path = os.pathsep.join(p for p in (os.environ.get("PYTHONPATH"), root) if p)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "edgekd.bench"],
+            [sys.executable, "-m", "edgekd.worker", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -203,15 +103,20 @@ class _Worker:
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """Send one request and wait for its answer; EdgeKDError with its last words if it died."""
-        stdin, stdout = self.process.stdin, self.process.stdout
-        assert stdin is not None  # pipes, both
-        assert stdout is not None
+        stdin = self.process.stdin
+        assert stdin is not None  # a pipe
         try:
             stdin.write(json.dumps(request) + "\n")
             stdin.flush()
-            line = stdout.readline()
         except BrokenPipeError:
-            line = ""
+            raise self._death() from None
+        return self.answer()
+
+    def answer(self) -> dict[str, Any]:
+        """The next line that the process says."""
+        stdout = self.process.stdout
+        assert stdout is not None  # a pipe
+        line = stdout.readline()
         if not line:
             raise self._death()
         answer: dict[str, Any] = json.loads(line)
@@ -234,97 +139,254 @@ class _Worker:
         self.errors.close()
 
 
+class Runner(NamedTuple):
+    """A file and what runs it."""
+
+    artifact: Artifact
+    profile: Profile
+
+
 def bench(
     artifacts: Sequence[Artifact],
     profile: Profile,
     out: Path,
+    how: How = How(),  # noqa: B008 it is frozen
     *,
-    seconds: float = 5.0,
-    min_samples: int = 200,
-    throughput_batch: int = 16,
     on_device: bool,
     seed: int = 0,
     track: Track = untracked,
 ) -> list[Timing]:
     """Time every artifact on `profile`'s runtime; each Timing goes to `out`/<its folder's name>.
 
-    Each gets at least `min_samples` calls and `seconds` of them, warm-up not counted.
+    on_device: this machine is the profile's device. EdgeKDError if a file does not run.
     """
     names = [a.folder.name for a in artifacts]
     if twice := [n for n in names if names.count(n) > 1]:
         raise EdgeKDError(f"two artifacts are called {twice[0]}: rename one of their folders")
     folders = [make_folder(out / name) for name in names]
-    here = machine.this()  # before our own load
-    workers: list[_Worker] = []
-    try:
-        for artifact in artifacts:
-            workers.append(_Worker(artifact))
-        answers = _take_turns(workers, profile, seconds, min_samples, seed, track)
-        timings = []
-        for w, found in zip(workers, answers, strict=True):
-            found |= w.ask(throughput_batch=throughput_batch, seconds=seconds / 5)
-            timings.append(_timing(w.artifact, profile, found, here, on_device))
-    finally:
-        for w in workers:
-            w.close()
+    runners = [Runner(a, profile) for a in artifacts]
+    timings = measure(runners, how, on_device=on_device, seed=seed, track=track)
     return [t.save(folder) for t, folder in zip(timings, folders, strict=True)]
 
 
+def measure(
+    runners: Sequence[Runner],
+    how: How,
+    *,
+    on_device: bool,
+    seed: int = 0,
+    track: Track = untracked,
+) -> list[Timing]:
+    """As `bench`, of files in whatever runtimes; nothing is written."""
+    here = machine.this()  # before our own load
+    watch, spent = conditions.Watch(), _cpu_s()
+    workers: list[Worker] = []
+    try:
+        for r in runners:
+            workers.append(Worker(r.artifact))
+        found = [_opened(w, r, seed) for w, r in zip(workers, runners, strict=True)]
+        _until_they_agree(workers, found, how, watch, track)
+        _idle(workers, found, how, track)
+        peaks = _peaks(runners, track) if how.roofline else {}
+        for i in track(range(len(workers)), "throughput, stages, layers", len(workers)):
+            _once_each(workers[i], runners[i], found[i], how, peaks.get(_where(runners[i])))
+    finally:
+        for w in workers:
+            w.close()
+    if how.cold:
+        _cold(runners, found, how, track)
+    told = watch.end(_cpu_s() - spent)
+    return [_timing(r, f, here, told, on_device) for r, f in zip(runners, found, strict=True)]
+
+
+def _cpu_s() -> float:
+    """CPU seconds of this process and of its children that have ended."""
+    used = [resource.getrusage(x) for x in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used)
+
+
 def in_rounds(
-    artifacts: Sequence[Artifact],
-    profile: Profile,
-    out: Path,
+    runners: Sequence[Runner],
+    how: How,
     *,
     rounds: int,
+    on_device: bool,
     seed: int = 0,
-    **given: Any,
-) -> list[Timing]:
-    """`bench` so many times, each with processes of its own, in `out`/0, `out`/1 and so on.
+    track: Track = untracked,
+) -> list[list[Timing]]:
+    """`measure` so many times, each with processes of its own: of each file its rounds.
 
-    Of each artifact all samples and turns, the rest of the first. given: to `bench`, as it is.
+    One file is some percent faster in one process than in the next.
     """
-    found = [bench(artifacts, profile, out / str(i), seed=seed + i, **given) for i in range(rounds)]
-    return [
-        one[0].model_copy(
-            update={
-                "samples_ms": tuple(x for t in one for x in t.samples_ms),
-                "block_medians_ms": tuple(x for t in one for x in t.block_medians_ms),
-            }
-        )
-        for one in zip(*found, strict=True)
-    ]
+    each = [measure(runners, how, on_device=on_device, seed=seed + i, track=track)
+            for i in range(rounds)]  # fmt: skip
+    return [list(x) for x in zip(*each, strict=True)]
 
 
-def _take_turns(
-    workers: Sequence[_Worker],
-    profile: Profile,
-    seconds: float,
-    min_samples: int,
-    seed: int,
+def joined(rounds: Sequence[Timing]) -> Timing:
+    """The first of some rounds of one file, with the samples and turns of all."""
+    return rounds[0].model_copy(
+        update={
+            "samples_ms": tuple(x for t in rounds for x in t.samples_ms),
+            "block_medians_ms": tuple(x for t in rounds for x in t.block_medians_ms),
+            "yardstick_ms": tuple(x for t in rounds for x in t.yardstick_ms),
+        }
+    )
+
+
+def _opened(worker: Worker, runner: Runner, seed: int) -> dict[str, Any]:
+    """The worker's file loaded and warm; one after the other, so that each loads alone."""
+    folder = str(runner.artifact.folder.resolve())
+    return worker.ask(folder=folder, profile=runner.profile.model_dump(mode="json"), seed=seed)
+
+
+def _until_they_agree(
+    workers: Sequence[Worker],
+    found: Sequence[dict[str, Any]],
+    how: How,
+    watch: conditions.Watch,
     track: Track,
+) -> None:
+    """Fill in samples and blocks: of the attempt in which the blocks agree best."""
+    best: list[dict[str, Any]] = []
+    calls = [f.pop("call_ms") for f in found]
+    for attempt in range(1, how.attempts + 1):
+        what = "timing" if attempt == 1 else f"timing again, blocks did not agree ({attempt})"
+        taken = _turns(workers, calls, how, watch, track, what)
+        if not best or _apart(taken) < _apart(best):
+            best = taken
+        if _apart(best) <= AGREE:
+            break
+    for f, b in zip(found, best, strict=True):
+        stable = unstable(b["block_medians_ms"]) <= AGREE
+        f |= b | {"attempts": attempt, "stable": stable}
+
+
+def _apart(taken: Sequence[dict[str, Any]]) -> float:
+    """How far apart the blocks are of the file whose blocks agree least."""
+    return max(unstable(t["block_medians_ms"]) for t in taken)
+
+
+def _turns(
+    workers: Sequence[Worker],
+    call_ms: Sequence[float],
+    how: How,
+    watch: conditions.Watch,
+    track: Track,
+    what: str,
 ) -> list[dict[str, Any]]:
-    """load_ms, samples_ms and block_medians_ms of each worker; one works, the others sleep."""
-    answers: list[dict[str, Any]] = []
-    runs = []  # of each worker in one block
-    for w in workers:
-        folder = str(w.artifact.folder.resolve())
-        opened = w.ask(folder=folder, profile=profile.model_dump(mode="json"), seed=seed)
-        wanted = max(min_samples, seconds * 1e3 / opened.pop("call_ms"))
-        runs.append(math.ceil(wanted / BLOCKS))
-        answers.append(opened | {"samples_ms": [], "block_medians_ms": []})
+    """samples_ms, block_medians_ms and yardstick_ms of each; one works, the others sleep."""
+    taken: list[dict[str, Any]] = [
+        {"samples_ms": [], "block_medians_ms": [], "yardstick_ms": []} for _ in workers
+    ]
+    blocks = BLOCKS if how.enough else max(BLOCKS, math.ceil(how.seconds / BLOCK_S))
+    runs = [math.ceil(max(how.least, min(how.seconds * 1e3 / ms, how.enough or math.inf)) / blocks)
+            for ms in call_ms]  # fmt: skip
     order = list(range(len(workers)))
-    turns = [i for block in range(BLOCKS) for i in (order[::-1] if block % 2 else order)]
-    for i in track(turns, "timing", len(turns)):
-        block = workers[i].ask(runs=runs[i])["samples_ms"]
-        answers[i]["samples_ms"] += block
-        answers[i]["block_medians_ms"].append(float(np.median(block)))
-    return answers
+    turns = [i for block in range(blocks) for i in (order[::-1] if block % 2 else order)]
+    for i in track(turns, what, len(turns)):
+        block = workers[i].ask(runs=runs[i])
+        taken[i]["samples_ms"] += block["samples_ms"]
+        taken[i]["block_medians_ms"].append(float(np.median(block["samples_ms"])))
+        taken[i]["yardstick_ms"].append(block["yardstick_ms"])
+        watch.tick()
+    return taken
+
+
+def _idle(
+    workers: Sequence[Worker], found: Sequence[dict[str, Any]], how: How, track: Track
+) -> None:
+    """Single calls after a pause, as a bedside device is asked: nobody warms it up.
+
+    All rest at the same time, and are asked one by one, evenly spread over the gap.
+    """
+    for f in found:
+        f["idle_ms"] = {}
+    for gap in how.idle_s:
+        count = int(np.clip(PAUSED / gap, 2, 10))
+        for f in found:
+            f["idle_ms"][f"{gap:g}"] = []
+        began = time.monotonic()
+        each = gap / len(workers)
+        asked = [(k, i) for k in range(count + 1) for i in range(len(workers))]
+        for k, i in track(asked, f"after {gap:g} s of think time", len(asked)):
+            time.sleep(max(0.0, began + k * gap + i * each - time.monotonic()))
+            ms = workers[i].ask(once=True)["ms"]
+            if k:  # the first call begins the pause
+                found[i]["idle_ms"][f"{gap:g}"].append(ms)
+
+
+Where = tuple[str, str, int]
+
+
+def _where(runner: Runner) -> Where:
+    """What a peak depends on."""
+    return runner.profile.runtime, runner.profile.device, runner.profile.threads
+
+
+def _peaks(runners: Sequence[Runner], track: Track) -> dict[Where, Peak | None]:
+    """What the machine reaches, in each runtime, while the workers sleep."""
+    wanted = {_where(r): r.profile for r in runners}
+    return {w: roofline.peak(p.runtime, p)
+            for w, p in track(wanted.items(), "the machine's peaks", len(wanted))}  # fmt: skip
+
+
+def _once_each(
+    worker: Worker, runner: Runner, found: dict[str, Any], how: How, peak: Peak | None
+) -> None:
+    """What is not taken in turns. Throughput comes first: until then memory is a single study's."""
+    found |= worker.ask(throughput_s=how.seconds / 5, batch=how.batch)
+    if how.energy:
+        found |= worker.ask(energy_s=min(how.seconds, 3.0))
+    if how.stages:
+        found |= worker.ask(stages_s=how.seconds / 10)
+    if how.layers:
+        told = peak.model_dump(mode="json") if peak else None
+        found |= worker.ask(layers=how.layers, peak=told)
+    found["roofline"] = _roofline(runner.artifact, found, peak)
+
+
+def _roofline(artifact: Artifact, found: dict[str, Any], peak: Peak | None) -> Any:
+    """How near the file comes to the machine's peak; None where that is not known."""
+    if peak is None:
+        return None
+    return roofline.roofline(
+        macs=artifact.macs, moved_bytes=roofline.moved_bytes(artifact),
+        p50_ms=percentiles(found["samples_ms"])["p50"], precision=artifact.precision, peak=peak,
+    )  # fmt: skip
+
+
+def _cold(
+    runners: Sequence[Runner], found: Sequence[dict[str, Any]], how: How, track: Track
+) -> None:
+    """Process start to the answer to one image file, of each in turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        image, profile = Path(folder, "film.png"), Path(folder, "profile.json")
+        write_atomic(image, film_bytes())
+        for f in found:
+            f["cold_ms"] = []
+        todo = [i for _ in range(how.cold) for i in range(len(runners))]
+        for i in track(todo, "cold starts", len(todo)):
+            write_atomic(profile, runners[i].profile.model_dump_json())
+            began = time.perf_counter()
+            artifact = runners[i].artifact
+            worker = Worker(artifact, str(artifact.folder.resolve()), str(profile), str(image))
+            try:
+                worker.answer()
+                found[i]["cold_ms"].append((time.perf_counter() - began) * 1e3)
+            finally:
+                worker.close()
 
 
 def _timing(
-    artifact: Artifact, profile: Profile, found: dict[str, Any], here: Machine, on_device: bool
+    runner: Runner,
+    found: dict[str, Any],
+    here: Machine,
+    told: conditions.Conditions,
+    on_device: bool,
 ) -> Timing:
     """The record of one artifact from what its worker `found`."""
+    artifact, profile = runner
     over = over_budget(
         profile.budget,
         p95_ms=percentiles(found["samples_ms"])["p95"],
@@ -332,45 +394,27 @@ def _timing(
         size_bytes=artifact.size_bytes,
         peak_mb=found["peak_mb"],
     )
-    return Timing(
-        model=artifact.model,
-        role=artifact.role,
-        precision=artifact.precision,
-        artifact_sha256=artifact.sha256,
-        runtime=profile.runtime,
-        device=profile.device,
-        threads=profile.threads,
-        warmup=WARMUP,
-        params=artifact.params,
-        macs=artifact.macs,
-        size_bytes=artifact.size_bytes,
-        accuracy=artifact.metrics.get("test_balanced_accuracy"),
-        machine=here,
-        versions=versions("numpy", profile.runtime),
-        on_device=on_device,
-        budget=profile.budget,
-        over_budget=over,
-        **found,
+    return Timing.model_validate(
+        {
+            "model": artifact.model,
+            "role": artifact.role,
+            "precision": artifact.precision,
+            "artifact_sha256": artifact.sha256,
+            "runtime": profile.runtime,
+            "device": profile.device,
+            "threads": profile.threads,
+            "warmup": WARMUP,
+            "params": artifact.params,
+            "macs": artifact.macs,
+            "size_bytes": artifact.size_bytes,
+            "accuracy": artifact.metrics.get("test_balanced_accuracy"),
+            "machine": here,
+            "versions": versions("numpy", profile.runtime),
+            "on_device": on_device,
+            "budget": profile.budget,
+            "over_budget": over,
+            "conditions": told,
+            "noise": conditions.noise(found["samples_ms"], found["block_medians_ms"], told),
+        }
+        | found
     )
-
-
-def _main() -> int:
-    """Serve stdin as a worker; the exit code."""
-    # Libraries print: what they say on stdout goes to stderr, and the answers keep their own line.
-    with os.fdopen(os.dup(1), "w") as stdout:
-        os.dup2(2, 1)
-
-        def answer(result: dict[str, Any]) -> None:
-            stdout.write(json.dumps(result) + "\n")
-            stdout.flush()
-
-        try:
-            worker(sys.stdin, answer)
-        except EdgeKDError as e:
-            sys.stderr.write(f"{e}\n")
-            return UNAVAILABLE if isinstance(e, RuntimeUnavailable) else 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_main())

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekd import bench, latency, machine, runtimes, spaces, standin
+from edgekd import latency, machine, runtimes, spaces, standin
 from edgekd.records import (
     Arch,
     EdgeKDError,
@@ -32,6 +32,8 @@ from edgekd.records import (
     untracked,
     versions,
 )
+from edgekd.stopwatch import time_ms
+from edgekd.worker import UNAVAILABLE
 
 ROUNDS = 12  # turns of everything
 CALLS_MS = 4.0  # a piece is called for as long in a turn, at least 4 times
@@ -139,7 +141,7 @@ def _worker(request: dict) -> Iterator[str]:
             if code := process.wait():
                 errors.seek(0)
                 words = errors.read().decode("utf-8", "replace").strip().splitlines()
-                error = RuntimeUnavailable if code == bench.UNAVAILABLE else EdgeKDError
+                error = RuntimeUnavailable if code == UNAVAILABLE else EdgeKDError
                 raise error(f"measuring failed: {words[-1] if words else f'exit code {code}'}")
         finally:
             process.kill()
@@ -188,10 +190,10 @@ def _times(session: runtimes.Session, image: np.ndarray, *, settled: bool) -> np
     def call() -> object:
         return session(image)
 
-    once = bench.time_ms(call, warmup=1, runs=1)[0]
+    once = time_ms(call, warmup=1, runs=1)[0]
     length, least, most = (SETTLED_MS, 5, 25) if settled else (CALLS_MS, 4, 50)
     runs = int(np.clip(math.ceil(length / once), least, most))
-    return bench.time_ms(call, warmup=runs if settled else 1, runs=runs)
+    return time_ms(call, warmup=runs if settled else 1, runs=runs)
 
 
 def _main() -> int:
@@ -204,7 +206,7 @@ def _main() -> int:
                 stdout.flush()
         except EdgeKDError as e:
             sys.stderr.write(f"{e}\n")
-            return bench.UNAVAILABLE if isinstance(e, RuntimeUnavailable) else 1
+            return UNAVAILABLE if isinstance(e, RuntimeUnavailable) else 1
     return 0
 
 

@@ -51,6 +51,7 @@ from edgekd.records import (
     make_folder,
     untracked,
 )
+from edgekd.stopwatch import percentiles, ratio
 
 EXPLAINED = 32  # validation images whose maps are compared
 ROUNDS = 3  # processes that time a candidate: the same file's differ by a few hundredths
@@ -177,7 +178,7 @@ def choose(
             if name == "fp32":  # nothing to compare the rest with
                 raise EdgeKDError(f"FP32 itself does not run in {profile.runtime}: {e}") from e
             failed.append(_failed(name, str(e)))
-    rows = _rows(judged, _timed(judged, profile, out, seed, track), max_drop)
+    rows = _rows(judged, _timed(judged, profile, seed, track), max_drop)
     faster = {r.name for r in takewhile(lambda r: r.state != "chosen", rows)}
     small = [j for j in judged if j.artifact.precision == "int8" and j.name in faster
              and j.lost(max_drop)]  # fmt: skip
@@ -186,7 +187,7 @@ def choose(
         failed.append(found)
     elif found is not None:
         judged.append(found)
-        rows = _rows(judged, _timed(judged, profile, out, seed, track), max_drop)
+        rows = _rows(judged, _timed(judged, profile, seed, track), max_drop)
     return Choice(
         source=source.sha256, tuned=tuned.sha256 if tuned else "", profile=profile,
         max_drop=max_drop, images=len(shared.calibration), engines=wanted,
@@ -195,14 +196,13 @@ def choose(
     ).save(out)  # fmt: skip
 
 
-def _timed(
-    judged: Sequence[Judged], profile: Profile, out: Path, seed: int, track: Track
-) -> list[Timing]:
+def _timed(judged: Sequence[Judged], profile: Profile, seed: int, track: Track) -> list[Timing]:
     """All of them in turns on the profile's device."""
-    return bench.in_rounds(
-        [j.artifact for j in judged], profile, out / "timings", rounds=ROUNDS, seconds=SECONDS,
-        on_device=True, seed=seed, track=track,
-    )  # fmt: skip
+    runners = [bench.Runner(j.artifact, profile) for j in judged]
+    rounds = bench.in_rounds(
+        runners, bench.short(SECONDS), rounds=ROUNDS, on_device=True, seed=seed, track=track
+    )
+    return [bench.joined(of_one) for of_one in rounds]
 
 
 def writers(runtime: str) -> tuple[str, ...]:
@@ -356,9 +356,9 @@ def mended(
 
 def _rows(judged: Sequence[Judged], timings: Sequence[Timing], max_drop: float) -> list[Candidate]:
     """From fast to slow. timings: of `judged`, in their order, taken in turns; FP32's the first."""
-    ms = {j.name: bench.percentiles(t.samples_ms) for j, t in zip(judged, timings, strict=True)}
+    ms = {j.name: percentiles(t.samples_ms) for j, t in zip(judged, timings, strict=True)}
     fp32 = timings[0].block_medians_ms
-    times = {j.name: bench.ratio(t.block_medians_ms, fp32)
+    times = {j.name: ratio(t.block_medians_ms, fp32)
              for j, t in zip(judged, timings, strict=True)}  # fmt: skip
     order = sorted(judged, key=lambda j: times[j.name])
     hold = [j for j in order if not j.lost(max_drop)]

@@ -8,8 +8,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from edgekd.bench import percentiles
 from edgekd.records import SCHEMA, Artifact, Comparison, Fidelity, Profile, Timing
+from edgekd.stopwatch import percentiles
 
 Models = Sequence[tuple[str, Artifact, Timing | None]]  # name as in the comparisons
 

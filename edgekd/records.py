@@ -332,6 +332,7 @@ class Timing(Stored):
     executed: str = ""  # precision that most of the time was spent in, told by the runtime
     layers: tuple[Layer, ...] = ()  # the slowest; empty: not asked, or the runtime does not tell
     roofline: Roofline | None = None
+    absent: dict[str, str] = {}  # what could not be measured -> why
     accuracy: Metric | None = None  # balanced, on the test split, of the file as it is
     machine: Machine
     versions: dict[str, str] = {}

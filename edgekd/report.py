@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image
 
 from edgekd import cases, handover, scorecard, testimony
-from edgekd.bench import percentiles
 from edgekd.drawings import COLOURS, Drawing, figure, svg
 from edgekd.explain import overlay
 from edgekd.gallery import Pair, Panel, difference
@@ -31,6 +30,7 @@ from edgekd.records import (
     make_folder,
     write_atomic,
 )
+from edgekd.stopwatch import percentiles
 from edgekd.strips import Strip
 
 if TYPE_CHECKING:

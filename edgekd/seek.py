@@ -29,6 +29,7 @@ from edgekd.records import (
     unknown,
     untracked,
 )
+from edgekd.stopwatch import percentiles
 from edgekd.workplace import Workplace
 
 EVALUATED = "evaluated.jsonl"  # in the supernet's folder: sub-nets and their accuracy, for all
@@ -291,12 +292,12 @@ def measure_front(
     judged = judge_all([m.arch for m in members], judge, supernet.folder / EVALUATED,
                        track=work.track)  # fmt: skip
     timings = bench.bench(
-        artifacts, profile, out / "trials" / "bench", seconds=SECONDS, on_device=True,
+        artifacts, profile, out / "trials" / "bench", bench.short(SECONDS), on_device=True,
         track=work.track,
     )  # fmt: skip
     found = []
     for member, timing, (_, value) in zip(members, timings, judged, strict=True):
-        ms = bench.percentiles(timing.samples_ms)
+        ms = percentiles(timing.samples_ms)
         found.append(
             Measured(name=spaces.title(member.arch), predicted=member, p50_ms=ms["p50"],
                      p95_ms=ms["p95"], peak_mb=timing.peak_mb, accuracy=value)

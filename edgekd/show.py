@@ -25,6 +25,7 @@ from edgekd.records import Artifact, Fidelity, Metric, Profile, T, Timing, Track
 from edgekd.spaces import title as title_of
 
 if TYPE_CHECKING:
+    from edgekd.against import Against
     from edgekd.candidates import Choice
     from edgekd.data import Findings
     from edgekd.devices import Outlook
@@ -326,7 +327,7 @@ def _some(members: tuple[Member, ...], chosen: Member, count: int = 8) -> list[M
 
 def timings(found: list[Timing]) -> Group:
     """Teacher, student and INT8 side by side."""
-    from edgekd.bench import percentiles
+    from edgekd.stopwatch import percentiles
 
     first = found[0]
     where = f"{first.runtime} on {first.device}, {first.machine.name}"
@@ -352,6 +353,21 @@ def timings(found: list[Timing]) -> Group:
     over = [", ".join(f"{k} {m:.1f}>{b:g}" for k, (m, b) in t.over_budget.items()) for t in found]
     table.add_row("over budget", *(o or "no" for o in over))
     return Group(table)
+
+
+def against(found: Against) -> Group:
+    """One file beside another, and whether it is slower."""
+    from edgekd.stopwatch import percentiles
+
+    table = _table("", "this file", "against", title=f"bench --against, {found.rounds} processes")
+    pair = found.own, found.other
+    table.add_row("model", *(_text(t.model.partition("_top1")[0]) for t in pair))
+    table.add_row("precision", *(t.precision for t in pair))
+    table.add_row("runtime", *(f"{t.runtime} on {t.device}" for t in pair))
+    table.add_row("median", *(f"{percentiles(t.samples_ms)['p50']:.2f} ms" for t in pair))
+    how = {"turns": "in turns", "record": "each in multiples of the machine's pace, that day"}
+    verdict = f"{found.state.upper()}, {how[found.how]}: {found.reason}"
+    return Group(table, _text(verdict))
 
 
 def fidelity(found: Fidelity) -> Group:

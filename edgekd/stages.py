@@ -14,6 +14,7 @@ from edgekd.records import (
     EdgeKDError,
     Fidelity,
     GateMissed,
+    Profile,
     Timing,
     Track,
 )
@@ -21,6 +22,8 @@ from edgekd.records import (
 if TYPE_CHECKING:
     from edgekd import gallery as gallery_module
     from edgekd import strips as strips_module
+    from edgekd.against import Against
+    from edgekd.bench import How
 
 
 @dataclass(frozen=True)
@@ -93,26 +96,82 @@ class Place:
         return [*([teacher] if teacher else []), *runs.exports(self.folder)]
 
 
-def bench(place: Place, *, runtime: str | None, seconds: float) -> list[Timing]:
+def bench(place: Place, how: How, *, runtime: str | None) -> list[Timing]:
     """Every candidate timed in one runtime, interleaved, each in its own process."""
     from edgekd import bench as stopwatch
+
+    candidates, profile, on_device = _measurable(place, runtime)
+    return stopwatch.bench(
+        candidates, profile, place.folder / "bench", how, on_device=on_device, track=place.track
+    )
+
+
+def _measurable(place: Place, runtime: str | None) -> tuple[list[Artifact], Profile, bool]:
+    """(the files, the profile to run them with, whether this is its device)."""
     from edgekd import runtimes
 
-    dataset = place.dataset()
-    candidates = place.candidates(dataset)
-    profile, on_device = runs.host(place.run.profile, candidates[-1])
-    if runtime is not None:
-        module = runtimes.get(runtime)
-        device = next(d for d in module.devices() if d.lower() == "cpu")
-        profile = place.run.profile.model_copy(update={"runtime": runtime, "device": device})
-        on_device = profile == place.run.profile
-        candidates = [c for c in candidates if c.path.suffix in module.SUFFIXES]
-        if not candidates:
-            raise EdgeKDError(f"runtime {runtime} loads none of the files in {place.folder}")
-    return stopwatch.bench(
-        candidates, profile, place.folder / "bench",
-        seconds=seconds, on_device=on_device, track=place.track,
-    )  # fmt: skip
+    candidates = place.candidates(place.dataset())
+    if runtime is None:
+        return candidates, *runs.host(place.run.profile, candidates[-1])
+    module = runtimes.get(runtime)
+    profile = on_cpu(place.run.profile, runtime)
+    held = [c for c in candidates if c.path.suffix in module.SUFFIXES]
+    if not held:
+        raise EdgeKDError(f"runtime {runtime} loads none of the files in {place.folder}")
+    return held, profile, profile == place.run.profile
+
+
+def on_cpu(profile: Profile, runtime: str) -> Profile:
+    """The profile, in `runtime` on this CPU."""
+    from edgekd import runtimes
+
+    devices = runtimes.get(runtime).devices()
+    cpu = next((d for d in devices if d.lower() == "cpu"), None)
+    if cpu is None:
+        raise EdgeKDError(f"runtime {runtime} runs on no CPU, only on {', '.join(devices)}")
+    return profile.model_copy(update={"runtime": runtime, "device": cpu})
+
+
+def bench_against(
+    place: Place,
+    how: How,
+    other: str,
+    *,
+    runtime: str | None,
+    rounds: int,
+    tolerance: float | None,
+) -> Against:
+    """The run's last file beside `other`: a runtime, a folder of an artifact, or a timing.json.
+
+    Written to `<run>/bench/against.json`.
+    """
+    from edgekd import against, runtimes
+    from edgekd.bench import Runner
+
+    candidates, profile, on_device = _measurable(place, runtime)
+    own = Runner(candidates[-1], profile)
+    given = {"rounds": rounds, "tolerance": tolerance, "on_device": on_device,
+             "track": place.track}  # fmt: skip
+    path = Path(other)
+    if other in runtimes.names():
+        module, named = runtimes.get(other), on_cpu(place.run.profile, other)
+        files = [c for c in candidates[::-1] if c.path.suffix in module.SUFFIXES
+                 and c.role == own.artifact.role]  # fmt: skip
+        if not files:
+            raise EdgeKDError(f"runtime {other} loads no file of the student in {place.folder}")
+        found = against.other_file(own, Runner(files[0], named), how, **given)
+    elif (path / Artifact.FILE).is_file():
+        beside = Artifact.load(path)
+        found = against.other_file(own, Runner(beside, runs.host(profile, beside)[0]), how, **given)
+    elif path.name == Timing.FILE or (path / Timing.FILE).is_file():
+        folder = path.parent if path.name == Timing.FILE else path
+        found = against.record(own, Timing.load(folder), how, **given)
+    else:
+        raise EdgeKDError(
+            f"--against {other}: no runtime ({', '.join(runtimes.names())}), no folder with "
+            f"{Artifact.FILE}, no {Timing.FILE}"
+        )
+    return found.save(place.folder / "bench")
 
 
 def check_budget(timings: list[Timing]) -> None:
@@ -121,6 +180,15 @@ def check_budget(timings: list[Timing]) -> None:
     if last.over_budget and last.on_device:
         over = ", ".join(f"{k} {m:.1f} of {b:g}" for k, (m, b) in last.over_budget.items())
         raise GateMissed(f"{last.model} {last.precision} is over budget: {over}")
+
+
+def doubtful(timings: list[Timing], *, strict: bool) -> str:
+    """Why these figures decide nothing; empty if they do. strict: noise is enough."""
+    if unsteady := [t for t in timings if not t.stable]:
+        names = ", ".join(f"{t.role} {t.precision}" for t in unsteady)
+        return f"not steady after {unsteady[0].attempts} attempts: {names}; leave the machine alone"
+    noisy = [line for t in timings for line in t.noise]
+    return f"refused (--strict): {noisy[0]}" if strict and noisy else ""
 
 
 def report(place: Place, *, cases: int, pictures: bool = True) -> Path:

@@ -1,7 +1,7 @@
-import json
 import subprocess
 import sys
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +19,8 @@ from edgekd.records import (
     Timing,
     sha256,
 )
-from edgekd.runtimes import Outputs
 
+QUICK = b.short(0.001).model_copy(update={"least": 20})
 PROFILE = Profile(name="test", runtime="onnxruntime", device="CPU", threads=1)
 ort = pytest.mark.skipif(
     "onnxruntime" not in runtimes.names() or find_spec("onnxruntime") is None,
@@ -63,74 +63,6 @@ def tiny(path):
     onnx.save(model, path)
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """A stopwatch that moves only when told, in ns."""
-    now = [0]
-    monkeypatch.setattr(b.time, "perf_counter_ns", lambda: now[0])
-    return now
-
-
-@pytest.fixture
-def fake(monkeypatch, clock, tmp_path):
-    """Folder of an artifact whose session takes 2 ms an image and 1 ms a call; batches opened."""
-    opened = []
-
-    def open_session(artifact, profile, batch=None):
-        opened.append(batch)
-
-        def run(images):
-            assert images.shape == (batch, 3, 32, 40)
-            assert images.dtype == np.float32
-            clock[0] += 2_000_000 * len(images) + 1_000_000
-            return Outputs(np.zeros((len(images), 3)), images)
-
-        return run
-
-    monkeypatch.setattr(b, "open_session", open_session)
-    folder = tmp_path / "fake"
-    save(folder, lambda p: p.write_bytes(b"x"))
-    return folder, opened
-
-
-def test_time_ms(clock):
-    calls = []
-
-    def call():
-        calls.append(None)
-        clock[0] += len(calls) * 500_000
-
-    np.testing.assert_array_equal(b.time_ms(call, warmup=2, runs=3), [1.5, 2, 2.5])
-
-
-def test_percentiles_by_hand():
-    assert b.percentiles(range(1, 102)) == {"p50": 51, "p90": 91, "p95": 96, "p99": 100}
-    assert b.percentiles([1, 2])["p90"] == pytest.approx(1.9)
-
-
-def test_interval():
-    x = np.random.default_rng(0).normal(10, 1, 400)
-    low, high = b.interval(x, 50)
-    assert low < np.median(x) < high
-    # 1.25 sd / sqrt(n) is the standard error of a normal sample's median
-    assert (high - low) / 2 == pytest.approx(1.96 * 1.25 / 20, rel=0.3)
-    assert b.interval(x, 50) == (low, high) != b.interval(x, 50, seed=1)
-    assert b.interval([3.0] * 7, 95) == (3, 3)
-
-
-def test_interval_knows_slow_moments():
-    """The same samples, once in any order and once the slow ones together."""
-    x = np.repeat([1.0, 2.0], 200) + np.random.default_rng(0).normal(0, 0.01, 400)
-    mixed = b.interval(np.random.default_rng(1).permutation(x), 40)
-    together = b.interval(x, 40)
-    assert together[1] - together[0] > 3 * (mixed[1] - mixed[0])
-
-
-def test_unstable():
-    assert b.unstable([2, 3, 4]) == pytest.approx(2 / 3)
-    assert b.unstable([5.0]) == 0
-
-
 def test_over_budget():
     measured = {"p95_ms": 12.0, "params": 6_000_000, "size_bytes": 30_000_000, "peak_mb": 99.0}
     budget = Budget(latency_ms=10, params_m=6, size_mb=25)
@@ -138,41 +70,6 @@ def test_over_budget():
     assert b.over_budget(budget, **measured) == over
     assert b.over_budget(Budget(), **measured) == {}
     assert b.over_budget(Budget(memory_mb=98), **measured) == {"memory_mb": (99, 98)}
-
-
-def test_measure(fake):
-    folder, opened = fake
-    found = b.measure(folder, PROFILE, runs=5, throughput_batch=4, seconds=0.01)
-    assert found["samples_ms"] == [3] * 5
-    assert found["throughput_ips"] == pytest.approx(4 / 0.009)
-    assert (found["throughput_batch"], opened) == (4, [1, 4])
-    assert found.keys() < Timing.model_fields.keys()
-
-
-def test_static_batch_has_a_throughput_of_one_image(fake):
-    folder, opened = fake
-    static = PROFILE.model_copy(update={"static_batch": True})
-    found = b.measure(folder, static, runs=1, seconds=0)
-    assert found["throughput_ips"] == pytest.approx(1 / 0.003)
-    assert (found["throughput_batch"], opened) == (1, [1, 1])
-
-
-def test_worker(fake):
-    first = {"folder": str(fake[0]), "profile": PROFILE.model_dump(mode="json"), "seed": 0}
-    more = [{"runs": 2}, {"runs": 1}, {"throughput_batch": 2, "seconds": 0}]
-    answers = []
-    b.worker([json.dumps(r) for r in (first, *more)], answers.append)
-    assert answers[0].keys() == {"load_ms", "call_ms"}
-    assert answers[0]["call_ms"] == 3
-    assert answers[1:3] == [{"samples_ms": [3, 3]}, {"samples_ms": [3]}]
-    assert answers[3].keys() == {"peak_mb", "throughput_ips", "throughput_batch"}
-
-
-def test_the_same_seed_is_the_same_image(fake):
-    one, same, other = (b._open(fake[0], PROFILE, seed).image for seed in (1, 1, 2))
-    np.testing.assert_array_equal(one, same)
-    assert (one != other).any()
-    assert abs(one.std() - 1) < 0.05
 
 
 @ort
@@ -189,9 +86,7 @@ def test_bench(tmp_path):
         turns.extend(items)
         return items
 
-    timings = b.bench(
-        arts, profile, tmp_path / "out", seconds=0.001, min_samples=20, on_device=True, track=track
-    )
+    timings = b.bench(arts, profile, tmp_path / "out", QUICK, on_device=True, track=track)
     assert turns == [0, 1, 1, 0] * 4
     for t, art in zip(timings, arts, strict=True):
         assert Timing.load(tmp_path / "out" / art.folder.name) == t
@@ -235,8 +130,8 @@ def interpreter(monkeypatch, tmp_path, script):
         ("read line; exit 7", EdgeKDError, "exit code 7, it said nothing"),
     ],
 )
-def test_a_worker_that_dies(monkeypatch, tmp_path, fake, script, error, words):
-    art = Artifact.load(fake[0])
+def test_a_worker_that_dies(monkeypatch, tmp_path, script, error, words):
+    art = save(tmp_path / "fake", lambda p: p.write_bytes(b"x"))
     interpreter(monkeypatch, tmp_path, script)
     with pytest.raises(EdgeKDError, match=words) as caught:
         b.bench([art], PROFILE, tmp_path / "out", on_device=False)
@@ -247,13 +142,13 @@ def test_a_worker_that_dies(monkeypatch, tmp_path, fake, script, error, words):
 def test_what_a_library_prints_is_no_answer():
     code = """if True:
         import os
-        from edgekd import bench
+        from edgekd import worker
         def noisy(requests, answer):
             print("printed", flush=True)
             os.write(1, b"written")
             answer({"n": len(list(requests))})
-        bench.worker = noisy
-        raise SystemExit(bench._main())"""
+        worker.serve = noisy
+        raise SystemExit(worker.main([]))"""
     run = subprocess.run(
         [sys.executable, "-c", code], input="1\n2\n", capture_output=True, text=True, check=True
     )
@@ -265,3 +160,101 @@ def test_two_of_one_name(tmp_path):
     arts = [save(tmp_path / d / "int8", lambda p: p.write_bytes(b"x")) for d in "ab"]
     with pytest.raises(EdgeKDError, match="two artifacts are called int8"):
         b.bench(arts, PROFILE, tmp_path / "out", on_device=False)
+
+
+@ort
+def test_all_that_a_bench_looks_at(tmp_path, monkeypatch):
+    """Small amounts of everything: each figure is there, with as many samples as were asked."""
+    arts = [save(tmp_path / n, tiny) for n in ("one", "two")]
+    how = b.How(seconds=0.02, least=8, enough=16, attempts=1, idle_s=(0.02,), cold=1, layers=2)
+    monkeypatch.setattr(b, "PAUSED", 0.06)
+    for t in b.bench(arts, PROFILE, tmp_path / "out", how, on_device=False):
+        assert 8 <= len(t.samples_ms) <= 24
+        assert len(t.yardstick_ms) == len(t.block_medians_ms) == 8
+        assert list(t.idle_ms) == ["0.02"]
+        assert len(t.idle_ms["0.02"]) == 3
+        assert len(t.cold_ms) == 1
+        assert t.cold_ms[0] > t.load_ms > 0
+        assert t.first_ms > 0
+        assert 0 < t.resident_mb <= t.peak_mb
+        assert min(len(x) for x in (t.prepare_ms, t.whole_ms, t.explain_ms)) >= 3
+        assert np.median(t.whole_ms) > 0.8 * np.median(t.prepare_ms)
+        assert t.attempts == 1
+        assert t.roofline.ideal_ms > 0
+        assert t.roofline.fraction == pytest.approx(
+            t.roofline.ideal_ms / np.median(t.samples_ms), rel=1e-6
+        )
+
+
+class Paced:
+    """A worker whose blocks take what a list says, one after the other."""
+
+    def __init__(self, *blocks_ms):
+        self.left = list(blocks_ms)
+
+    def ask(self, runs):
+        ms = self.left.pop(0)
+        return {"samples_ms": [ms] * runs, "yardstick_ms": 1.0}
+
+
+def agreed(monkeypatch, attempts, *blocks_ms):
+    monkeypatch.setattr(b, "BLOCKS", 2)
+    found = [{"call_ms": 1.0}]
+    watch = SimpleNamespace(tick=lambda: None)
+    how = b.How(seconds=0.01, least=4, enough=4, attempts=attempts)
+    b._until_they_agree([Paced(*blocks_ms)], found, how, watch, lambda items, *_: items)
+    return found[0]
+
+
+def test_turns_are_taken_again_until_blocks_agree(monkeypatch):
+    found = agreed(monkeypatch, 3, 1.0, 2.0, 1.0, 1.05, 9, 9)
+    assert (found["attempts"], found["stable"]) == (2, True)
+    assert found["block_medians_ms"] == [1, 1.05]
+
+
+def test_the_attempt_that_agrees_best_is_kept(monkeypatch):
+    found = agreed(monkeypatch, 3, 1.0, 2.0, 1.0, 1.2, 1.0, 1.5)
+    assert (found["attempts"], found["stable"]) == (3, False)
+    assert found["block_medians_ms"] == [1, 1.2]
+
+
+@pytest.mark.parametrize(
+    ("call_ms", "calls"), [(1, 664), (20, 504), (1000, 64), (100, 104)]
+)  # 662; 10 s / 20 ms; at least 64; 10 s: each rounded up to whole blocks
+def test_as_many_calls_as_p99_needs_or_ten_seconds_or_64(call_ms, calls):
+    asked = []
+    worker = SimpleNamespace(
+        ask=lambda runs: asked.append(runs) or {"samples_ms": [1.0], "yardstick_ms": 1.0}
+    )
+    watch = SimpleNamespace(tick=lambda: None)
+    b._turns([worker], [call_ms], b.How(), watch, lambda items, *_: items, "")
+    assert sum(asked) == calls
+    assert len(asked) == 8
+
+
+def test_a_long_watch_has_more_turns():
+    asked = []
+    worker = SimpleNamespace(
+        ask=lambda runs: asked.append(runs) or {"samples_ms": [1.0], "yardstick_ms": 1.0}
+    )
+    watch = SimpleNamespace(tick=lambda: None)
+    how = b.How(seconds=300, enough=None)
+    b._turns([worker], [10.0], how, watch, lambda items, *_: items, "")
+    assert len(asked) == 30
+    assert sum(asked) == 30_000
+
+
+def test_a_pause_is_as_long_as_it_says(monkeypatch):
+    """Three files, 6 s: each is asked every 6 s, the others 2 s before and after."""
+    now, asked = [100.0], []
+    monkeypatch.setattr(b.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(b.time, "sleep", lambda s: now.__setitem__(0, now[0] + s))
+
+    def worker(i):
+        return SimpleNamespace(ask=lambda once: asked.append((i, now[0])) or {"ms": 1.0})
+
+    found = [{}, {}, {}]
+    how = b.How(idle_s=(6.0,))
+    b._idle([worker(i) for i in range(3)], found, how, lambda items, *_: items)
+    assert [f["idle_ms"] for f in found] == [{"6": [1.0, 1.0]}] * 3
+    assert asked == [(i % 3, 100.0 + 2 * i) for i in range(9)]

@@ -1,0 +1,120 @@
+"""Times of calls, and what may be said of them: percentiles, intervals, ratios. numpy only."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+Samples = Sequence[float] | np.ndarray  # ms
+
+# How many samples a percentile takes before it may be claimed: MLPerf's early stopping
+# (inference_rules.adoc), confidence 0.99, tolerance 0.
+ENOUGH = {50: 1, 90: 64, 95: 130, 99: 662}
+AGREE = 0.10  # block medians of one run are not further apart than that, or it is repeated
+WINDOW, STEADY, PATIENCE = 10, 0.05, 20  # see `settle`
+
+
+def time_ms(call: Callable[[], object], *, warmup: int, runs: int) -> np.ndarray:
+    """(runs,) float64 wall-clock milliseconds of `call`, after `warmup` untimed calls."""
+    for _ in range(warmup):
+        call()
+    ticks = np.empty(runs + 1, np.int64)
+    ticks[0] = time.perf_counter_ns()
+    for i in range(runs):
+        call()
+        ticks[i + 1] = time.perf_counter_ns()
+    return np.diff(ticks) / 1e6
+
+
+def settle(call: Callable[[], object], seconds: float = 3.0) -> np.ndarray:
+    """Call until calls are steady; of the last WINDOW the ms.
+
+    Steady: their median is that of the WINDOW before, to STEADY. Gives up after PATIENCE windows or
+    `seconds`, whichever comes first: a machine may never be steady, and what that means for the
+    figures is told by their blocks.
+    """
+    started = time.perf_counter()
+    before = time_ms(call, warmup=0, runs=WINDOW)
+    for _ in range(PATIENCE):
+        now = time_ms(call, warmup=0, runs=WINDOW)
+        steady = abs(np.median(now) / np.median(before) - 1) <= STEADY
+        if steady or time.perf_counter() - started > seconds:
+            return now
+        before = now
+    return before
+
+
+def percentiles(samples_ms: Samples) -> dict[str, float]:
+    """p50, p90, p95 and p99 in ms, interpolated linearly."""
+    return {f"p{q}": float(np.percentile(samples_ms, q)) for q in ENOUGH}
+
+
+def claimed(samples_ms: Samples) -> dict[str, float | None]:
+    """`percentiles`, and None for those that so few samples do not bear."""
+    found = percentiles(samples_ms)
+    return {f"p{q}": found[f"p{q}"] if len(samples_ms) >= n else None for q, n in ENOUGH.items()}
+
+
+def interval(
+    samples_ms: Samples, q: float, seed: int = 0, resamples: int = 1000
+) -> tuple[float, float]:
+    """Bootstrap 95 % interval of percentile `q`, in ms.
+
+    Draws runs of sqrt(n) neighbouring samples (the end joined to the start), not single ones:
+    a slow moment lasts for several calls.
+    """
+    x = np.asarray(samples_ms, float)
+    length = math.isqrt(len(x))
+    starts = np.random.default_rng(seed).integers(
+        len(x), size=(resamples, math.ceil(len(x) / length))
+    )
+    at = (starts[..., None] + np.arange(length)) % len(x)
+    drawn = x[at.reshape(resamples, -1)[:, : len(x)]]
+    low, high = np.percentile(np.percentile(drawn, q, axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def unstable(block_medians_ms: Samples) -> float:
+    """How far apart the blocks are: (largest - smallest) / median of their medians."""
+    return float(np.ptp(block_medians_ms) / np.median(block_medians_ms))
+
+
+def ratio(blocks_ms: Samples, others_ms: Samples) -> float:
+    """How many times as long as the other, of medians of blocks that took turns: each beside the
+    other of its turn. What slows a machine down for a while slows both, and their ratio stays; a
+    median over all turns may fall in another of its speeds for the one than for the other.
+    """
+    return float(np.median(np.asarray(blocks_ms, float) / np.asarray(others_ms, float)))
+
+
+def ratio_interval(
+    rounds: Sequence[Samples], others: Sequence[Samples], seed: int = 0, resamples: int = 2000
+) -> tuple[float, float, float]:
+    """(`ratio`, low, high) of blocks that took turns in rounds, each with processes of its own.
+
+    The ratio is the median of the rounds' ratios: one file is a few percent faster in one process
+    than in the next. The 95 % interval draws whole rounds, then turns within them.
+    """
+    each = [np.divide(a, b) for a, b in zip(rounds, others, strict=True)]
+    rng = np.random.default_rng(seed)
+    drawn = [
+        np.median([np.median(rng.choice(each[i], len(each[i])))
+                   for i in rng.integers(len(each), size=len(each))])
+        for _ in range(resamples)
+    ]  # fmt: skip
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return float(np.median([np.median(x) for x in each])), float(low), float(high)
+
+
+def yardstick(runs: int = 9) -> float:
+    """How long a fixed piece of arithmetic takes on one core, in ms: the machine's pace just now.
+
+    A virtual machine changes its pace by half, for minutes; times of different days are compared
+    as multiples of this.
+    """
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((256, 256), np.float32) for _ in range(2))
+    return float(np.median(time_ms(lambda: a @ b, warmup=2, runs=runs)))

@@ -1,0 +1,86 @@
+"""A slower file is caught, an equal one is not, and what cannot be compared is refused."""
+
+import numpy as np
+import pytest
+from test_report import MACHINE
+
+from edgekd import against, machine
+from edgekd.bench import How, Runner
+from edgekd.records import EdgeKDError, Timing
+
+
+def timing(blocks_ms, yardstick_ms=None, **more):
+    blocks = [float(x) for x in blocks_ms]
+    return Timing(
+        model="m", role="student", precision="int8", artifact_sha256="0", runtime="openvino",
+        device="CPU", threads=2, samples_ms=tuple(blocks), block_medians_ms=tuple(blocks),
+        yardstick_ms=tuple(yardstick_ms or [1.0] * len(blocks)), warmup=5, load_ms=1,
+        throughput_ips=1, throughput_batch=1, params=1, macs=1, size_bytes=1, peak_mb=1,
+        on_device=True, **({"machine": machine.this()} | more),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def rounds(monkeypatch):
+    """What `bench.in_rounds` gives."""
+    made = []
+    monkeypatch.setattr(against.bench, "in_rounds", lambda *_, **__: made)
+    return made
+
+
+RUNNER = Runner(None, None)
+
+
+def paced(times, pace=(1, 1.5, 1, 1.5), seed=0):
+    """Rounds of blocks of a machine with two paces; `times` as long as 2 ms, 2 % noise."""
+    rng = np.random.default_rng(seed)
+    return [timing(2 * times * np.repeat(p, 8) * rng.normal(1, 0.02, 8)) for p in pace]
+
+
+@pytest.mark.parametrize(
+    ("times", "state"), [(1.0, "pass"), (0.6, "pass"), (1.2, "fail"), (2.0, "fail")]
+)
+def test_in_turns(rounds, times, state):
+    rounds += [paced(times, seed=1), paced(1.0, seed=2)]
+    found = against.other_file(RUNNER, RUNNER, How(), on_device=True)
+    assert found.state == state
+    assert found.low < found.times < found.high
+    assert found.times == pytest.approx(times, rel=0.03)
+    assert (found.how, found.tolerance, found.rounds) == ("turns", 5, 4)
+    assert len(found.own.samples_ms) == 32
+
+
+def test_as_much_slower_as_is_allowed_is_not_decided(rounds):
+    rounds += [paced(1.05, seed=1), paced(1.0, seed=2)]
+    found = against.other_file(RUNNER, RUNNER, How(), on_device=True)
+    assert found.state == "inconclusive"
+    assert "--rounds" in found.reason
+    more = against.other_file(RUNNER, RUNNER, How(), tolerance=20, on_device=True)
+    assert more.state == "pass"
+
+
+@pytest.mark.parametrize(("times", "state"), [(1.0, "pass"), (1.6, "fail")])
+def test_beside_another_day(rounds, times, state):
+    """Today the machine is at half its pace: the yardstick tells."""
+    now = [timing([2 * times * 2 * x for x in t.block_medians_ms], [2.0] * 8)
+           for t in paced(1.0, pace=(1, 1, 1))]  # fmt: skip
+    rounds.append(now)
+    before = timing(np.full(8, 4.0), [1.0] * 8)
+    found = against.record(RUNNER, before, How(), on_device=True)
+    assert found.state == state
+    assert found.times == pytest.approx(times, rel=0.03)
+    assert (found.how, found.tolerance) == ("record", 10)
+
+
+def test_another_machine_is_no_regression(rounds):
+    with pytest.raises(EdgeKDError, match="times of two machines"):
+        against.record(RUNNER, timing([1.0], machine=MACHINE), How(), on_device=True)
+    old = timing([1.0]).model_copy(update={"yardstick_ms": ()})
+    with pytest.raises(EdgeKDError, match="does not tell the machine's pace"):
+        against.record(RUNNER, old, How(), on_device=True)
+
+
+def test_it_is_kept(rounds, tmp_path):
+    rounds += [paced(1.0, seed=1), paced(1.0, seed=2)]
+    found = against.other_file(RUNNER, RUNNER, How(), on_device=True).save(tmp_path)
+    assert against.Against.load(tmp_path) == found
