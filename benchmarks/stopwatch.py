@@ -1,0 +1,120 @@
+"""Can the stopwatch be believed? The same measurement five times, and slow builds planted.
+
+    python benchmarks/stopwatch.py [--quick] [--runs DIR]
+
+Three files of one network with random weights (which the clock does not see): FP32 and INT8 of
+OFA-lite's middle sub-net, and FP32 of its smallest. Repeated: the ratios between the three, five
+times, each in fresh processes, and how far apart the five are. Planted: the INT8 file beside
+itself, beside itself on one thread, and beside FP32 in its place, twenty tries each, as
+`edgekd bench --against` judges them: a file that runs now, and a timing.json of before. About 25
+minutes on 2 cores. --quick (one repeat more than one, one try) keeps nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from workbench import RUNS, arguments, keep
+
+from edgekd import against, bench, export, models, quantize, spaces
+from edgekd.bench import Runner, short
+from edgekd.records import Artifact, Profile, Spec
+from edgekd.stopwatch import ratio_interval
+
+SIZE = 128
+REPEATS, TRIES = 5, 20
+CPU = Profile.read("cpu")
+SECONDS = 1.0  # of calls of each file in each process
+
+
+def made(folder: Path) -> dict[str, Artifact]:
+    """The three files."""
+    import torch
+
+    files = {}
+    for name in ("mid", "min"):
+        if not (folder / name / "int8" / Artifact.FILE).exists():
+            torch.manual_seed(0)
+            spec = Spec(classes=("a", "b", "c"), size=(SIZE, SIZE))
+            arch = spaces.uniform("ofa-lite-w1.0", name, SIZE)
+            net = models.Waist(models.student(arch, 3).eval(), spec.size).eval()
+            params, macs = models.count(net, spec.size)
+            trained = Artifact(kind="student", model=name, spec=spec, params=params, macs=macs,
+                               files={models.WEIGHTS: "0" * 64})  # fmt: skip
+            images = np.random.default_rng(0).standard_normal((16, 3, SIZE, SIZE), np.float32)
+            onnx = export.to_onnx(net, trained, images[:4], folder / name / "onnx")
+            export.to_runtime(onnx, images[:4], folder / name / "fp32", "openvino")
+            quantize.quantize(onnx, images, folder / name / "int8")
+        files |= {f"{name} {p}": Artifact.load(folder / name / p) for p in ("fp32", "int8")}
+    del files["min int8"]
+    return files
+
+
+def repeated(files: dict[str, Artifact], repeats: int, rounds: int) -> list[dict[str, Any]]:
+    """Each pair's ratio, `repeats` times."""
+    names = list(files)
+    rows = []
+    for repeat in range(repeats):
+        each = bench.in_rounds([Runner(a, CPU) for a in files.values()], short(SECONDS),
+                               rounds=rounds, on_device=True, seed=100 * repeat)  # fmt: skip
+        blocks = [[t.block_medians_ms for t in x] for x in each]
+        for i, j in ((0, 1), (0, 2), (1, 2)):
+            times, low, high = ratio_interval(blocks[i], blocks[j])
+            rows.append({"what": "repeat", "pair": f"{names[i]} / {names[j]}", "repeat": repeat,
+                         "times": times, "low": low, "high": high})  # fmt: skip
+            print(rows[-1], flush=True)
+    return rows
+
+
+def planted(files: dict[str, Artifact], tries: int) -> list[dict[str, Any]]:
+    """What the gate says of an equal build and of two slow ones."""
+    good = Runner(files["mid int8"], CPU)
+    one_thread = Runner(files["mid int8"], CPU.model_copy(update={"threads": 1}))
+    builds = {"equal": good, "one thread": one_thread, "fp32": Runner(files["mid fp32"], CPU)}
+    how = short(SECONDS)
+    rows = []
+    for attempt in range(tries):
+        before = bench.measure([good], how, on_device=True, seed=attempt)[0]
+        for name, build in builds.items():
+            given: dict[str, Any] = {"rounds": 3, "on_device": True, "seed": attempt}
+            for found in (against.other_file(build, good, how, **given),
+                          against.record(build, before, how, **given)):  # fmt: skip
+                rows.append({"what": "planted", "build": name, "against": found.how,
+                             "state": found.state, "times": found.times, "low": found.low,
+                             "high": found.high})  # fmt: skip
+                print(rows[-1], flush=True)
+    return rows
+
+
+def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """How far apart the repeats of a ratio are; and of each build the share that was caught."""
+    repeats: dict[str, list[float]] = {}
+    states: dict[str, list[str]] = {}
+    for r in rows:
+        if r["what"] == "repeat":
+            repeats.setdefault(r["pair"], []).append(r["times"])
+        else:
+            key = f"{r['build'].replace(' ', '_')}_{r['against']}"
+            states.setdefault(key, []).append(r["state"])
+    apart = {k: max(v) / min(v) - 1 for k, v in repeats.items()}
+    found = {"ratio_spread": max(apart.values())}
+    for key, seen in states.items():
+        found |= {f"caught_{key}": seen.count("fail") / len(seen),
+                  f"undecided_{key}": seen.count("inconclusive") / len(seen)}  # fmt: skip
+    return found
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--runs", type=Path)
+    given = parser.parse_args()
+    files = made(given.runs or RUNS / "stopwatch")
+    rows = repeated(files, 2 if given.quick else REPEATS, 1 if given.quick else against.ROUNDS)
+    rows += planted(files, 1 if given.quick else TRIES)
+    keep("stopwatch", figures(rows), rows, packages=("openvino", "numpy"), quick=given.quick)
+
+
+if __name__ == "__main__":
+    main()
