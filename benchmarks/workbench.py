@@ -63,6 +63,11 @@ def minutes(folder: Path, images: int) -> float:
     return sum(images / e["images_per_s"] for e in epochs) / 60
 
 
+def result_of(question: str) -> Path:
+    """Where this machine's result is kept."""
+    return HERE / "results" / f"{question}-{machine().name}.json"
+
+
 def keep(
     question: str,
     figures: Mapping[str, float],
@@ -86,6 +91,7 @@ def keep(
     text = json.dumps(result, indent=1, default=float)
     print(text)
     if not quick:
-        path = make_folder(HERE / "results") / f"{question}-{here.name}.json"
+        path = result_of(question)
+        make_folder(path.parent)
         write_atomic(path, text + "\n")
         print(path)
