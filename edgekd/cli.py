@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgekd import __version__, cli_files
+from edgekd import __version__, cli_bench, cli_files
 from edgekd.cli_aside import data_app, profiles_app
 from edgekd.options import (
     RUNS,
@@ -345,75 +345,10 @@ def distill(
     result(as_json, artifact, show.artifact(artifact, *guides[:1]))
 
 
-for command in (cli_files.quantize, cli_files.export, cli_files.verify, cli_files.doctor):
+for command in (
+    cli_files.quantize, cli_files.export, cli_files.verify, cli_files.doctor, cli_bench.bench,
+):  # fmt: skip
     app.command()(command)
-
-
-@app.command()
-def bench(
-    profile: ProfileOption = None,
-    runtime: Annotated[
-        str | None, typer.Option("--runtime", help="Measure in this runtime on this CPU.")
-    ] = None,
-    seconds: Annotated[
-        float,
-        typer.Option("--seconds", min=0.1, help="Of calls of each file, unless p99 can be told."),
-    ] = 10,
-    duration: Annotated[
-        float | None,
-        typer.Option("--duration", min=1, help="Seconds of calls of each, all of them: is it the "
-                     "same when the device is warm?"),
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Latency, memory and throughput alone, once.")
-    ] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Exit 6 if the machine was noisy or throttled.")
-    ] = False,
-    against: Annotated[
-        str | None,
-        typer.Option("--against", help="A runtime, an artifact's folder or a timing.json: exit 3 "
-                     "if the run's last file is slower."),
-    ] = None,
-    rounds: Annotated[
-        int, typer.Option("--rounds", min=1, help="With --against: processes of each file.")
-    ] = 5,
-    tolerance: Annotated[
-        float | None,
-        typer.Option("--tolerance", min=0, help="With --against: percent slower that is allowed. "
-                     "[default: 5, or 10 beside a timing.json]"),
-    ] = None,
-    runs_folder: RunsOption = RUNS,
-    run: RunOption = None,
-    as_json: JsonOption = False,
-) -> None:  # fmt: skip
-    """Latency, cold starts, pauses, size, memory, roofline of teacher, student and INT8, in turns.
-
-    Exit 3: over the profile's budget, or slower than --against. Exit 6: the machine was not steady
-    enough to say. Examples: edgekd bench --quick; edgekd bench --against yesterday/timing.json
-    """
-    from edgekd import show, stages
-    from edgekd.bench import How, short
-
-    how = short(seconds) if quick or against else How(seconds=seconds)
-    if duration is not None:
-        how = how.model_copy(update={"seconds": duration, "enough": None, "attempts": 1})
-    with show.tracker() as track:
-        here = place(runs_folder, run, profile, track)
-        if against is not None:
-            found = stages.bench_against(
-                here, how, against, runtime=runtime, rounds=rounds, tolerance=tolerance
-            )
-        else:
-            timings = stages.bench(here, how, runtime=runtime)
-    if against is not None:
-        result(as_json, found, show.against(found))
-        raise typer.Exit({"pass": 0, "fail": 3}.get(found.state, 6))
-    result(as_json, [t.model_dump(mode="json") for t in timings], show.timings(timings))
-    stages.check_budget(timings)
-    if doubtful := stages.doubtful(timings, strict=strict):
-        show.say(doubtful)
-        raise typer.Exit(6)
 
 
 @app.command()

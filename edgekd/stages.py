@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -150,7 +150,7 @@ def bench_against(
 
     candidates, profile, on_device = _measurable(place, runtime)
     own = Runner(candidates[-1], profile)
-    given = {"rounds": rounds, "tolerance": tolerance, "on_device": on_device,
+    given: dict[str, Any] = {"rounds": rounds, "tolerance": tolerance, "on_device": on_device,
              "track": place.track}  # fmt: skip
     path = Path(other)
     if other in runtimes.names():

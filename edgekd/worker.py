@@ -22,6 +22,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,9 +81,10 @@ def throughput(opened: Opened, batch: int, seconds: float) -> dict[str, Any]:
         profile = opened.profile.model_copy(update={"hint": hint})
         session = open_session(opened.artifact, profile, None if hint == "throughput" else many)
         images = np.repeat(opened.image, batch if hint == "throughput" else many, axis=0)
-        once = time_ms(lambda s=session, x=images: s(x), warmup=1, runs=1)[0]
+        call = partial(session, images)
+        once = time_ms(call, warmup=1, runs=1)[0]
         runs = int(np.clip(seconds * 1e3 / len(ways) / once, 3, 1000))
-        ms = np.median(time_ms(lambda s=session, x=images: s(x), warmup=0, runs=runs))
+        ms = np.median(time_ms(call, warmup=0, runs=runs))
         if (found := len(images) * 1e3 / ms) > best["throughput_ips"]:
             best = {"throughput_ips": float(found), "throughput_batch": len(images),
                     "throughput_hint": hint}  # fmt: skip
@@ -113,7 +115,7 @@ def stages(opened: Opened, seconds: float) -> dict[str, list[float]]:
 
 def _for(call: Callable[[], object], seconds: float) -> np.ndarray:
     """Times, in ms, of as many calls as take about `seconds`, at least 3 and at most 200."""
-    once = time_ms(call, warmup=1, runs=1)[0]
+    once = max(time_ms(call, warmup=1, runs=1)[0], 1e-3)  # a clock's tick
     return time_ms(call, warmup=0, runs=int(np.clip(seconds * 1e3 / once, 3, 200)))
 
 
@@ -164,7 +166,7 @@ def serve(requests: Iterable[str], answer: Callable[[dict[str, Any]], None]) -> 
             opened = open_file(Path(request["folder"]), profile, request["seed"])
             told = {"load_ms": opened.load_ms, "first_ms": opened.first_ms,
                     "resident_mb": machine.resident_mb()}  # fmt: skip
-            last = settle(lambda o=opened: o.session(o.image))
+            last = settle(partial(opened.session, opened.image))
             answer(told | {"call_ms": float(np.median(last))})
         else:
             answer(_answered(opened, request))

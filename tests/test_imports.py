@@ -10,8 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "edgekd"
 GLUE = {  # may know every stage
-    "cli", "cli_aside", "cli_files", "options", "workplace", "seek", "trial", "candidates",
-    "files", "stages", "evidence", "runs", "show", "__main__",
+    "cli", "cli_aside", "cli_bench", "cli_files", "options", "workplace", "seek", "trial",
+    "candidates", "files", "stages", "evidence", "runs", "show", "__main__",
 }  # fmt: skip
 ALLOWED = {
     "stored": set(),
@@ -93,7 +93,7 @@ ALLOWED = {
     "strips": {"explain"},
     "gallery": {"records", "cases", "explain", "shortcuts"},
     "report": {"records", "cases", "drawings", "explain", "gallery", "handover",
-               "scorecard", "strips", "testimony"},
+               "scorecard", "stopwatch", "strips", "testimony"},
 }  # fmt: skip
 HEAVY = ("torch", "numpy", "timm", "PIL", "onnx", "onnxruntime", "openvino", "nncf", "matplotlib",
          "pymoo", "pydicom", "pyarrow")  # fmt: skip
