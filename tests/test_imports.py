@@ -149,6 +149,7 @@ def test_the_command_line_starts_without_heavy_packages(arguments):
         "examine",
         "verdict",
         "bench",
+        "roofline",
         "golden",
         "doctor",
         "predictor",

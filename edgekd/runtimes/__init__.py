@@ -29,6 +29,27 @@ class Outputs(NamedTuple):
 Session = Callable[[np.ndarray], Outputs]
 
 
+class NodeTime(NamedTuple):
+    """One node of the graph as a runtime executed it, at batch 1."""
+
+    name: str
+    kind: str  # in the runtime's own words
+    precision: str  # "int8", "bf16", "fp16", "fp32"; empty: not told
+    ms: float  # mean of the calls
+    macs: int | None  # of a convolution or matrix product whose shapes are told
+    moved_bytes: int | None  # of the same: input, weights and output, each once
+
+
+# (path, profile, precision, image (1, 3, H, W) float32, calls) -> every node that took time, in
+# order. A runtime's file may define it as `profiled`; empty where the device does not tell.
+Profiled = Callable[[Path, Profile, str, np.ndarray, int], list[NodeTime]]
+
+# (profile, side) -> (precision, a call that multiplies two (side, side) matrices in it), for each
+# precision that the CPU really executes, once or in several forms. A runtime's file may define it
+# as `products`; each is made when it is asked for, so that no other is loaded while it is timed.
+Products = Callable[[Profile, int], Iterator[tuple[str, Callable[[], object]]]]
+
+
 class Runtime(Protocol):
     """What a file here defines."""
 
@@ -86,9 +107,9 @@ def opset(data: bytes) -> int:
     """
     found = 0
     try:
-        for number, value in _fields(data):
+        for number, value in fields(data):
             if number == 8 and isinstance(value, bytes):
-                said = dict(_fields(value))
+                said = dict(fields(value))
                 version = said.get(2, 0)
                 if not said.get(1) and isinstance(version, int):
                     found = max(found, version)
@@ -97,8 +118,28 @@ def opset(data: bytes) -> int:
     return found
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of the fields of a protobuf message that are varints or bytes."""
+def message(*pairs: tuple[int, int | str | bytes]) -> bytes:
+    """A protobuf message of (number, value): what `fields` reads, for numbers below 16."""
+
+    def varint(value: int) -> bytes:
+        low, rest = value & 127, value >> 7
+        return bytes([low | 128]) + varint(rest) if rest else bytes([low])
+
+    made = []
+    for number, value in pairs:
+        if isinstance(value, int):
+            made.append(varint(number << 3) + varint(value))
+        else:
+            data = value.encode() if isinstance(value, str) else value
+            made.append(varint(number << 3 | 2) + varint(len(data)) + data)
+    return b"".join(made)
+
+
+def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """(number, value) of the fields of a protobuf message that are varints or bytes.
+
+    ValueError or IndexError where the data is torn or is something else.
+    """
     at = 0
 
     def varint() -> int:
@@ -134,6 +175,23 @@ def open_session(artifact: Artifact, profile: Profile, batch: int | None = None)
     The files' hashes were verified by `Artifact.load`. Every call's input is checked here, once
     for all runtimes: EdgeKDError unless (N, 3, H, W) float32 with the artifact's H and W.
     """
+    run = runtime_of(artifact, profile).load(artifact.path, profile, artifact.precision, batch)
+    height, width = artifact.spec.size
+    expected = ("N" if batch is None else str(batch)) + f", 3, {height}, {width}"
+
+    def checked(images: np.ndarray) -> Outputs:
+        fits = images.ndim == 4 and images.shape[1:] == (3, height, width) and len(images) > 0
+        if not fits or images.dtype != np.float32 or (batch and len(images) != batch):
+            raise EdgeKDError(
+                f"model takes ({expected}) float32, got {images.shape} {images.dtype}"
+            )
+        return run(images)
+
+    return checked
+
+
+def runtime_of(artifact: Artifact, profile: Profile) -> Runtime:
+    """The profile's runtime; EdgeKDError if the artifact's file is not one that it runs."""
     runtime = get(profile.runtime)
     if artifact.path.suffix not in runtime.SUFFIXES:
         raise EdgeKDError(
@@ -148,16 +206,4 @@ def open_session(artifact: Artifact, profile: Profile, batch: int | None = None)
     if "input" in artifact.settings:
         taken = artifact.settings["input"]
         raise EdgeKDError(f"{artifact.folder} takes {taken}: it is for other programs")
-    run = runtime.load(artifact.path, profile, artifact.precision, batch)
-    height, width = artifact.spec.size
-    expected = ("N" if batch is None else str(batch)) + f", 3, {height}, {width}"
-
-    def checked(images: np.ndarray) -> Outputs:
-        fits = images.ndim == 4 and images.shape[1:] == (3, height, width) and len(images) > 0
-        if not fits or images.dtype != np.float32 or (batch and len(images) != batch):
-            raise EdgeKDError(
-                f"model takes ({expected}) float32, got {images.shape} {images.dtype}"
-            )
-        return run(images)
-
-    return checked
+    return runtime

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +15,24 @@ import numpy as np
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 import openvino as ov  # noqa: E402
+from openvino import opset13 as op  # noqa: E402
 
 from edgekd.records import EdgeKDError, Profile, RuntimeUnavailable, user_cache  # noqa: E402
-from edgekd.runtimes import Outputs, Session, one_by_one  # noqa: E402
+from edgekd.runtimes import NodeTime, Outputs, Session, one_by_one  # noqa: E402
 
 SUFFIXES = (".xml", ".onnx")
 BROKEN = (RuntimeError, UnicodeDecodeError)  # what it raises, the latter for its own message
 CHUNK = 8  # images a request where there are many
 # Without a hint a CPU with AVX512-BF16 or AMX runs an fp32 model in bfloat16.
 HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16", "fp16": "f16"}
+# The end of a primitive's name ("brgconv_avx512_1x1_I8", "gemm_mlas_f32") is what it computes in.
+# `runtimePrecision` is not: of INT8 weights that are unpacked and multiplied in f32 it says i8.
+RAN = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
+ITEM = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}  # bytes
+# Kind of node -> how many dimensions of its weights count outputs, as the first of (O, I, kh, kw),
+# the first two of (G, O, I, kh, kw), the first of (O, I).
+WEIGHTED = {"Convolution": 1, "GroupConvolution": 2, "FullyConnected": 1}
+WARMUP = 3
 
 
 def build(onnx: Path, out: Path, profile: Profile) -> list[Path]:
@@ -80,8 +92,21 @@ def compiled(path: Path, profile: Profile, precision: str, batch: int | None) ->
         fix_batch(model, batch or 1)
     # On a CPU FP16 is how weights are stored: it computes in FP32, or if asked for f16 in bfloat16.
     wanted = "f32" if precision == "fp16" and profile.device == "CPU" else HINTS[precision]
+    try:
+        model = ov.Core().compile_model(model, profile.device, _config(profile, wanted))
+    except BROKEN as e:
+        what = f"openvino cannot compile {path} for {profile.device}"
+        raise EdgeKDError(f"{what}: {_reason(e)}") from None
+    given = model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if given != wanted:
+        raise EdgeKDError(f"openvino runs {path} in {given} on {profile.device}, not {precision}")
+    return model
+
+
+def _config(profile: Profile, hint: str) -> dict[str, str]:
+    """What a model is compiled with."""
     config = {
-        "INFERENCE_PRECISION_HINT": wanted,
+        "INFERENCE_PRECISION_HINT": hint,
         "PERFORMANCE_HINT": profile.hint.upper(),
     }
     if profile.hint == "latency":
@@ -90,16 +115,7 @@ def compiled(path: Path, profile: Profile, precision: str, batch: int | None) ->
         config["CACHE_DIR"] = str(user_cache() / "openvino")
     if profile.threads:
         config["INFERENCE_NUM_THREADS"] = str(profile.threads)
-    config |= {k: str(v) for k, v in profile.options.items()}
-    try:
-        model = ov.Core().compile_model(model, profile.device, config)
-    except BROKEN as e:
-        what = f"openvino cannot compile {path} for {profile.device}"
-        raise EdgeKDError(f"{what}: {_reason(e)}") from None
-    given = model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    if given != wanted:
-        raise EdgeKDError(f"openvino runs {path} in {given} on {profile.device}, not {precision}")
-    return model
+    return config | {k: str(v) for k, v in profile.options.items()}
 
 
 def load(path: Path, profile: Profile, precision: str, batch: int | None) -> Session:
@@ -139,6 +155,109 @@ def in_streams(model: ov.CompiledModel, chunk: int) -> Session:
         return Outputs(*(np.concatenate(x) for x in zip(*done, strict=True)))
 
     return run
+
+
+def profiled(
+    path: Path, profile: Profile, precision: str, image: np.ndarray, calls: int
+) -> list[NodeTime]:
+    """Every node that was executed (runtimes.Profiled), by OpenVINO's own counters."""
+    counted = profile.model_copy(update={"options": profile.options | {"PERF_COUNT": True}})
+    model = compiled(path, counted, precision, 1)
+    request = model.create_infer_request()
+    found: dict[str, list[ov.ProfilingInfo]] = {}
+    for call in range(WARMUP + calls):
+        try:
+            request.infer({"image": image}, share_inputs=True)
+        except BROKEN as e:
+            raise EdgeKDError(f"openvino cannot run {path}: {_reason(e)}") from None
+        for info in request.profiling_info if call >= WARMUP else ():
+            if info.status == ov.ProfilingInfo.Status.EXECUTED:
+                found.setdefault(info.node_name, []).append(info)
+    nodes = _executed(model)
+    times = []
+    for name, infos in found.items():
+        ran = _ran(infos[0].exec_type)
+        ms = sum(i.real_time.total_seconds() for i in infos) * 1e3 / calls
+        kind = infos[0].node_type
+        known = kind in WEIGHTED and name in nodes and ran
+        cost = _cost(nodes[name], kind, ran) if known else (None, None)
+        times.append(NodeTime(name, kind, ran, ms, *cost))
+    return times
+
+
+def _executed(model: ov.CompiledModel) -> dict[str, ov.Node]:
+    """Name -> node of the graph as the device runs it; empty if its plugin does not tell."""
+    try:
+        return {n.get_friendly_name(): n for n in model.get_runtime_model().get_ops()}
+    except BROKEN:
+        return {}
+
+
+def _ran(primitive: str) -> str:
+    """The precision at the end of a primitive's name; empty if there is none."""
+    return RAN.get(primitive.rpartition("_")[2].lower(), "")
+
+
+def _cost(node: ov.Node, kind: str, precision: str) -> tuple[int | None, int | None]:
+    """(MACs, bytes of input, weights and output) of a node that is in WEIGHTED."""
+    if len(node.inputs()) < 2:
+        return None, None  # a plugin that keeps the weights out of its graph
+    tensors = (node.input(0), node.input(1), node.output(0))
+    image, weights, output = (math.prod(t.get_shape()) for t in tensors)
+    each = math.prod(list(tensors[1].get_shape())[WEIGHTED[kind] :])
+    # The graph has the weights as they were read; they are moved as they are multiplied.
+    sizes = [t.get_element_type().size for t in tensors]
+    return output * each, image * sizes[0] + weights * ITEM[precision] + output * sizes[2]
+
+
+def products(profile: Profile, side: int) -> Iterator[tuple[str, Callable[[], object]]]:
+    """A matrix product in each precision that this CPU executes (runtimes.Products), in two forms.
+
+    Neither is always the faster: in f32 a convolution has better kernels than a MatMul, while in
+    int8 its input is reordered first.
+    """
+    able = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    for precision, hint in HINTS.items():
+        if precision.upper() not in able:
+            continue
+        for shape in ((side, side), (1, side, side // 32, 32)):
+            graph = _product(shape, precision == "int8")
+            model = ov.Core().compile_model(graph, "CPU", _config(profile, hint))
+            facts = [n.get_rt_info() for n in _executed(model).values()]
+            ran = {_said(f, "layerType"): _ran(_said(f, "primitiveType")) for f in facts}
+            # What is asked for is not always what is done.
+            if precision in (ran.get("FullyConnected"), ran.get("Convolution")):
+                given = np.random.default_rng(0).random(shape, np.float32)
+                request = model.create_infer_request()
+                yield precision, partial(request.infer, {0: given}, share_inputs=True)
+
+
+def _said(facts: ov.RTMap, key: str) -> str:
+    """One of the facts that the runtime graph tells of a node."""
+    return str(facts[key].astype(str))
+
+
+def _product(shape: tuple[int, ...], quantised: bool) -> ov.Model:
+    """A constant square matrix times one of (rows, side), or a picture's (1, side, h, w) pixels.
+
+    Quantised, both are of 8 bits, a tensor each.
+    """
+
+    def levels(x: ov.Node, low: float, high: float, count: int) -> ov.Node:
+        ends = [op.constant(np.full((1,) * len(shape), end, np.float32)) for end in (low, high)]
+        return op.fake_quantize(x, *ends, *ends, count)
+
+    side = shape[1]
+    values = np.random.default_rng(1).normal(0, 0.3, (side, side)).astype(np.float32)
+    given = op.parameter(shape, np.float32)
+    left, right = given, op.constant(values.reshape(side, side, *(1,) * (len(shape) - 2)))
+    if quantised:
+        left, right = levels(left, 0, 1, 256), levels(right, -1, 1, 255)
+    if len(shape) == 2:
+        out = op.matmul(left, right, False, True)
+    else:
+        out = op.convolution(left, right, [1, 1], [0, 0], [0, 0], [1, 1])
+    return ov.Model([out], [given], "product")
 
 
 def devices() -> list[str]:

@@ -8,7 +8,7 @@ import pickle
 import shutil
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +61,14 @@ def load(path: Path, profile: Profile, precision: str, batch: int | None) -> Ses
         return Outputs(logits.cpu().numpy(), features.cpu().numpy())
 
     return run
+
+
+def products(profile: Profile, side: int) -> Iterator[tuple[str, Callable[[], object]]]:
+    """The product in float32, which is all that `load` runs (runtimes.Products)."""
+    if profile.threads:
+        torch.set_num_threads(profile.threads)
+    left, right, out = (torch.rand(side, side) for _ in range(3))
+    yield "fp32", lambda: torch.mm(left, right, out=out)
 
 
 def devices() -> list[str]:
