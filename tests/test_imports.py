@@ -77,6 +77,10 @@ ALLOWED = {
     "verdict": {"records", "gates"},
     "layers": {"records", "runtimes", "explain", "faithful", "models"},
     "drawings": set(),
+    "pages": {"records"},
+    "bench_rows": {"records", "bench"},
+    "bench_plots": {"records", "bench", "bench_rows", "drawings"},
+    "bench_page": {"records", "bench", "bench_plots", "bench_rows", "drawings", "pages"},
     "scorecard": {"records", "scores", "drawings"},
     "cases": {"records", "drawings"},
     "testimony": {"records", "gates", "drawings", "cases"},
@@ -84,7 +88,7 @@ ALLOWED = {
     "strips": {"explain"},
     "gallery": {"records", "cases", "explain", "shortcuts"},
     "report": {"records", "bench", "cases", "drawings", "explain", "gallery", "handover",
-               "scorecard", "strips", "testimony"},
+               "pages", "scorecard", "strips", "testimony"},
 }  # fmt: skip
 HEAVY = ("torch", "numpy", "timm", "PIL", "onnx", "onnxruntime", "openvino", "nncf", "matplotlib",
          "pymoo", "pydicom", "pyarrow")  # fmt: skip
