@@ -125,7 +125,7 @@ def _settings(found: Sequence[Shown], command: str) -> Iterator[tuple[str, str]]
         yield "peak", peak
     for s in found:
         t = s.timing
-        threads = f"{t.threads} threads" if t.threads else "threads chosen by the runtime"
+        threads = f"threads: {t.threads}" if t.threads else "threads chosen by the runtime"
         yield s.name, f"{t.runtime} on {t.device}, {threads}, sha256 {t.artifact_sha256}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 LIMIT = "#a3243b"  # of a budget's line, as the page's --bad
 MARKERS = "osD^v"
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # so that a line ends at words
 POINTS = 300  # of a curve: more are not seen and make the page long
 
 
@@ -65,7 +66,7 @@ def spread(found: Sequence[Shown]) -> Drawing | None:
     if limit and limit <= 3 * highest:
         axes.axvline(limit, color=LIMIT, linestyle="--", linewidth=1, zorder=0)
     axes.set_xscale("log")
-    _ticks(axes)
+    _ticks(axes, "x")
     axes.set_xlabel("latency of one image, ms")
     axes.set_ylabel("share of calls within it")
     axes.set_ylim(0, 1.02)
@@ -73,16 +74,17 @@ def spread(found: Sequence[Shown]) -> Drawing | None:
     return svg(drawn), "Latency distribution. " + "; ".join(told)
 
 
-def _ticks(axes: Axes) -> None:
-    """Plain numbers on a logarithmic x axis."""
-    from matplotlib.ticker import LogLocator
+def _ticks(axes: Axes, which: Literal["x", "y"]) -> None:
+    """Plain numbers on a logarithmic axis."""
+    from matplotlib.ticker import LogLocator, NullLocator
 
-    low, high = axes.get_xlim()
-    # Over several decades 2 and 5 would stand in each other's way.
-    subs = (1.0, 2.0, 5.0) if high < 50 * low else (1.0,)
-    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=20))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.minorticks_off()
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = axis.get_view_interval()
+    # Over many decades 2 and 5 would stand in each other's way.
+    subs = (1.0, 2.0, 5.0) if high < 2000 * low else (1.0,)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=20))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def accuracy(found: Sequence[Shown]) -> Drawing | None:
@@ -147,12 +149,12 @@ def _bars(found: Sequence[Shown], bars: Sequence[Bar], limit: float | None, labe
             axes.barh(at, value, height * 0.88, color=_colour(i), alpha=1 - 0.45 * k)
             text = f"{number(value)}" + (f" {what}" if len(bars) > 1 else "")
             axes.annotate(text, (value, at), (4, 0), va="center", fontsize=8,
-                          textcoords="offset points")  # fmt: skip
+                          textcoords="offset points", bbox=PAPER)  # fmt: skip
             words.append(f"{what} {number(value)} MB")
             highest = max(highest, value)
         told.append(f"{s.name}: {', '.join(words)}")
     if limit and limit <= 4 * highest:
-        axes.axvline(limit, color=LIMIT, linestyle="--", linewidth=1)
+        axes.axvline(limit, color=LIMIT, linestyle="--", linewidth=1, zorder=2.5)
         highest = max(highest, limit)
     if limit:
         told.append(f"budget: {limit:g} MB")
@@ -181,8 +183,8 @@ def roofline(found: Sequence[Shown]) -> Drawing | None:
         along = np.array([left, gflops / bandwidth, right])
         axes.plot(along, np.minimum(gflops, bandwidth * along), color="#56606e", linewidth=1.2,
                   linestyle=("-", "--", ":", "-.")[k % 4])  # fmt: skip
-        axes.annotate(f"{name} {number(gflops)}", (right, gflops), (0, 3), ha="right", fontsize=8,
-                      textcoords="offset points")  # fmt: skip
+        axes.annotate(f"{name}: {number(gflops)} GFLOP/s", (right, gflops), (0, 3), ha="right",
+                      fontsize=8, textcoords="offset points")  # fmt: skip
         told.append(f"roof of {name}: {number(gflops)} GFLOP/s, {number(bandwidth)} GB/s")
     for i, s, r, median in known:
         achieved = 2 * s.timing.macs * s.timing.batch / (median * 1e6)  # 1 MAC = 2 operations
@@ -198,6 +200,8 @@ def roofline(found: Sequence[Shown]) -> Drawing | None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(left, right)
+    _ticks(axes, "x")
+    _ticks(axes, "y")
     axes.set_xlabel("operations a byte")
     axes.set_ylabel("GFLOP/s")
     _legend(drawn, [s.name + ", 100 %" for _, s, *_ in known], 6.0)

@@ -27,6 +27,11 @@ class Cell(NamedTuple):
     beside: str = ""  # its interval, or what it is of
     bad: bool = False
 
+    def __str__(self) -> str:
+        """In one line: '2.31 ms [2.28, 2.35]', '38 % (compute-bound, int8)'."""
+        beside = self.beside if self.beside[:1] in ("", "[") else f"({self.beside})"
+        return f"{self.text} {beside}".strip()
+
 
 NONE = Cell("–")
 
@@ -113,8 +118,9 @@ def _latency(t: Timing) -> dict[str, tuple[float, float, float] | None]:
 
 
 def number(x: float) -> str:
-    """About three digits: '0.042', '2.31', '145'."""
-    return f"{x:.3f}" if abs(x) < 1 else f"{x:.2f}" if abs(x) < 100 else f"{x:.0f}"
+    """About three digits: '0.042', '2.31', '14.5', '145'."""
+    places = sum(abs(x) < limit for limit in (1, 10, 100))
+    return f"{x:.{places}f}"
 
 
 def _between(low: float | None, high: float | None) -> str:
@@ -239,7 +245,7 @@ def _calls(found: Sequence[Shown]) -> Cells:
         "throughput",
         lambda s: Cell(
             f"{s.timing.throughput_ips:.0f}/s",
-            f"batch {s.timing.throughput_batch}, hint {s.timing.throughput_hint}",
+            f"batch {s.timing.throughput_batch}, for {s.timing.throughput_hint}",
         ),
     )
 
@@ -268,7 +274,7 @@ def _whole() -> Cells:
 
 def _sizes() -> Cells:
     yield "parameters", lambda s: _unit(s.timing.params / 1e6, "M", 2)
-    yield "multiply-accumulates", lambda s: _unit(s.timing.macs / 1e6, "M")
+    yield "MACs", lambda s: _unit(s.timing.macs / 1e6, "M")
     yield "file size", lambda s: _unit(s.timing.size_bytes / 1e6, "MB", 1)
     yield "resident memory", lambda s: _unit(s.timing.resident_mb, "MB", beside="at rest, loaded")
     yield "peak memory", lambda s: _unit(s.timing.peak_mb, "MB")
@@ -297,14 +303,14 @@ WHY = {  # line -> why it may be absent
 
 
 def absent(table: Sequence[Line]) -> list[str]:
-    """'latency p99 (claimed from 662 samples on)': lines in which somebody has a dash."""
-    found = []
+    """'latency p99 (claimed from 662 samples on)': lines with a dash, by reason."""
+    found: dict[str, list[str]] = {}
     for line in table:
         if NONE in line.cells:
             ratios = line.what.startswith("times as fast")
             why = "no turns beside the first" if ratios else WHY.get(line.what, "not asked")
-            found.append(f"{line.what} ({why})")
-    return found
+            found.setdefault(why, []).append(line.what)
+    return [f"{', '.join(what)} ({why})" for why, what in found.items()]
 
 
 def doubts(found: Sequence[Shown]) -> list[str]:
@@ -350,7 +356,7 @@ def markdown(found: Sequence[Shown], table: Sequence[Line], title: str, command:
     rows = [["", *(s.name for s in found)], ["---", *("---:" for _ in found)]]
     for line in table:
         if any(c != NONE for c in line.cells):
-            cells = [f"{c.text} {c.beside}".strip() for c in line.cells]
+            cells = map(str, line.cells)
             rows.append([line.what, *cells])
     text = [f"**{_escaped(title)}**", "", f"Measured on {_escaped(where(found))}.", ""]
     text += [f"- machine: {_escaped(m)}" for m in dict.fromkeys(

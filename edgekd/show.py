@@ -340,8 +340,7 @@ def timings(found: list[Timing]) -> Group:
             table.add_section()
         group = line.group
         # What stands beside a figure has room beside three columns only.
-        cells = [f"{c.text} {c.beside}" if c.beside and len(found) <= 3 else c.text
-                 for c in line.cells]  # fmt: skip
+        cells = [str(c) if len(found) <= 3 else c.text for c in line.cells]
         table.add_row(line.what, *(_text(c) for c in cells))
     noise = [Text(f"noise: {d}", style="yellow") for d in bench_rows.doubts(shown)]
     missing = bench_rows.absent(lines)
