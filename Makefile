@@ -17,7 +17,7 @@ demo: $(READY)  ## the whole line on the embedded data: distil, quantise, export
 	  --subnets 20 --start tf_efficientnet_lite0 --start-weights "$$($(BIN)/python -c $(LITE0))" $(DEMO)
 	$(BIN)/edgekd quantize --max-drop 5 $(DEMO)
 	$(BIN)/edgekd export --format openvino $(DEMO)
-	$(BIN)/edgekd bench $(DEMO)
+	$(BIN)/edgekd bench $(DEMO) || test $$? = 6  # 6: this machine is busy, the page says so
 	$(BIN)/edgekd explain $(DEMO) || case $$? in 3|6) ;; *) exit 1 ;; esac  # the page tells the verdict
 	@echo; echo "open this page in a browser:"
 	@$(BIN)/edgekd report $(DEMO)

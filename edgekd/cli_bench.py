@@ -65,10 +65,12 @@ def bench(
             )
         else:
             timings = stages.bench(here, how, runtime=runtime)
+            page = stages.bench_page(here, timings, "--quick " if quick else "")
     if against is not None:
         result(as_json, found, show.against(found))
         raise typer.Exit({"pass": 0, "fail": 3}.get(found.state, 6))
     result(as_json, [t.model_dump(mode="json") for t in timings], show.timings(timings))
+    show.say(f"page {page}")
     stages.check_budget(timings)
     if doubtful := stages.doubtful(timings, strict=strict):
         show.say(doubtful)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -18,6 +16,7 @@ from edgekd import cases, handover, scorecard, testimony
 from edgekd.drawings import COLOURS, Drawing, figure, svg
 from edgekd.explain import overlay
 from edgekd.gallery import Pair, Panel, difference
+from edgekd.pages import import_plotting, template
 from edgekd.records import (
     Aggregate,
     Artifact,
@@ -32,9 +31,6 @@ from edgekd.records import (
 )
 from edgekd.stopwatch import percentiles
 from edgekd.strips import Strip
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 PAGE, FIGURES, CASES = "report.html", "report.json", "cases.csv"
 SIDE = 224  # pixels of a picture's longer side in the gallery
@@ -77,10 +73,10 @@ def write(
         raise EdgeKDError("nothing to report: run edgekd distill first")
     if fidelity:
         _check_margins(fidelity, profile)
-    _import_plotting()
+    import_plotting()
     reference = fidelity.comparisons[0].name if fidelity else rows[0].name
     told = cases.held(fidelity.comparisons) if fidelity else []
-    page = _template().render(
+    page = template("report.html.j2").render(
         title=title,
         rows=rows,
         summary=list(_summary(rows, fidelity)),
@@ -130,31 +126,6 @@ def _check_margins(fidelity: Fidelity, profile: Profile) -> None:
             f"the margins of profile {profile.name} were changed after edgekd explain judged by "
             "them: restore them, or run edgekd explain again"
         )
-
-
-def _template() -> Template:
-    """The page's, whose every value is escaped; the drawings alone are marked safe in it."""
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    except ModuleNotFoundError:
-        raise EdgeKDError("the report needs jinja2: pip install 'edgekd[report]'") from None
-    loader = FileSystemLoader(Path(__file__).parent)
-    found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined,
-                        trim_blocks=True, lstrip_blocks=True)  # fmt: skip
-    return found.get_template("report.html.j2")
-
-
-def _import_plotting() -> None:
-    """Import matplotlib so that it leaves no font cache behind (unless MPLCONFIGDIR is set)."""
-    with tempfile.TemporaryDirectory() as folder:
-        chosen = os.environ.setdefault("MPLCONFIGDIR", folder)
-        try:
-            import matplotlib.figure  # noqa: F401
-        except ModuleNotFoundError:
-            raise EdgeKDError("the report needs matplotlib: pip install 'edgekd[report]'") from None
-        finally:
-            if chosen == folder:
-                del os.environ["MPLCONFIGDIR"]
 
 
 # ---- words and numbers

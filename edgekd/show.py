@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -326,33 +327,26 @@ def _some(members: tuple[Member, ...], chosen: Member, count: int = 8) -> list[M
 
 
 def timings(found: list[Timing]) -> Group:
-    """Teacher, student and INT8 side by side."""
-    from edgekd.stopwatch import percentiles
+    """Candidates side by side, what makes their figures doubtful, and what was not measured."""
+    from edgekd import bench_rows
 
-    first = found[0]
-    where = f"{first.runtime} on {first.device}, {first.machine.name}"
-    mine = "the profile's runtime and device" if first.on_device else (
-        "NOT the profile's device: its budget is not judged")  # fmt: skip
-    table = _table("", *(f"{t.role} {t.precision}" for t in found), title=f"{where}: {mine}")
-    table.add_row("model", *(_text(t.model.partition("_top1")[0]) for t in found))
-    table.add_row("balanced accuracy", *(metric(t.accuracy) for t in found))
-    for p in ("p50", "p90", "p95", "p99"):
-        table.add_row(f"latency {p}", *(f"{percentiles(t.samples_ms)[p]:.2f} ms" for t in found))
-    base = percentiles(first.samples_ms)["p50"]
-    ratios = [base / percentiles(t.samples_ms)["p50"] for t in found]
-    table.add_row("times as fast (p50)", *(f"{r:.1f} x" for r in ratios))
-    table.add_row(
-        "throughput", *(f"{t.throughput_ips:.0f}/s at {t.throughput_batch}" for t in found)
-    )
-    table.add_row("parameters", *(f"{t.params / 1e6:.2f} M" for t in found))
-    table.add_row("MACs", *(f"{t.macs / 1e6:.0f} M" for t in found))
-    table.add_row("size", *(f"{t.size_bytes / 1e6:.1f} MB" for t in found))
-    table.add_row("peak memory", *(f"{t.peak_mb:.0f} MB" for t in found))
-    table.add_row("load", *(f"{t.load_ms:.0f} ms" for t in found))
-    table.add_row("samples", *(str(len(t.samples_ms)) for t in found))
-    over = [", ".join(f"{k} {m:.1f}>{b:g}" for k, (m, b) in t.over_budget.items()) for t in found]
-    table.add_row("over budget", *(o or "no" for o in over))
-    return Group(table)
+    shown = bench_rows.shown(found)
+    lines = bench_rows.lines(shown)
+    table = _table("", *(escape(s.name) for s in shown), title=escape(bench_rows.where(shown)))
+    group = ""
+    for line in lines:
+        if all(c == bench_rows.NONE for c in line.cells):
+            continue  # said below
+        if group not in ("", line.group):
+            table.add_section()
+        group = line.group
+        # What stands beside a figure has room beside three columns only.
+        cells = [str(c) if len(found) <= 3 else c.text for c in line.cells]
+        table.add_row(line.what, *(_text(c) for c in cells))
+    noise = [Text(f"noise: {d}", style="yellow") for d in bench_rows.doubts(shown)]
+    missing = bench_rows.absent(lines, shown)
+    dashes = [Text(f"–: not measured: {'; '.join(missing)}", style="dim")] if missing else []
+    return Group(table, *noise, *dashes)
 
 
 def against(found: Against) -> Group:

@@ -106,6 +106,16 @@ def bench(place: Place, how: How, *, runtime: str | None) -> list[Timing]:
     )
 
 
+def bench_page(place: Place, timings: list[Timing], command: str) -> Path:
+    """`<run>/bench/bench.html` of the timings, with bench.md and bench.csv beside it."""
+    from edgekd import bench_page as page
+
+    return page.write(
+        place.folder / "bench", timings, title=f"EdgeKD bench: {place.folder.name}",
+        command=f"edgekd bench {command}--run {place.folder}",
+    )  # fmt: skip
+
+
 def _measurable(place: Place, runtime: str | None) -> tuple[list[Artifact], Profile, bool]:
     """(the files, the profile to run them with, whether this is its device)."""
     from edgekd import runtimes

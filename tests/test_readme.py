@@ -30,7 +30,7 @@ def small(line):
         "edgekd search": command + " --size 48 --subnets 20 --generations 20 --estimate",
         "edgekd profiles calibrate": command + " --size 48 --nets 20",
         "edgekd quantize": command + " --calibration-images 8 --max-drop 100",
-        "edgekd bench": command + " --seconds 0.1",
+        "edgekd bench": command + " --quick --seconds 0.1",
         "edgekd explain": command + " --images 6",
     }.get(" ".join(re.findall(r"^edgekd [a-z]+(?: calibrate)?", command)), command)
 
@@ -58,8 +58,9 @@ def test_a_block_runs(number, workplace):
             small(line), shell=True, cwd=workplace, capture_output=True, text=True,
             env=os.environ | {"PATH": path}, check=False,
         )  # fmt: skip
-        # a busy machine is over the latency budget; networks of an epoch do not keep explanations
-        fine = (0, 3) if "edgekd bench" in line else (0, 3, 6) if "edgekd explain" in line else (0,)
+        # A busy machine is over the latency budget, or not steady; networks of an epoch do not keep
+        # explanations.
+        fine = (0, 3, 6) if re.search("edgekd (bench|explain)", line) else (0,)
         assert done.returncode in fine, f"{line}\n{done.stderr}"
 
 

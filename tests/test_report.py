@@ -244,7 +244,7 @@ def test_maps_that_are_all_undefined_are_said_to_be(tmp_path):
 
 
 def test_plotting_leaves_no_cache_behind(tmp_path):
-    code = "from edgekd import report; report._import_plotting(); import matplotlib.figure"
+    code = "from edgekd import pages; pages.import_plotting(); import matplotlib.figure"
     env = {"HOME": str(tmp_path), "PATH": "", "PYTHONPATH": ":".join(p for p in sys.path if p)}
     subprocess.run([sys.executable, "-c", code], check=True, env=env, cwd=tmp_path)
     assert list(tmp_path.iterdir()) == []

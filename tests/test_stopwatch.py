@@ -50,6 +50,7 @@ def test_a_percentile_is_claimed_when_enough_samples_bear_it():
         found = stopwatch.claimed(np.arange(count))
         assert [k for k, v in found.items() if v is None] == missing.split()
     assert found["p50"] == 330.5
+    assert set(stopwatch.claimed([]).values()) == {None}
 
 
 @pytest.mark.parametrize(("times_ms", "calls"), [([5] * 400, 20), ([9] * 10 + [5] * 400, 30)])
