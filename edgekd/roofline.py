@@ -21,7 +21,9 @@ from edgekd import runtimes
 from edgekd.records import Artifact, EdgeKDError, Layer, Peak, Profile, Roofline
 from edgekd.runtimes import NodeTime, Products, Profiled
 
-SIDE = 1024  # of the matrices: 2.1e9 operations, of 4 MB each in float32
+# Of the matrices: 0.27e9 operations, 1 MB each in float32. Twice the side reaches no more, and its
+# calls are so long that on a busy machine none of them is left alone.
+SIDE = 512
 TURNS = 4  # of each product, one after the other: a slow moment of the machine is not one's alone
 COPIED = 64 << 20  # bytes of the array that is copied, at least
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
