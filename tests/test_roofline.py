@@ -142,16 +142,16 @@ def fake(monkeypatch, **functions):
 
 
 def test_peak_by_hand(monkeypatch):
-    """Side 1024: 2.147e9 operations. 10 ms a call are 214.7e9/s; of two forms the faster counts."""
+    """Side 512: 0.268e9 operations. 10 ms a call are 26.8e9/s; of two forms the faster counts."""
     seconds = {"slow": 0.02, "fast": 0.01}
     forms = [("fp32", "slow"), ("int8", "fast"), ("fp32", "fast")]
     fake(monkeypatch, products=lambda profile, side: iter(forms))
     monkeypatch.setattr(r, "_best_s", lambda call, s: seconds[call])
     monkeypatch.setattr(r, "bandwidth", lambda threads, seconds: 7.0 * threads)
     found = r.peak("any", here("any").model_copy(update={"threads": 2}))
-    assert found.gflops == pytest.approx({"fp32": 214.7483648, "int8": 214.7483648})
+    assert found.gflops == pytest.approx({"fp32": 26.8435456, "int8": 26.8435456})
     assert (found.bandwidth_gbs, found.threads) == (14, 2)
-    assert found.how == "any, matrix product 1024 x 1024 x 1024"
+    assert found.how == "any, matrix product 512 x 512 x 512"
 
 
 def test_layers_by_hand(monkeypatch, tmp_path):

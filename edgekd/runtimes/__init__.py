@@ -46,7 +46,7 @@ Profiled = Callable[[Path, Profile, str, np.ndarray, int], list[NodeTime]]
 
 # (profile, side) -> (precision, a call that multiplies two (side, side) matrices in it), for each
 # precision that the CPU really executes, once or in several forms. A runtime's file may define it
-# as `products`; each is made when it is asked for, so that no other is loaded while it is timed.
+# as `products`.
 Products = Callable[[Profile, int], Iterator[tuple[str, Callable[[], object]]]]
 
 

@@ -31,7 +31,10 @@ RAN = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 ITEM = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}  # bytes
 # Kind of node -> how many dimensions of its weights count outputs, as the first of (O, I, kh, kw),
 # the first two of (G, O, I, kh, kw), the first of (O, I).
-WEIGHTED = {"Convolution": 1, "GroupConvolution": 2, "FullyConnected": 1}
+WEIGHTED = {
+    "Convolution": 1, "GroupConvolution": 2, "FullyConnected": 1,
+    "FullyConnectedQuantizedLegacy": 1,
+}  # fmt: skip
 WARMUP = 3
 
 
