@@ -358,16 +358,31 @@ def bench(
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.1, help="A candidate, at least.")
     ] = 5,
+    host: Annotated[
+        str | None,
+        typer.Option("--host", help="The device: measure there, over ssh. USER@HOST as ssh has it"),
+    ] = None,
+    host_python: Annotated[
+        str,
+        typer.Option("--host-python", help="Python there: a command, or a path from its home."),
+    ] = "python3",
     runs_folder: RunsOption = RUNS,
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Latency, size and memory of teacher, student and INT8, interleaved. Exit 3: over budget."""
+    """Latency, size and memory of teacher, student and INT8, interleaved. Exit 3: over budget.
+
+    --host copies the files and edgekd to a folder there that is removed at the end; the device
+    needs Python 3.10, numpy, pydantic and the profile's runtime.
+    Example: edgekd bench --host pi@ward-3 --host-python venv/bin/python
+    """
     from edgekd import show, stages
 
     with show.tracker() as track:
         here = place(runs_folder, run, profile, track)
-        timings = stages.bench(here, runtime=runtime, seconds=seconds)
+        timings = stages.bench(
+            here, runtime=runtime, seconds=seconds, host=host, host_python=host_python
+        )
     result(as_json, [t.model_dump(mode="json") for t in timings], show.timings(timings))
     stages.check_budget(timings)
 

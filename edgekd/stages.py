@@ -93,13 +93,30 @@ class Place:
         return [*([teacher] if teacher else []), *runs.exports(self.folder)]
 
 
-def bench(place: Place, *, runtime: str | None, seconds: float) -> list[Timing]:
-    """Every candidate timed in one runtime, interleaved, each in its own process."""
-    from edgekd import bench as stopwatch
-    from edgekd import runtimes
+def bench(
+    place: Place,
+    *,
+    runtime: str | None,
+    seconds: float,
+    host: str | None = None,
+    host_python: str = "python3",
+) -> list[Timing]:
+    """Every candidate timed in one runtime, interleaved, each in its own process.
 
+    host: the profile's device, where ssh reaches it; runtime: on this CPU, so not with a host.
+    """
+    from edgekd import bench as stopwatch
+    from edgekd import remote, runtimes
+
+    if host is not None and runtime is not None:
+        raise EdgeKDError("--runtime measures on this CPU, --host on a device: leave one out")
     dataset = place.dataset()
     candidates = place.candidates(dataset)
+    if host is not None:
+        return remote.bench(
+            host, candidates, place.run.profile, place.folder / "bench",
+            given={"seconds": seconds}, python=host_python, track=place.track,
+        )  # fmt: skip
     profile, on_device = runs.host(place.run.profile, candidates[-1])
     if runtime is not None:
         module = runtimes.get(runtime)
