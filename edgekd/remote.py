@@ -126,7 +126,7 @@ def _check(device: Device, python: str, profile: Profile) -> None:
             f"{python} on {device.host} is Python {'.'.join(version.groups())}, "
             f"{'.'.join(map(str, OLDEST))} is needed: install it, {other}"
         )
-    found = re.search(r"^edgekd-missing (.*)$", told, re.MULTILINE)
+    found = re.search(r"^edgekd-missing(.*)$", told, re.MULTILINE)
     missing = found[1].split() if found else [*NEEDED, profile.runtime]
     if missing:
         error = RuntimeUnavailable if profile.runtime in missing else EdgeKDError

@@ -45,7 +45,8 @@ trap 'cd /; rm -rf "$d" || { sleep 2; rm -rf "$d"; }' EXIT
 printf 'edgekd-home %s\\nedgekd-folder %s\\n' "$HOME" "$d"
 cat >/dev/null"""
 UNPACK = 'umask 077; mkdir -p -- "$1" && tar -xf - -C "$1"'
-INSIDE = 'cd "$1" && shift && exec "$@"'
+# What libraries leave in the temporary folder is removed with ours.
+INSIDE = 'cd "$1" && TMPDIR=$1 && export TMPDIR && shift && exec "$@"'
 
 
 class Device:
