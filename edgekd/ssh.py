@@ -108,7 +108,9 @@ class Device:
             except subprocess.TimeoutExpired:
                 raise EdgeKDError(f"ssh {self.host} does not answer: is the device on?") from None
             if done.returncode:
-                raise EdgeKDError(_refusal(self.host, last_words(errors, lines=20)))
+                errors.seek(0)
+                said = errors.read().decode("utf-8", "replace")
+                raise EdgeKDError(_refusal(self.host, said, last_words(errors)))
 
     def _disconnect(self) -> None:
         """End the connection, if there is one."""
@@ -229,11 +231,11 @@ class Device:
                 raise self.failed(f"sends no {remote}", process, errors)
 
 
-def last_words(errors: IO[bytes], *, lines: int = 1) -> str:
-    """The last lines of a file, printable and short: they go to a terminal."""
+def last_words(errors: IO[bytes]) -> str:
+    """The last line of a file, printable and short: it goes to a terminal."""
     errors.seek(0)
-    said = errors.read().decode("utf-8", "replace").strip().splitlines()[-lines:]
-    return printable(" ".join(said))
+    said = errors.read().decode("utf-8", "replace").strip().splitlines()
+    return printable(said[-1]) if said else ""
 
 
 def printable(text: str) -> str:
@@ -268,19 +270,19 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _refusal(host: str, words: str) -> str:
-    """What to do where ssh could not log in, of what it said."""
-    if "IDENTIFICATION HAS CHANGED" in words:
+def _refusal(host: str, said: str, words: str) -> str:
+    """What to do where ssh could not log in, of all that it said and its last words."""
+    if "IDENTIFICATION HAS CHANGED" in said:
         return (
             f"{host} shows another host key than the one known: if it was installed anew, remove "
             "the old key with ssh-keygen -R, else do not trust it"
         )
-    if "Host key verification failed" in words:
+    if "Host key verification failed" in said:
         return f"the host key of {host} is not known: run ssh {host} once, compare, and accept it"
-    if "Permission denied" in words or "Too many authentication failures" in words:
+    if "Permission denied" in said or "Too many authentication failures" in said:
         return f"{host} lets none of your keys in: ssh-copy-id {host}, or load it with ssh-add"
     reasons = ("refused", "resolve", "timed out", "No route", "unreachable", "closed by", "reset")
-    if any(r in words for r in reasons):
+    if any(r in said for r in reasons):
         return f"cannot reach {host}: {words}"
     return f"ssh {host} failed: {words or 'it said nothing'}"
 
