@@ -7,4 +7,7 @@ import os
 # is multiplied here is small. Whoever wants more sets it before.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+# Read when onnxruntime is first imported: its wheel reports to its maker unless told not to.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 __version__ = "0.1.0"

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from edgekd.options import RUNS, JsonOption, ProfileOption, RunOption, RunsOption, place, result
+from edgekd.records import EdgeKDError
 
 
 def bench(
@@ -42,6 +43,14 @@ def bench(
         typer.Option("--tolerance", min=0, help="With --against: percent slower that is allowed. "
                      "[default: 5, or 10 beside a timing.json]"),
     ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option("--host", help="The device: measure there, over ssh. USER@HOST as ssh has it"),
+    ] = None,
+    host_python: Annotated[
+        str,
+        typer.Option("--host-python", help="Python there: a command, or a path from its home."),
+    ] = "python3",
     runs_folder: RunsOption = RUNS,
     run: RunOption = None,
     as_json: JsonOption = False,
@@ -49,11 +58,17 @@ def bench(
     """Latency, cold starts, pauses, size, memory, roofline of teacher, student and INT8, in turns.
 
     Exit 3: over the profile's budget, or slower than --against. Exit 6: the machine was not steady
-    enough to say. Examples: edgekd bench --quick; edgekd bench --against yesterday/timing.json
+    enough to say. --host copies the files and edgekd to a folder there that is removed at the end;
+    the device needs Python 3.10, numpy, pydantic, Pillow and the profile's runtime.
+
+    Examples: edgekd bench --quick · edgekd bench --against yesterday/timing.json ·
+    edgekd bench --host pi@ward-3 --host-python venv/bin/python
     """
     from edgekd import show, stages
     from edgekd.bench import How, short
 
+    if against is not None and host is not None:
+        raise EdgeKDError("--against measures both files here: leave --host out")
     how = short(seconds) if quick or against else How(seconds=seconds)
     if duration is not None:
         how = how.model_copy(update={"seconds": duration, "enough": None, "attempts": 1})
@@ -64,7 +79,7 @@ def bench(
                 here, how, against, runtime=runtime, rounds=rounds, tolerance=tolerance
             )
         else:
-            timings = stages.bench(here, how, runtime=runtime)
+            timings = stages.bench(here, how, runtime=runtime, host=host, host_python=host_python)
             page = stages.bench_page(here, timings, "--quick " if quick else "")
     if against is not None:
         result(as_json, found, show.against(found))

@@ -246,11 +246,15 @@ class Artifact(Stored):
         return 1.0 if self.calibration is None else self.calibration.temperature
 
     @property
-    def size_bytes(self) -> int:
-        """Of what a device loads: not the torch program and golden samples kept beside it."""
+    def deployed(self) -> list[str]:
+        """What a device loads: not the torch program and golden samples kept beside it."""
         first = next(iter(self.files))
-        deployed = [f for f in self.files if f == first or not f.endswith((".pt2", ".npz"))]
-        return sum((self.folder / f).stat().st_size for f in deployed)
+        return [f for f in self.files if f == first or not f.endswith((".pt2", ".npz"))]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of what a device loads."""
+        return sum((self.folder / f).stat().st_size for f in self.deployed)
 
     @model_validator(mode="after")
     def _plain_names(self) -> Self:

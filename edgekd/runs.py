@@ -179,7 +179,7 @@ def host(profile: Profile, artifact: Artifact) -> tuple[Profile, bool]:
 def here(profile: Profile) -> bool:
     """Whether this machine has the profile's runtime and device."""
     try:
-        return profile.device in runtimes.get(profile.runtime).devices()
+        return runtimes.here(profile)
     except RuntimeUnavailable:
         return False
 

@@ -96,10 +96,28 @@ class Place:
         return [*([teacher] if teacher else []), *runs.exports(self.folder)]
 
 
-def bench(place: Place, how: How, *, runtime: str | None) -> list[Timing]:
-    """Every candidate timed in one runtime, interleaved, each in its own process."""
-    from edgekd import bench as stopwatch
+def bench(
+    place: Place,
+    how: How,
+    *,
+    runtime: str | None,
+    host: str | None = None,
+    host_python: str = "python3",
+) -> list[Timing]:
+    """Every candidate timed in one runtime, interleaved, each in its own process.
 
+    host: the profile's device, where ssh reaches it; runtime: on this CPU, so not with a host.
+    """
+    from edgekd import bench as stopwatch
+    from edgekd import remote
+
+    if host is not None and runtime is not None:
+        raise EdgeKDError("--runtime measures on this CPU, --host on a device: leave one out")
+    if host is not None:
+        return remote.bench(
+            host, place.candidates(place.dataset()), place.run.profile, place.folder / "bench",
+            given={"how": how.model_dump(mode="json")}, python=host_python, track=place.track,
+        )  # fmt: skip
     candidates, profile, on_device = _measurable(place, runtime)
     return stopwatch.bench(
         candidates, profile, place.folder / "bench", how, on_device=on_device, track=place.track

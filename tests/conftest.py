@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from edgekd import phantom
 from edgekd.records import Spec
 
 if TYPE_CHECKING:
+    from loopback import Loopback
     from torch import nn
 
 
@@ -41,6 +42,23 @@ def net() -> nn.Module:
     from squares import trained
 
     return trained()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
+    """An OpenSSH server on this machine, or a skip."""
+    from loopback import serving
+
+    with serving(tmp_path_factory.mktemp("sshd")) as found:
+        yield found
+
+
+@pytest.fixture
+def loopback(server: Loopback, monkeypatch: pytest.MonkeyPatch) -> Loopback:
+    """That server, with an `ssh` on PATH that reaches it as `device`."""
+    path = f"{server.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    monkeypatch.setenv("PATH", path)
+    return server
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,9 @@
 """A file that answers otherwise than when it was made is noticed, on any machine."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -126,3 +129,19 @@ def test_the_tiny_model_is_what_its_script_makes(tmp_path):
     made, shipped = Artifact.load(tmp_path), Artifact.load(doctor.TINY)
     assert made.sha256 == shipped.sha256
     assert made.params == shipped.params == 419
+
+
+def test_onnxruntime_reports_to_nobody(tmp_path):
+    """Its telemetry, where the wheel has it, leaves a session file in the temporary folder."""
+    pytest.importorskip("onnxruntime")
+    code = (
+        "import edgekd\n"
+        "from pathlib import Path\n"
+        "from edgekd.records import Artifact, Profile\n"
+        "from edgekd.runtimes import open_session\n"
+        "cpu = Profile(name='ort', runtime='onnxruntime', device='CPU')\n"
+        "open_session(Artifact.load(Path(edgekd.__file__).parent / 'tiny'), cpu)"
+    )
+    own = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=own | {"TMPDIR": str(tmp_path)})
+    assert not list(tmp_path.iterdir())

@@ -83,6 +83,11 @@ def get(name: str) -> Runtime:
         ) from e
 
 
+def here(profile: Profile) -> bool:
+    """Whether this machine has the profile's device; RuntimeUnavailable if not even its runtime."""
+    return profile.device in get(profile.runtime).devices()
+
+
 def check(name: str) -> None:
     """EdgeKDError with the nearest name if no profile may say `name`."""
     if name not in names():
