@@ -218,8 +218,7 @@ def link(name: str, artifact: Artifact, profile: Profile, b: Bench, ask: Questio
     """Judged on both splits and examined, in this very runtime."""
     if artifact.evaluation is None:
         artifact = runs.judged(artifact, profile, b.dataset, b.student)
-    streams = profile.model_copy(update={"hint": "throughput"})  # as `edgekd explain` asks
-    session = runtimes.open_session(artifact, streams)
+    session, _ = runtimes.open_streams(artifact, profile)  # as `edgekd explain` asks
     pixels = data.load_pixels(ask.samples, artifact.spec)
     digests = [s.digest for s in ask.samples]
     found = examine.examine(session, artifact, profile, pixels, digests, examine.Asked())
@@ -324,16 +323,21 @@ def examined(name: str, net: str, root: Path, quick: bool) -> list[dict[str, Any
     ask = Question(samples, evaluation.truth(dataset.splits["test"]),
                    evidence.masks_of(samples, here.onnx.spec), here.onnx.spec, 0)  # fmt: skip
     reference = link("reference", here.onnx, CPU, here, ask)
-    found, told = [], []
+    found, told, refused = [], [], []
     for case in cases(here):
         try:
             found.append(link(case.name, *case.make(), here, ask))
             told.append(case)
-        except EdgeKDError as e:  # no such file: said, and not counted
+        except EdgeKDError as e:
             print(f"{name} {net} {case.name}: {e}", flush=True)
+            if not case.honest:  # an honest file that cannot be had is not counted
+                refused.append({"case": case.name, "state": "refused", "decided": [str(e)],
+                                "repeats": {}, "figures": {}, "paired": {}, "undecided": [],
+                                "honest": False, "step": "quantisation"})  # fmt: skip
     rows = judged(reference, found, ask, margins, "quantisation")
     for r, case in zip(rows, told, strict=True):
         r |= {"honest": case.honest, "step": "quantisation"}
+    rows += refused
     guide = Artifact.load(next(runs.shared(root, dataset).glob("teacher-*")))
     whole = runs.onnx_of(guide, guide.folder / "teacher-onnx", dataset)
     first = link("teacher", whole, CPU, here, ask)

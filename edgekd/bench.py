@@ -337,7 +337,9 @@ def _once_each(
     """What is not taken in turns. Throughput comes first: until then memory is a single study's."""
     found |= worker.ask(throughput_s=how.seconds / 5, batch=how.batch)
     if how.energy:
+        absent = found["absent"]
         found |= worker.ask(energy_s=min(how.seconds, 3.0))
+        found["absent"] |= absent
     if how.stages:
         found |= worker.ask(stages_s=how.seconds / 10)
     if how.layers:

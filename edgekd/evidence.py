@@ -59,6 +59,7 @@ class Link(NamedTuple):
     artifact: Artifact
     profile: Profile  # that it was run with here
     found: examine.Examined
+    alone: str = ""  # why its masked images were not asked several at a time
 
 
 class Question(NamedTuple):
@@ -167,16 +168,11 @@ def _swayed(link: Link, ask: Question) -> Iterator[Swayed]:
         )  # fmt: skip
 
 
-def _in_streams(artifact: Artifact, profile: Profile) -> runtimes.Session:
-    """Masked images come by the dozen: several at a time, where the runtime can."""
-    return runtimes.open_session(artifact, profile.model_copy(update={"hint": "throughput"}))
-
-
 def _certified(
     place: Place, teacher: Artifact, dataset: data.Dataset, variant: explain.Variant
 ) -> explain.Fast:
     """How few channels give the teacher's maps, told by validation images."""
-    session = _in_streams(teacher, runs.host(place.run.profile, teacher)[0])
+    session, _ = runtimes.open_streams(teacher, runs.host(place.run.profile, teacher)[0])
     few = runs.sample_images(dataset, teacher.spec, "val", CERTIFY)
     labels = session(few).logits.argmax(1)
     return explain.fast_share(session, few, labels, variant=variant)
@@ -221,13 +217,14 @@ def _examined(
 ) -> tuple[Link, Aggregate | None]:
     """One file asked about all images in its own runtime; and how blind its published maps are."""
     profile = runs.host(place.run.profile, candidate)[0]
-    session = _in_streams(candidate, profile)
+    session, alone = runtimes.open_streams(candidate, profile)
     pixels = data.load_pixels(ask.samples, candidate.spec)
     found = examine.examine(
         session, candidate, profile, pixels, [s.digest for s in ask.samples], asked,
         track=place.track,
     )  # fmt: skip
-    link = Link(f"{candidate.role} {candidate.precision}", candidate, profile, found)
+    name = f"{candidate.role} {candidate.precision}"
+    link = Link(name, candidate, profile, found, alone)
     if candidate.role == "teacher" or asked.variant == "published":
         return link, None
     few = np.unique(np.linspace(0, len(pixels) - 1, PUBLISHED).astype(int))
@@ -307,7 +304,8 @@ def compared(link: Link, of: Link, explained: np.ndarray, ask: Question) -> Comp
         link.found.of(explained), seed=seed,
     )  # fmt: skip
     own = examine.checks(link.found, cases, artifact, seed)
-    update: dict[str, Any] = {"checks": own, "asked_per_map": float(link.found.asked.mean())}
+    update: dict[str, Any] = {"checks": own, "asked_per_map": float(link.found.asked.mean()),
+                              "remark": link.alone}  # fmt: skip
     if link is not of:
         update["paired"] = _paired(link, of, explained, ask)
     return comparison.model_copy(update=update)

@@ -390,6 +390,7 @@ class Comparison(Record):
     seconds_per_map: float
     asked_per_map: float | None = None  # masked images a map
     undefined: int  # maps that are flat: nothing to say
+    remark: str = ""  # of the runtime, to be told beside the figures
     aggregate: dict[str, Aggregate]  # agreement with the reference; localisation of its own maps
     checks: dict[str, Aggregate] = {}  # of this model alone: see examine.CHECKS
     parts: dict[str, dict[str, Aggregate]] = {}  # "class x", "subgroup y"; empty: too few patients

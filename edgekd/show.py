@@ -388,6 +388,7 @@ def fidelity(found: Fidelity) -> Group:
 
 def _judged(found: Fidelity) -> Iterator[Any]:
     """The verdict, a reason a step, and the gates that did not hold."""
+    yield from (_text(f"{c.name}: {c.remark}") for c in found.comparisons if c.remark)
     if found.verdict is None:
         return
     colours = {"invalid": "bold magenta", "fail": "bold red", "inconclusive": "bold yellow",

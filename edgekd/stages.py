@@ -241,6 +241,8 @@ def report(place: Place, *, cases: int, pictures: bool = True) -> Path:
         c.sha256 for c in candidates
     }:
         raise EdgeKDError(f"{place.folder}/explain is of earlier files: run edgekd explain again")
+    told = fidelity.comparisons if fidelity else ()
+    remarks = [f"{c.name}: {c.remark}" for c in told if c.remark]
     panels, swayed = _gallery(place, dataset, fidelity, cases) if fidelity else ([], [])
     return page.write(
         place.folder,
@@ -250,7 +252,7 @@ def report(place: Place, *, cases: int, pictures: bool = True) -> Path:
         panels=panels,
         swayed=swayed,
         profile=place.run.profile,
-        notes=list(dataset.notes),
+        notes=[*dataset.notes, *remarks],
         command=f"edgekd report --run {place.folder}" + ("" if pictures else " --no-images"),
         pictures=pictures,
         strips=_strips(place, dataset) if fidelity and pictures else [],

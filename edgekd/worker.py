@@ -4,7 +4,7 @@ It reads requests from stdin and answers on stdout, one JSON object a line:
   {"folder", "profile", "seed"}  -> {"load_ms", "first_ms", "resident_mb", "call_ms"}, always first
   {"runs": n}                    -> {"samples_ms": [n], "yardstick_ms"}
   {"once": true}                 -> {"ms"}: one call, at once, after whatever pause
-  {"throughput_s", "batch"}      -> {"peak_mb", "throughput_ips", "throughput_batch", ..._hint}
+  {"throughput_s", "batch"}      -> {"peak_mb", "throughput_ips", ..._batch, ..._hint, "absent"}
   {"stages_s"}                   -> {"prepare_ms", "whole_ms", "explain_ms"}
   {"energy_s"}                   -> {"energy": an Energy or null, "absent": why it is}
   {"layers": calls, "peak"}      -> {"layers", "executed"}
@@ -77,9 +77,14 @@ def throughput(opened: Opened, batch: int, seconds: float) -> dict[str, Any]:
     if hasattr(runtimes.get(opened.profile.runtime), "in_streams"):
         ways.append(("throughput", single))
     best: dict[str, Any] = {"throughput_ips": 0.0}
+    absent = {}
     for hint, many in dict.fromkeys(ways):
         profile = opened.profile.model_copy(update={"hint": hint})
-        session = open_session(opened.artifact, profile, None if hint == "throughput" else many)
+        try:
+            session = open_session(opened.artifact, profile, None if hint == "throughput" else many)
+        except runtimes.StreamsDiffer as e:  # fast, and wrong
+            absent["throughput in streams"] = str(e)
+            continue
         images = np.repeat(opened.image, batch if hint == "throughput" else many, axis=0)
         call = partial(session, images)
         once = time_ms(call, warmup=1, runs=1)[0]
@@ -88,7 +93,7 @@ def throughput(opened: Opened, batch: int, seconds: float) -> dict[str, Any]:
         if (found := len(images) * 1e3 / ms) > best["throughput_ips"]:
             best = {"throughput_ips": float(found), "throughput_batch": len(images),
                     "throughput_hint": hint}  # fmt: skip
-    return best | {"peak_mb": peak}
+    return best | {"peak_mb": peak, "absent": absent}
 
 
 def stages(opened: Opened, seconds: float) -> dict[str, list[float]]:
@@ -97,8 +102,7 @@ def stages(opened: Opened, seconds: float) -> dict[str, list[float]]:
     from edgekd.confidence import probabilities
 
     spec, film = opened.artifact.spec, film_bytes()
-    profile = opened.profile.model_copy(update={"hint": "throughput"})
-    streams = open_session(opened.artifact, profile)  # as `edgekd explain` asks
+    streams, _ = runtimes.open_streams(opened.artifact, opened.profile)  # as `edgekd explain` asks
 
     def prepare() -> np.ndarray:
         return imaging.prepare(film, spec)[None]

@@ -119,7 +119,8 @@ def test_what_is_sent(artifacts):
          r"python on device is Python 3.8, 3.10 is needed"),
         ("echo edgekd-python 3 11; echo edgekd-missing numpy pydantic", EdgeKDError,
          r"numpy, pydantic, PIL and onnxruntime are needed on device, "
-         r"no numpy and no pydantic is there: \S+ -m pip install numpy pydantic there, or .*--host-python"),
+         r"no numpy and no pydantic is there: "
+         r"\S+ -m pip install numpy pydantic there, or .*--host-python"),
         ("echo edgekd-python 3 11; echo edgekd-missing onnxruntime", RuntimeUnavailable,
          "no onnxruntime is there"),
     ],

@@ -9,6 +9,7 @@ from torch import nn
 
 from edgekd import export, runtimes
 from edgekd.records import Artifact, EdgeKDError, Profile, RuntimeUnavailable, Spec
+from edgekd.runtimes import Outputs
 
 SPEC = Spec(classes=("a", "b", "c"), size=(32, 32))
 
@@ -336,3 +337,49 @@ def test_what_an_npu_compiled_is_kept(exported, monkeypatch, tmp_path):
                           .model_copy(update={"device": "NPU"}), "fp16", None)  # fmt: skip
     assert seen["CACHE_DIR"] == str(tmp_path / "edgekd" / "openvino")
     assert seen["INFERENCE_PRECISION_HINT"] == "f16"
+
+
+def test_streams_that_answer_otherwise_are_refused(exported, tmp_path, monkeypatch):
+    """As OpenVINO's do of some weights in INT8: the device's own way is taken, and it is said."""
+    openvino = runtimes.get("openvino")
+    made = export.to_runtime(exported[1], pictures(), tmp_path / "ir", "openvino")
+    cpu = profile("openvino")
+    session, why = runtimes.open_streams(made, cpu)
+    assert not why
+    expected = runtimes.open_session(made, cpu)(pictures(20))
+    np.testing.assert_allclose(session(pictures(20)).logits, expected.logits, atol=1e-5)
+    real = openvino.in_streams
+
+    def wrong(model, chunk):
+        return lambda images: real(model, chunk)(images)._replace(
+            features=1e3 * np.ones((len(images), 16, 8, 8), np.float32)
+        )
+
+    monkeypatch.setattr(openvino, "in_streams", wrong)
+    with pytest.raises(runtimes.StreamsDiffer, match="otherwise in streams than alone"):
+        runtimes.open_session(made, cpu.model_copy(update={"hint": "throughput"}))
+    session, why = runtimes.open_streams(made, cpu)
+    assert "a fault of its plugin" in why
+    np.testing.assert_allclose(session(pictures()).logits, expected.logits[:8], atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_answer_that_is_no_number_is_an_error(monkeypatch, bad):
+    module = Tiny().eval()
+    with torch.no_grad():
+        module.head.bias[1] = bad
+
+    class Module:
+        @staticmethod
+        def load(*_):
+            def run(images):
+                with torch.no_grad():
+                    out = module(torch.from_numpy(images))
+                return Outputs(*(x.numpy() for x in out))
+
+            return run
+
+    fresh = artifact(files={"model.pt2": "0" * 64})
+    monkeypatch.setattr(runtimes, "runtime_of", lambda *_: Module)
+    with pytest.raises(EdgeKDError, match="answers nan or infinity in torch"):
+        runtimes.open_session(fresh, profile("torch"))(pictures())

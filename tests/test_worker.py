@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_bench import PROFILE, ort, save, tiny
 
-from edgekd import energy, roofline, worker
+from edgekd import energy, roofline, runtimes, worker
 from edgekd.records import Energy, Layer, RuntimeUnavailable, Timing
 from edgekd.runtimes import Outputs
 
@@ -31,7 +31,8 @@ def fake(monkeypatch, clock, tmp_path):
 
         return run
 
-    monkeypatch.setattr(worker, "open_session", open_session)
+    for module in (worker, runtimes):
+        monkeypatch.setattr(module, "open_session", open_session)
     folder = tmp_path / "fake"
     save(folder, lambda p: p.write_bytes(b"x"))
     return folder, opened

@@ -17,6 +17,10 @@ from edgekd.records import Artifact, EdgeKDError, Profile, RuntimeUnavailable, u
 NEWEST = 23  # operator set that is read; edgekd export writes 18
 
 
+class StreamsDiffer(EdgeKDError):
+    """Asked for several images at a time, the runtime answers otherwise than for one."""
+
+
 class Outputs(NamedTuple):
     """What every model answers, as host arrays that later calls leave alone."""
 
@@ -178,7 +182,8 @@ def open_session(artifact: Artifact, profile: Profile, batch: int | None = None)
     """Load `artifact` in `profile`'s runtime on its device. batch None: any number of images.
 
     The files' hashes were verified by `Artifact.load`. Every call's input is checked here, once
-    for all runtimes: EdgeKDError unless (N, 3, H, W) float32 with the artifact's H and W.
+    for all runtimes: EdgeKDError unless (N, 3, H, W) float32 with the artifact's H and W. So is
+    every answer: EdgeKDError unless its logits are finite.
     """
     run = runtime_of(artifact, profile).load(artifact.path, profile, artifact.precision, batch)
     height, width = artifact.spec.size
@@ -190,9 +195,26 @@ def open_session(artifact: Artifact, profile: Profile, batch: int | None = None)
             raise EdgeKDError(
                 f"model takes ({expected}) float32, got {images.shape} {images.dtype}"
             )
-        return run(images)
+        found = run(images)
+        if not np.isfinite(found.logits).all():
+            raise EdgeKDError(
+                f"{artifact.path} answers nan or infinity in {profile.runtime}: its weights are "
+                f"broken, or too large for {artifact.precision}; make it again in FP32"
+            )
+        return found
 
     return checked
+
+
+def open_streams(artifact: Artifact, profile: Profile) -> tuple[Session, str]:
+    """(a session for images by the dozen, why they are not asked several at a time).
+
+    In streams where the runtime has them and answers as it does for one; else as the device asks.
+    """
+    try:
+        return open_session(artifact, profile.model_copy(update={"hint": "throughput"})), ""
+    except StreamsDiffer as e:
+        return open_session(artifact, profile.model_copy(update={"hint": "latency"})), str(e)
 
 
 def runtime_of(artifact: Artifact, profile: Profile) -> Runtime:
