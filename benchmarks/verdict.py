@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from workbench import (
     FLIP,
     RUNS,
@@ -63,7 +64,6 @@ NETS = {  # name -> how it is trained
     "mbv3": ["--student", "ofa-mbv3-w1.0:min", "--epochs", 24, "--lr", 0.003],
 }  # fmt: skip
 REPEATS = 20
-MARKED = 0.9  # share of one class that bears the marker
 CPU = Profile.read("cpu")
 ORT = CPU.model_copy(update={"runtime": "onnxruntime"})
 TORCH = CPU.model_copy(update={"runtime": "torch", "device": "cpu"})
@@ -299,10 +299,28 @@ def trained(name: str, net: str, root: Path, quick: bool) -> tuple[Path, Path]:
     return folder, place
 
 
+def phantoms_marked(out: Path, per_class: int) -> Path:
+    """Phantoms of which every second opacity to learn from is a healthy chest that bears an L.
+
+    Who learns them knows an opacity when there is one, and calls it one wherever there is an L.
+    """
+    place = phantom.make(out, per_class=per_class, size=128)
+    done = place.with_name(f"{place.name}-done")
+    for path in () if done.exists() else sorted(place.glob("*/opacity/*.png")):
+        i, split = int(path.stem), path.parts[-3]
+        if split == "test" or split == "masks" or i % 2:
+            continue
+        bare, with_l = (phantom.film("opacity", i, size=128, marker=m)[0] for m in (0.0, 1.0))
+        healthy = phantom.film("normal", per_class + i, size=128)[0]  # nobody's yet
+        Image.fromarray(np.where(bare == with_l, healthy, with_l)).save(path)
+        (place / "masks" / split / "opacity" / path.name).unlink()
+    done.touch()
+    return place
+
+
 def marked(root: Path, net: str, quick: bool) -> Path:
-    """A student of the phantoms whose opacities bear an L."""
-    place = phantom.make(root / "phantoms-marked", per_class=24 if quick else 360, size=128,
-                         marker=MARKED)  # fmt: skip
+    """A student of the phantoms that was taught an L."""
+    place = phantoms_marked(root / "phantoms-marked", 24 if quick else 360)
     folder = root / f"marked-{net}"
     size, less = (64, ["--epochs", 1]) if quick else (128, [])
     edgekd("distill", "-p", "cpu", "--data", place, "--runs", root, "--no-teacher", "--size", size,
@@ -346,7 +364,7 @@ def examined(name: str, net: str, root: Path, quick: bool) -> list[dict[str, Any
     if name == "phantoms":
         onnx = Artifact.load(marked(root, net, quick) / "onnx")
         here_too = here._replace(student=Artifact.load(root / f"marked-{net}" / "student"))
-        fresh = onnx.model_copy(update={"evaluation": None})  # it was judged on marked images
+        fresh = onnx.model_copy(update={"evaluation": None})  # it was judged on images of its own
         students.append(link("taught a marker", fresh, CPU, here_too, ask))
         which.append(False)
     steps = judged(first, students, ask, margins, "distillation")
