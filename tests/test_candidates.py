@@ -127,19 +127,19 @@ def test_int8_that_is_slower_than_fp32_is_not_chosen(monkeypatch):
     assert found["fp32"].state == "chosen"
 
 
-def test_a_candidate_is_timed_in_several_processes(trained, tmp_path, monkeypatch):
+def test_a_candidate_is_timed_in_several_processes(trained, monkeypatch):
     _, source = trained
     seeds = []
 
-    def bench(artifacts, *given, seed, **more):
+    def measure(runners, how, *, seed, **more):
         seeds.append(seed)
-        return [Timing.model_construct(artifact_sha256=a.sha256, samples_ms=(float(seed),),
-                                       block_medians_ms=(seed + 0.5,))
-                for a in artifacts]  # fmt: skip
+        return [Timing.model_construct(artifact_sha256=r.artifact.sha256, yardstick_ms=(1.0,),
+                                       samples_ms=(float(seed),), block_medians_ms=(seed + 0.5,))
+                for r in runners]  # fmt: skip
 
-    monkeypatch.setattr(candidates.bench, "bench", bench)
+    monkeypatch.setattr(candidates.bench, "measure", measure)
     j = Judged("fp32", source, Metric(value=0, low=None, high=None), 0, 1.0, 0.8)
-    (timing,) = candidates._timed([j], CPU, tmp_path, 7, candidates.untracked)
+    (timing,) = candidates._timed([j], CPU, 7, candidates.untracked)
     assert seeds == [7, 8, 9]
     assert timing.samples_ms == (7.0, 8.0, 9.0)
     assert timing.block_medians_ms == (7.5, 8.5, 9.5)
