@@ -45,7 +45,7 @@ bench-long: $(READY)  ## those that train for hours
 	$(BIN)/python benchmarks/readme.py
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
 clean:  ## remove the environment and all runs
 	rm -rf $(VENV) runs
