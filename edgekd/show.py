@@ -354,7 +354,7 @@ def timings(found: list[Timing]) -> Group:
 
 def bundled(path: Path, made: Manifest, signer: str) -> Group:
     """What is in a bundle, and who vouches for it."""
-    table = _table("bundle", _text(path.name))
+    table = _table("bundle", escape(path.name))
     table.add_row("model", f"{made.precision}, sha256 {made.model[:16]}")
     table.add_row(
         "profile", f"{made.profile.name}: {made.profile.runtime} on {made.profile.device}"
