@@ -55,9 +55,10 @@ def commands(place: Path, root: Path, quick: bool) -> None:
     start = ["--start", PEERS[0], "--start-weights", lite0_weights(), "--lr", 0.001]
     few = ["--subnets", 24, "--generations", 20] if quick else []
     edgekd("shrink", "-p", "cpu", *at, *(size if quick else []), *start, *epochs(8), *FLIP)
-    edgekd("search", "-p", "cpu", *at, *(size if quick else []), *few)
-    edgekd("distill", "-p", "cpu", *at, *(size if quick else []), *epochs(6), *FLIP,
-           "--run", root / "chosen")  # fmt: skip
+    (net,) = (root / "shared").glob("*/supernet-*")
+    cut = ["--supernet", net, *(size if quick else [])]
+    edgekd("search", "-p", "cpu", *at, *cut, *few, "--run", root / "chosen")
+    edgekd("distill", "-p", "cpu", *at, *cut, *epochs(6), *FLIP, "--run", root / "chosen")
     edgekd("quantize", *(["--max-drop", 100] if quick else []), "--run", root / "chosen")
     edgekd("export", "-f", "openvino", "--run", root / "chosen")
     side = ["--size", Artifact.load(root / "chosen" / "student").spec.size[0]]

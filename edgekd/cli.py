@@ -9,6 +9,7 @@ import typer
 
 from edgekd import __version__, cli_bench, cli_files
 from edgekd.cli_aside import data_app, profiles_app
+from edgekd.cli_bundle import bundle_app
 from edgekd.options import (
     RUNS,
     AlphaOption,
@@ -62,6 +63,7 @@ app = typer.Typer(
 )
 app.add_typer(profiles_app, name="profiles")
 app.add_typer(data_app, name="data")
+app.add_typer(bundle_app, name="bundle")
 
 
 def _version(value: bool) -> None:

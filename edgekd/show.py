@@ -26,7 +26,10 @@ from edgekd.records import Artifact, Fidelity, Metric, Profile, T, Timing, Track
 from edgekd.spaces import title as title_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edgekd.against import Against
+    from edgekd.bundle import Checked, Manifest
     from edgekd.candidates import Choice
     from edgekd.data import Findings
     from edgekd.devices import Outlook
@@ -347,6 +350,31 @@ def timings(found: list[Timing]) -> Group:
     missing = bench_rows.absent(lines, shown)
     dashes = [Text(f"–: not measured: {'; '.join(missing)}", style="dim")] if missing else []
     return Group(table, *noise, *dashes)
+
+
+def bundled(path: Path, made: Manifest, signer: str) -> Group:
+    """What is in a bundle, and who vouches for it."""
+    table = _table("bundle", escape(path.name))
+    table.add_row("model", f"{made.precision}, sha256 {made.model[:16]}")
+    table.add_row(
+        "profile", f"{made.profile.name}: {made.profile.runtime} on {made.profile.device}"
+    )
+    table.add_row("verdict", made.verdict.upper() or "not judged")
+    if made.despite:
+        table.add_row("bundled despite that", _text(made.despite))
+    table.add_row("intended use", _text(made.intended_use))
+    table.add_row("needs", ", ".join(made.requirements))
+    table.add_row("files", str(len(made.files)))
+    if signer:
+        table.add_row("signed by", signer)
+    return Group(table, _text(str(path)))
+
+
+def signer(found: Checked) -> str:
+    """Who signed a bundle, in words."""
+    if not found.signer:
+        return "nobody: whoever could write to it could change it"
+    return found.signer + ("" if found.trusted else ", a key that nobody asked for (--key)")
 
 
 def against(found: Against) -> Group:

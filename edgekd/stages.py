@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from edgekd import strips as strips_module
     from edgekd.against import Against
     from edgekd.bench import How
+    from edgekd.bundle import Manifest
 
 
 @dataclass(frozen=True)
@@ -219,10 +221,52 @@ def doubtful(timings: list[Timing], *, strict: bool) -> str:
     return f"refused (--strict): {noisy[0]}" if strict and noisy else ""
 
 
-def report(place: Place, *, cases: int, pictures: bool = True) -> Path:
+def bundle(
+    place: Place, out: Path | None, *, key: Path | None, intended_use: str, despite: str
+) -> tuple[Path, Manifest]:
+    """The run's last file with its evidence, as one file; by default in the run's folder.
+
+    despite: why, if its explanations did not pass. EdgeKDError if it was not measured or explained.
+    """
+    from edgekd import bundle as bundles
+
+    last = place.candidates(place.dataset())[-1]
+    for folder, kind, command in (
+        (place.folder / "bench" / last.folder.name, Timing, "bench"),
+        (place.folder / "explain", Fidelity, "explain"),
+    ):
+        if not (folder / kind.FILE).is_file():
+            raise EdgeKDError(f"{last.folder} has no evidence yet: run edgekd {command} first")
+    timing = Timing.load(place.folder / "bench" / last.folder.name)
+    fidelity = Fidelity.load(place.folder / "explain")
+    if timing.artifact_sha256 != last.sha256:
+        raise EdgeKDError(f"{last.folder} was measured before it changed: run edgekd bench again")
+    if last.sha256 not in {c.artifact_sha256 for c in fidelity.comparisons}:
+        raise EdgeKDError(f"{last.folder} was explained before it changed: edgekd explain again")
+    if fidelity.verdict != "pass" and not despite:
+        raise GateMissed(
+            f"the verdict of its explanations is {(fidelity.verdict or 'absent').upper()}: "
+            "--despite REASON bundles it all the same, and the reason stands in the bundle"
+        )
+    source = None
+    if last.path.suffix != ".onnx":
+        source = Artifact.load(place.folder / "onnx")
+    path = out or place.folder / f"{place.folder.name}{bundles.SUFFIX}"
+    with tempfile.TemporaryDirectory() as empty:
+        page = report(place, cases=1, pictures=False, out=Path(empty)).read_bytes()
+    made = bundles.make(
+        path, last, runs.host(place.run.profile, last)[0], source=source, timing=timing,
+        fidelity=fidelity, report=page, card=bundles.card(last, intended_use),
+        intended_use=intended_use, despite=despite, key=key,
+    )  # fmt: skip
+    return path, made
+
+
+def report(place: Place, *, cases: int, pictures: bool = True, out: Path | None = None) -> Path:
     """The run's page, `<run>/report.html`, of what is finished: models, timings, explanations.
 
-    Beside it report.json and cases.csv. pictures: False leaves every pixel out.
+    Beside it report.json and cases.csv. pictures: False leaves every pixel out. out: another folder
+    than the run's.
     """
     from edgekd import report as page
 
@@ -245,7 +289,7 @@ def report(place: Place, *, cases: int, pictures: bool = True) -> Path:
     remarks = [f"{c.name}: {c.remark}" for c in told if c.remark]
     panels, swayed = _gallery(place, dataset, fidelity, cases) if fidelity else ([], [])
     return page.write(
-        place.folder,
+        out or place.folder,
         title=f"EdgeKD: {place.folder.name}",
         rows=rows,
         fidelity=fidelity,
@@ -253,7 +297,9 @@ def report(place: Place, *, cases: int, pictures: bool = True) -> Path:
         swayed=swayed,
         profile=place.run.profile,
         notes=[*dataset.notes, *remarks],
-        command=f"edgekd report --run {place.folder}" + ("" if pictures else " --no-images"),
+        command="edgekd report"
+        + (f" --run {place.folder}" if out is None else "")
+        + ("" if pictures else " --no-images"),
         pictures=pictures,
         strips=_strips(place, dataset) if fidelity and pictures else [],
     )

@@ -10,8 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "edgekd"
 GLUE = {  # may know every stage
-    "cli", "cli_aside", "cli_bench", "cli_files", "options", "workplace", "seek", "trial",
-    "candidates", "files", "stages", "evidence", "runs", "show", "__main__",
+    "cli", "cli_aside", "cli_bench", "cli_bundle", "cli_files", "options", "workplace", "seek",
+    "trial", "candidates", "files", "stages", "evidence", "runs", "show", "__main__",
 }  # fmt: skip
 ALLOWED = {
     "stored": set(),
@@ -70,6 +70,7 @@ ALLOWED = {
     "devices": {"records", "runtimes"},
     "doctor": {"records", "runtimes", "golden", "quantizers"},
     "machine": {"records"},
+    "bundle": {"records", "explain", "golden", "imaging", "runtimes"},
     "conditions": {"records", "machine"},
     "energy": {"records", "machine"},
     "roofline": {"records", "runtimes"},

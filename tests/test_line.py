@@ -88,6 +88,30 @@ def test_bench_prints_one_json_document_of_all_candidates(line):
     assert Timing.load(run / "bench" / "openvino-int8") == found[2]
 
 
+def test_the_bundle_is_what_was_measured_and_tells_nothing_of_this_machine(line, tmp_path):
+    pytest.importorskip("cryptography", reason="pip install 'edgekd[bundle]'")
+    from edgekd import bundle
+
+    run, _, explain, _ = line
+    out, key = tmp_path / "x.edgekd", tmp_path / "k.pem"
+    edgekd("bundle", "key", key)
+    if explain.exit_code:  # networks of two epochs
+        refused = edgekd("bundle", "--run", run, "--out", out, code=3)
+        assert "--despite REASON" in refused.stderr
+        assert not out.exists()
+    edgekd("bundle", "--run", run, "--out", out, "--key", key, "--despite", "a test")
+    found = bundle.extract(out, tmp_path / "there", tmp_path / "k.pem.pub")
+    assert found.manifest.despite == "a test"
+    int8 = Artifact.load(run / "openvino-int8")
+    assert Artifact.load(tmp_path / "there" / "model").sha256 == int8.sha256
+    assert Artifact.load(tmp_path / "there" / "onnx").precision == "fp32"
+    assert Timing.load(tmp_path / "there").artifact_sha256 == int8.sha256
+    assert Fidelity.load(tmp_path / "there").verdict == Fidelity.load(run / "explain").verdict
+    for name, data in bundle._read(out).items():
+        assert str(run.parent).encode() not in data, name
+        assert b"data:image" not in data, name
+
+
 def test_explanations_stand_beside_strangers(line):
     run, _, explain, _ = line
     found = Fidelity.parse(json.loads(explain.stdout), "stdout")

@@ -1,0 +1,466 @@
+"""One file with all that a device needs, that proves itself: `NAME.edgekd`.
+
+A plain zip, stored without compression, so that the same input is the same bytes everywhere:
+
+    bundle.json      the Manifest: what is inside, by SHA-256
+    signature.json   Ed25519 over the bytes of bundle.json
+    model/           what the profile's runtime loads, with artifact.json and golden samples
+    onnx/            what it can be built from on a device
+    expected.npz     the golden samples' maps, as the file gave them here
+    timing.json, fidelity.json, report.html, card.md, requirements.txt, sbom.cdx.json
+
+Nothing in it is of a patient: golden samples are drawn, the report has no pictures, and what is
+said of single images stays here.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import json
+import os
+import uuid
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
+
+import numpy as np
+
+from edgekd import __version__, explain, golden, imaging, runtimes
+from edgekd.records import (
+    Artifact,
+    EdgeKDError,
+    Fidelity,
+    Profile,
+    Record,
+    Stored,
+    Timing,
+    make_folder,
+    versions,
+    write_atomic,
+)
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+        Ed25519PrivateKey,
+        Ed25519PublicKey,
+    )
+
+R = TypeVar("R", bound=Record)
+SUFFIX = ".edgekd"
+SIGNATURE = "signature.json"
+EPOCH = (1980, 1, 1, 0, 0, 0)  # of every entry
+LARGEST = 2 << 30  # bytes of a bundle
+MOST = 64  # entries
+EXPECTED = "expected.npz"
+DEVICE = ("numpy", "pillow", "pydantic", "typer", "rich")  # what a device has beside its runtime
+
+
+class Manifest(Stored):
+    """What is in a bundle."""
+
+    FILE: ClassVar[str] = "bundle.json"
+    name: str
+    edgekd: str  # version that made it
+    profile: Profile
+    model: str  # sha256 of the file that the device loads
+    precision: str
+    classes: tuple[str, ...]
+    temperature: float
+    layer: str
+    intended_use: str
+    verdict: str  # of its explanations: "pass", "fail", ...; empty: not judged
+    despite: str  # why it was bundled although that is no pass; empty: it is
+    buildable: bool  # has onnx/, for what must be built on the device
+    requirements: tuple[str, ...]
+    files: dict[str, str]  # path -> sha256
+
+
+class Signature(Record):
+    """Who vouches for a manifest."""
+
+    algorithm: str = "ed25519"
+    public_key: str  # base64 of its 32 bytes
+    signature: str  # base64, of the bytes of bundle.json
+
+
+class Checked(NamedTuple):
+    """A bundle whose every byte is what its manifest says."""
+
+    manifest: Manifest
+    signer: str  # fingerprint of the key that signed it; empty: nobody did
+    trusted: bool  # that key is the one that was asked for
+
+
+# ---- making one
+
+
+def make(
+    out: Path,
+    model: Artifact,
+    profile: Profile,
+    *,
+    source: Artifact | None,
+    timing: Timing | None,
+    fidelity: Fidelity | None,
+    report: bytes,
+    card: str,
+    intended_use: str,
+    despite: str = "",
+    key: Path | None = None,
+) -> Manifest:
+    """Write the bundle to file `out`, whole or not at all.
+
+    source: the ONNX file that `model` was made from, or None if it is ONNX itself. report: the page
+    without pictures. key: PEM file of an Ed25519 private key; None: unsigned.
+    """
+    content = dict(_contents(model, profile, source, timing, fidelity, report, card))
+    manifest = Manifest(
+        name=out.name.removesuffix(SUFFIX),
+        edgekd=__version__,
+        profile=profile,
+        model=model.sha256,
+        precision=model.precision,
+        classes=model.spec.classes,
+        temperature=model.temperature,
+        layer=model.layer,
+        intended_use=intended_use,
+        verdict=(fidelity.verdict or "") if fidelity else "",
+        despite=despite,
+        buildable=source is not None or model.path.suffix == ".onnx",
+        requirements=requirements(profile.runtime),
+        files={name: hashlib.sha256(data).hexdigest() for name, data in sorted(content.items())},
+    )
+    first = (manifest.model_dump_json(indent=1) + "\n").encode()
+    whole = {Manifest.FILE: first}
+    if key is not None:
+        whole[SIGNATURE] = (_signed(first, private_key(key)).model_dump_json() + "\n").encode()
+    make_folder(out.parent)
+    write_atomic(out, _zipped(whole | content))
+    return manifest
+
+
+def _contents(
+    model: Artifact,
+    profile: Profile,
+    source: Artifact | None,
+    timing: Timing | None,
+    fidelity: Fidelity | None,
+    report: bytes,
+    card: str,
+) -> Iterator[tuple[str, bytes]]:
+    """(path, bytes) of all but the manifest and its signature."""
+    yield from _shipped(model, "model")
+    if source is not None:
+        yield from _shipped(source, "onnx")
+    yield EXPECTED, expected(model, profile)
+    if timing is not None:
+        yield Timing.FILE, _json(timing)
+    if fidelity is not None:
+        bare = tuple(c.model_copy(update={"images": ()}) for c in fidelity.comparisons)
+        yield Fidelity.FILE, _json(fidelity.model_copy(update={"comparisons": bare, "swayed": ()}))
+    if report:
+        yield "report.html", report
+    yield "card.md", card.encode()
+    wanted = requirements(profile.runtime)
+    yield "requirements.txt", ("\n".join(wanted) + "\n").encode()
+    yield "sbom.cdx.json", sbom(model, wanted)
+
+
+def _json(record: Record) -> bytes:
+    return (record.model_dump_json(indent=1) + "\n").encode()
+
+
+def shipped_record(artifact: Artifact) -> Artifact:
+    """The artifact without what says how it was made here and how single images were judged."""
+    kept = [*artifact.deployed, *(f for f in artifact.files if f == golden.FILE)]
+    return artifact.model_copy(
+        update={
+            "files": {f: artifact.files[f] for f in kept},
+            "evaluation": None,
+            "settings": {k: v for k, v in artifact.settings.items() if k == "compared_in"},
+            "data_fingerprint": "",
+        }
+    )
+
+
+def _shipped(artifact: Artifact, folder: str) -> Iterator[tuple[str, bytes]]:
+    """An artifact's files, as they are loaded from `folder` of the bundle."""
+    bare = shipped_record(artifact)
+    for name in bare.files:
+        yield f"{folder}/{name}", (artifact.folder / name).read_bytes()
+    yield f"{folder}/{Artifact.FILE}", _json(bare)
+
+
+def expected(model: Artifact, profile: Profile) -> bytes:
+    """The golden samples' maps (n, h, w), of the answers (n,), as .npz; EdgeKDError if it does not
+    run here.
+    """
+    session = runtimes.open_session(model, profile)
+    kept = golden.read(model)
+    images = imaging.normalise(kept.pixels, model.spec)
+    answers = kept.outputs.logits.argmax(1)
+    maps = [explain.score_cam(session, x, int(k)).map for x, k in zip(images, answers, strict=True)]
+    blank = np.full(kept.outputs.features.shape[2:], np.nan, np.float32)
+    with io.BytesIO() as buffer:
+        np.savez(buffer, maps=np.stack([blank if m is None else m for m in maps]), answers=answers)
+        return buffer.getvalue()
+
+
+def card(model: Artifact, intended_use: str) -> str:
+    """A model card in Markdown, of what the record says."""
+    spec = model.spec
+    lines = [
+        f"# {model.model.partition('_top1')[0]}, {model.precision}", "", intended_use, "",
+        f"- classes: {', '.join(spec.classes)}",
+        f"- input: {spec.size[0]} x {spec.size[1]} pixels, {spec.channels}, {spec.resize}",
+        f"- parameters: {model.params / 1e6:.2f} M, {model.macs / 1e6:.0f} M MACs",
+        f"- file: sha256 {model.sha256}",
+        f"- split rule: {model.split_rule or 'not stated'}",
+    ]  # fmt: skip
+    for name in ("test_balanced_accuracy", "test_macro_auroc", "test_ece"):
+        if m := model.metrics.get(name):
+            spread = "" if m.low is None or m.high is None else f" [{m.low:.3f}, {m.high:.3f}]"
+            lines.append(f"- {name.removeprefix('test_').replace('_', ' ')}: {m.value:.3f}{spread}")
+    return "\n".join(lines) + "\n"
+
+
+def requirements(runtime: str) -> tuple[str, ...]:
+    """The packages that a device needs, at the versions that are here: "numpy==2.3.1".
+
+    TensorRT is not among them: JetPack brings it.
+    """
+    needed = sorted([*DEVICE, *([] if runtime == "tensorrt" else [runtime])])
+    found = versions(*needed)
+    return tuple(f"{p}=={found[p]}" for p in needed if p in found)
+
+
+def sbom(model: Artifact, wanted: tuple[str, ...]) -> bytes:
+    """CycloneDX 1.6: the model and the packages that run it; the same input, the same bytes."""
+    components: list[dict[str, object]] = [
+        {
+            "type": "machine-learning-model", "bom-ref": "model", "name": model.model,
+            "version": model.sha256[:16],
+            "hashes": [{"alg": "SHA-256", "content": model.sha256}],
+        },
+        {"type": "application", "bom-ref": "edgekd", "name": "edgekd", "version": __version__,
+         "purl": f"pkg:pypi/edgekd@{__version__}"},
+    ]  # fmt: skip
+    for line in wanted:
+        name, _, version = line.partition("==")
+        components.append(
+            {"type": "library", "bom-ref": name, "name": name, "version": version,
+             "purl": f"pkg:pypi/{name}@{version}"}
+        )  # fmt: skip
+    serial = uuid.uuid5(uuid.NAMESPACE_URL, f"edgekd:{model.sha256}:{','.join(wanted)}")
+    bom = {
+        "bomFormat": "CycloneDX", "specVersion": "1.6", "serialNumber": f"urn:uuid:{serial}",
+        "version": 1, "components": components,
+        "dependencies": [{"ref": "edgekd", "dependsOn": [c["bom-ref"] for c in components[2:]]}],
+    }  # fmt: skip
+    return (json.dumps(bom, indent=1) + "\n").encode()
+
+
+def _zipped(content: Mapping[str, bytes]) -> bytes:
+    """A zip of these entries, in this order for the first two and by name for the rest."""
+    with io.BytesIO() as buffer:
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as whole:
+            for name, data in content.items():
+                info = zipfile.ZipInfo(name, EPOCH)
+                info.external_attr = 0o644 << 16
+                info.create_system = 3  # what made it shows nowhere
+                whole.writestr(info, data)
+        return buffer.getvalue()
+
+
+# ---- reading one
+
+
+def check(path: Path, key: Path | None = None) -> Checked:
+    """The bundle's manifest, once every byte is found to be what it says.
+
+    key: file of the public key that must have signed it, PEM or OpenSSH's. EdgeKDError if a byte,
+    an entry or the signature is not right; without a key a signature is checked, but not whose.
+    """
+    return _checked(path, _read(path), key)
+
+
+def extract(path: Path, folder: Path, key: Path | None = None) -> Checked:
+    """Check the bundle, then write its files into `folder`, which must not be there yet."""
+    content = _read(path)
+    found = _checked(path, content, key)
+    if folder.exists():
+        raise EdgeKDError(f"{folder} is there already: choose another folder")
+    for name, data in content.items():
+        make_folder((folder / name).parent)
+        write_atomic(folder / name, data)
+    return found
+
+
+def _checked(path: Path, content: Mapping[str, bytes], key: Path | None) -> Checked:
+    """As `check`, of what was read."""
+    manifest = _manifest(path, content)
+    signer = ""
+    if SIGNATURE in content:
+        signature = _parsed(Signature, content[SIGNATURE], f"{path}: {SIGNATURE}")
+        signer = _verified(path, content[Manifest.FILE], signature)
+    if key is not None:
+        wanted = fingerprint(public_key(key))
+        if not signer:
+            raise EdgeKDError(f"{path} is not signed: make it again with --key")
+        if signer != wanted:
+            raise EdgeKDError(f"{path} is signed by {signer}, not by {wanted} ({key})")
+    return Checked(manifest, signer, key is not None)
+
+
+def _read(path: Path) -> dict[str, bytes]:
+    """Every entry; EdgeKDError for anything that `make` does not write."""
+    try:
+        if path.stat().st_size > LARGEST:
+            raise EdgeKDError(f"{path} is over {LARGEST >> 20} MB: no bundle is")
+        with zipfile.ZipFile(path) as whole:
+            entries = whole.infolist()
+            names = [e.filename for e in entries]
+            if len(entries) > MOST or len(set(names)) < len(names):
+                raise EdgeKDError(f"{path} has too many entries, or two of one name: no bundle")
+            for e in entries:
+                parts = PurePosixPath(e.filename).parts
+                plain = e.filename == "/".join(parts) and ".." not in parts
+                if not plain or "\\" in e.filename or not 1 <= len(parts) <= 2 or parts[0] == "/":
+                    raise EdgeKDError(f"{path} has an entry {e.filename!r}: no bundle has")
+                if e.compress_type != zipfile.ZIP_STORED or e.flag_bits & 1:
+                    raise EdgeKDError(f"{path}: {e.filename} is compressed or locked: no bundle is")
+            return {e.filename: whole.read(e) for e in entries}
+    except OSError as e:
+        raise EdgeKDError(f"cannot read {path}: {e.strerror or e}") from None
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as e:
+        raise EdgeKDError(f"{path} is no bundle, or a broken one: {e}") from None
+
+
+def _manifest(path: Path, content: Mapping[str, bytes]) -> Manifest:
+    """The manifest, if the other entries are those that it names."""
+    if Manifest.FILE not in content:
+        raise EdgeKDError(f"{path} has no {Manifest.FILE}: it is no bundle")
+    manifest = _parsed(Manifest, content[Manifest.FILE], f"{path}: {Manifest.FILE}")
+    others = content.keys() - {Manifest.FILE, SIGNATURE}
+    if missing := manifest.files.keys() - others:
+        raise EdgeKDError(f"{path} lacks {min(missing)}: copy it again")
+    if more := others - manifest.files.keys():
+        raise EdgeKDError(f"{path} has {min(more)}, which its manifest does not name")
+    for name, digest in manifest.files.items():
+        if hashlib.sha256(content[name]).hexdigest() != digest:
+            raise EdgeKDError(f"{path}: {name} is not what was bundled: sha256 differs")
+    return manifest
+
+
+def _parsed(kind: type[R], data: bytes, source: str) -> R:
+    """A record from JSON of unknown making."""
+    try:
+        return kind.parse(json.loads(data), source)
+    except (ValueError, RecursionError) as e:
+        raise EdgeKDError(f"{source} is no JSON: {e}") from None
+
+
+# ---- keys
+
+
+def private_key(path: Path) -> Ed25519PrivateKey:
+    """The Ed25519 key in a PEM or OpenSSH file without a passphrase."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import (
+        load_pem_private_key,
+        load_ssh_private_key,
+    )
+
+    data = _key_bytes(path)
+    load = load_ssh_private_key if b"OPENSSH" in data else load_pem_private_key
+    try:
+        found = load(data, None)
+    except (ValueError, TypeError) as e:
+        raise EdgeKDError(f"{path} holds no private key that can be read: {e}") from None
+    if not isinstance(found, Ed25519PrivateKey):
+        raise EdgeKDError(f"{path} is no Ed25519 key: edgekd bundle key makes one")
+    return found
+
+
+def public_key(path: Path) -> Ed25519PublicKey:
+    """The Ed25519 key in a PEM or OpenSSH file ("ssh-ed25519 AAAA...")."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import (
+        load_pem_public_key,
+        load_ssh_public_key,
+    )
+
+    data = _key_bytes(path)
+    load = load_ssh_public_key if data.startswith(b"ssh-") else load_pem_public_key
+    try:
+        found = load(data)
+    except ValueError as e:
+        raise EdgeKDError(f"{path} holds no public key: {e}") from None
+    if not isinstance(found, Ed25519PublicKey):
+        raise EdgeKDError(f"{path} is no Ed25519 key: edgekd bundle key makes one")
+    return found
+
+
+def new_key(path: Path) -> Path:
+    """Write a new private key to `path`, readable by its owner alone, and `path`.pub beside it."""
+    from cryptography.hazmat.primitives import serialization as s
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    public = path.with_name(f"{path.name}.pub")
+    for there in (path, public):
+        if there.exists():
+            raise EdgeKDError(f"{there} is there already: a lost key cannot be had again")
+    key = Ed25519PrivateKey.generate()
+    make_folder(path.parent)
+    private = key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption())
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f:
+        f.write(private)
+    pem = s.PublicFormat.SubjectPublicKeyInfo
+    write_atomic(public, key.public_key().public_bytes(s.Encoding.PEM, pem))
+    return public
+
+
+def fingerprint(key: Ed25519PublicKey) -> str:
+    """As `ssh-keygen -l` tells it: "SHA256:..."."""
+    from cryptography.hazmat.primitives import serialization as s
+
+    line = key.public_bytes(s.Encoding.OpenSSH, s.PublicFormat.OpenSSH)
+    digest = hashlib.sha256(base64.b64decode(line.split()[1])).digest()
+    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
+
+
+def _key_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise EdgeKDError(f"cannot read the key {path}: {e.strerror}") from None
+
+
+def _signed(data: bytes, key: Ed25519PrivateKey) -> Signature:
+    from cryptography.hazmat.primitives import serialization as s
+
+    raw = key.public_key().public_bytes(s.Encoding.Raw, s.PublicFormat.Raw)
+    made = key.sign(data)
+    return Signature(public_key=base64.b64encode(raw).decode(),
+                     signature=base64.b64encode(made).decode())  # fmt: skip
+
+
+def _verified(path: Path, data: bytes, told: Signature) -> str:
+    """The fingerprint of the key that signed `data`; EdgeKDError if it did not."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    if told.algorithm != "ed25519":
+        raise EdgeKDError(f"{path} is signed with {told.algorithm}, ed25519 is known")
+    try:
+        raw = base64.b64decode(told.public_key, validate=True)
+        key = Ed25519PublicKey.from_public_bytes(raw)
+        key.verify(base64.b64decode(told.signature, validate=True), data)
+    except (InvalidSignature, ValueError, binascii.Error):
+        raise EdgeKDError(f"{path}: its signature is not that of {Manifest.FILE}: do not use it") \
+            from None  # fmt: skip
+    return fingerprint(key)

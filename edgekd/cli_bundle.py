@@ -1,0 +1,100 @@
+"""`edgekd bundle`: one file for the device, and who vouches for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekd.options import (
+    RUNS,
+    Group,
+    JsonOption,
+    ProfileOption,
+    RunOption,
+    RunsOption,
+    place,
+    result,
+)
+
+bundle_app = typer.Typer(
+    cls=Group, invoke_without_command=True, help="One file with all that a device needs."
+)
+INTENDED = (
+    "Research use. Not a medical device: not for diagnosis, and not for any decision about a "
+    "patient."
+)
+
+
+@bundle_app.callback()
+def bundle(
+    context: typer.Context,
+    profile: ProfileOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The file. [default: RUN/RUN's name.edgekd]"),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option("--key", help="Private key that signs it: edgekd bundle key makes one."),
+    ] = None,
+    intended_use: Annotated[
+        str, typer.Option("--intended-use", help="What it is for, and what not.")
+    ] = INTENDED,
+    despite: Annotated[
+        str,
+        typer.Option("--despite", help="Why it is bundled although its verdict is no PASS."),
+    ] = "",
+    runs_folder: RunsOption = RUNS,
+    run: RunOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Pack the run's last file with its evidence into one file that verifies itself.
+
+    It has to be measured and explained before. Exit 3: its explanations did not survive.
+    Example: edgekd bundle --key release.pem · edgekd bundle verify cpu.edgekd --key release.pem.pub
+    """
+    if context.invoked_subcommand:
+        return
+    from edgekd import show, stages
+
+    with show.tracker() as track:
+        here = place(runs_folder, run, profile, track)
+        path, made = stages.bundle(here, out, key=key, intended_use=intended_use, despite=despite)
+    told = made.model_dump(mode="json") | {"path": str(path)}
+    result(as_json, told, show.bundled(path, made, ""))
+
+
+@bundle_app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="A bundle.")],
+    key: Annotated[
+        Path | None, typer.Option("--key", help="Public key that must have signed it.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Is every byte what was bundled, and by whom? Exit 1 if not.
+
+    Example: edgekd bundle verify cpu.edgekd --key release.pem.pub
+    """
+    from edgekd import bundle as bundles
+    from edgekd import show
+
+    found = bundles.check(file, key)
+    told = {"manifest": found.manifest.model_dump(mode="json"), "signer": found.signer,
+            "trusted": found.trusted}  # fmt: skip
+    result(as_json, told, show.bundled(file, found.manifest, show.signer(found)))
+
+
+@bundle_app.command("key")
+def new_key(
+    file: Annotated[Path, typer.Argument(help="Where the private key goes; FILE.pub beside it.")],
+) -> None:
+    """Make a key pair. Who has the private key speaks for you.
+
+    Example: edgekd bundle key release.pem
+    """
+    from edgekd import bundle as bundles
+
+    typer.echo(str(bundles.new_key(file)))

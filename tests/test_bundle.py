@@ -1,0 +1,209 @@
+"""What a device gets is what was bundled, by whom, or it is refused."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import edgekd
+from edgekd import bundle
+from edgekd.cli import app
+from edgekd.records import Artifact, EdgeKDError, Profile
+
+pytest.importorskip("cryptography", reason="pip install 'edgekd[bundle]'")
+pytest.importorskip("onnxruntime", reason="pip install 'edgekd[onnxruntime]'")
+TINY = Path(edgekd.__file__).parent / "tiny"
+CPU = Profile(name="cpu", runtime="onnxruntime", device="CPU")
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("keys")
+    return bundle.new_key(folder / "a.pem"), bundle.new_key(folder / "b.pem")
+
+
+def make(out, key=None, **change):
+    given = {"source": None, "timing": None, "fidelity": None, "report": b"<p>", "card": "card",
+             "intended_use": "research", "key": key} | change  # fmt: skip
+    return bundle.make(out, Artifact.load(TINY), CPU, **given)
+
+
+@pytest.fixture
+def made(tmp_path, keys):
+    make(tmp_path / "x.edgekd", keys[0].with_suffix(""))
+    return tmp_path / "x.edgekd"
+
+
+def test_the_same_input_is_the_same_bytes(made, tmp_path, keys):
+    make(tmp_path / "other" / "x.edgekd", keys[0].with_suffix(""))
+    assert (tmp_path / "other" / "x.edgekd").read_bytes() == made.read_bytes()
+
+
+def test_what_is_in_it_is_what_it_says(made, tmp_path, keys):
+    found = bundle.extract(made, tmp_path / "there", keys[0])
+    assert found.trusted
+    assert found.signer.startswith("SHA256:")
+    model = Artifact.load(tmp_path / "there" / "model")
+    assert model.sha256 == found.manifest.model == Artifact.load(TINY).sha256
+    assert model.evaluation is None
+    with np.load(tmp_path / "there" / bundle.EXPECTED) as kept:
+        assert kept["maps"].shape[0] == len(kept["answers"]) == 3
+    assert found.manifest.requirements == bundle.requirements("onnxruntime")
+    assert any(r.startswith("onnxruntime==") for r in found.manifest.requirements)
+    bom = json.loads((tmp_path / "there" / "sbom.cdx.json").read_text())
+    assert bom["bomFormat"] == "CycloneDX"
+    assert {c["name"] for c in bom["components"]} >= {"edgekd", "numpy", "onnxruntime"}
+
+
+def test_any_flipped_byte_is_noticed(made, tmp_path):
+    whole = made.read_bytes()
+    seen = set()
+    rng = np.random.default_rng(0)
+    for at in rng.choice(len(whole), 150, replace=False):
+        bad = bytearray(whole)
+        bad[at] ^= 1 << int(rng.integers(8))
+        path = tmp_path / "bad.edgekd"
+        path.write_bytes(bytes(bad))
+        try:
+            found = bundle.check(path)
+        except EdgeKDError as e:
+            seen.add(str(e).split(":")[1][:12])
+        else:  # a byte of the zip's own that no reader looks at: all that is in it is right
+            assert bundle._read(path) == bundle._read(made)
+            assert found.signer
+    assert seen
+
+
+def test_whose_signature_it_is_matters(made, tmp_path, keys):
+    assert bundle.check(made, keys[0]).trusted
+    assert not bundle.check(made).trusted
+    with pytest.raises(EdgeKDError, match=r"is signed by SHA256:.*, not by SHA256:"):
+        bundle.check(made, keys[1])
+    make(tmp_path / "bare.edgekd")
+    assert bundle.check(tmp_path / "bare.edgekd").signer == ""
+    with pytest.raises(EdgeKDError, match="is not signed"):
+        bundle.check(tmp_path / "bare.edgekd", keys[0])
+
+
+def rewritten(path, change):
+    """The bundle with its entries changed by `change(dict)`, zipped as it was."""
+    content = bundle._read(path)
+    change(content)
+    path.write_bytes(bundle._zipped(content))
+
+
+def test_another_manifest_under_the_old_signature(made, keys):
+    def change(content):
+        content["bundle.json"] = content["bundle.json"].replace(b"research", b"diagnosis")
+
+    rewritten(made, change)
+    with pytest.raises(EdgeKDError, match=r"its signature is not that of bundle\.json"):
+        bundle.check(made, keys[0])
+
+
+def test_signed_anew_by_another(made, tmp_path, keys):
+    """Whoever changes it can sign it, but not as we."""
+    other = tmp_path / "other.edgekd"
+    make(other, keys[1].with_suffix(""), intended_use="diagnosis")
+    with pytest.raises(EdgeKDError, match="not by"):
+        bundle.check(other, keys[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c.pop("card.md"), "lacks card.md"),
+        (lambda c: c.update({"more.py": b""}), "has more.py, which"),
+        (lambda c: c.update({"card.md": b"other"}), "card.md is not what was bundled"),
+        (lambda c: c.pop("bundle.json"), "it is no bundle"),
+        (lambda c: c.update({"bundle.json": b"{"}), "is no JSON"),
+        (lambda c: c.update({"bundle.json": b"[]"}), "bundle.json"),
+        (lambda c: c.update({"bundle.json": b"{}"}), "bundle.json"),
+    ],
+)
+def test_what_is_not_as_bundled(made, change, words):
+    rewritten(made, change)
+    with pytest.raises(EdgeKDError, match=words) as caught:
+        bundle.check(made)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", "/evil", "a/../../evil", "a\\evil", "a/b/c", "./evil", "a//b", "model/"]
+)
+def test_no_entry_leads_out(made, tmp_path, name):
+    with io.BytesIO() as buffer:
+        with zipfile.ZipFile(buffer, "w") as whole:
+            whole.writestr(name, b"x")
+        made.write_bytes(buffer.getvalue())
+    with pytest.raises(EdgeKDError, match=r"has an entry|no bundle"):
+        bundle.extract(made, tmp_path / "deep" / "there")
+    assert not list(tmp_path.rglob("evil"))
+
+
+def test_a_bomb_is_not_unpacked(made):
+    with io.BytesIO() as buffer:
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as whole:
+            whole.writestr("bundle.json", bytes(100_000_000))
+        made.write_bytes(buffer.getvalue())
+    with pytest.raises(EdgeKDError, match="is compressed or locked"):
+        bundle.check(made)
+
+
+def test_what_is_no_bundle(tmp_path):
+    (tmp_path / "x").write_bytes(b"not a zip")
+    for path in (tmp_path / "x", tmp_path / "missing", tmp_path):
+        with pytest.raises(EdgeKDError):
+            bundle.check(path)
+
+
+def test_a_folder_that_is_there_is_left_alone(made, tmp_path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(EdgeKDError, match="is there already"):
+        bundle.extract(made, tmp_path / "there")
+
+
+def test_keys(tmp_path, keys):
+    private = keys[0].with_suffix("")
+    assert private.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(EdgeKDError, match="cannot be had again"):
+        bundle.new_key(private)
+    for load, path in ((bundle.private_key, keys[0]), (bundle.public_key, private)):
+        with pytest.raises(EdgeKDError, match="key"):
+            load(path)
+    with pytest.raises(EdgeKDError, match="cannot read the key"):
+        bundle.public_key(tmp_path / "none")
+
+
+def test_openssh_keys_are_read_too(tmp_path):
+    from cryptography.hazmat.primitives import serialization as s
+    from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+
+    key = ed25519.Ed25519PrivateKey.generate()
+    private, public = tmp_path / "id", tmp_path / "id.pub"
+    private.write_bytes(
+        key.private_bytes(s.Encoding.PEM, s.PrivateFormat.OpenSSH, s.NoEncryption())
+    )
+    public.write_bytes(key.public_key().public_bytes(s.Encoding.OpenSSH, s.PublicFormat.OpenSSH))
+    make(tmp_path / "x.edgekd", private)
+    assert bundle.check(tmp_path / "x.edgekd", public).trusted
+    other = rsa.generate_private_key(65537, 2048).public_key()
+    public.write_bytes(other.public_bytes(s.Encoding.OpenSSH, s.PublicFormat.OpenSSH))
+    with pytest.raises(EdgeKDError, match="is no Ed25519 key"):
+        bundle.check(tmp_path / "x.edgekd", public)
+
+
+def test_the_commands(made, tmp_path, keys):
+    run = CliRunner().invoke
+    shown = run(app, ["bundle", "verify", str(made), "--key", str(keys[0]), "--json"])
+    assert shown.exit_code == 0, shown.output
+    assert json.loads(shown.stdout)["trusted"]
+    wrong = run(app, ["bundle", "verify", str(made), "--key", str(keys[1])])
+    assert wrong.exit_code == 1
+    told = run(app, ["bundle", "key", str(tmp_path / "k.pem")])
+    assert told.exit_code == 0
+    assert (tmp_path / "k.pem.pub").is_file()
