@@ -21,6 +21,10 @@ class StreamsDiffer(EdgeKDError):
     """Asked for several images at a time, the runtime answers otherwise than for one."""
 
 
+class NotFinite(EdgeKDError):
+    """A model answers nan or infinity."""
+
+
 class Outputs(NamedTuple):
     """What every model answers, as host arrays that later calls leave alone."""
 
@@ -183,7 +187,7 @@ def open_session(artifact: Artifact, profile: Profile, batch: int | None = None)
 
     The files' hashes were verified by `Artifact.load`. Every call's input is checked here, once
     for all runtimes: EdgeKDError unless (N, 3, H, W) float32 with the artifact's H and W. So is
-    every answer: EdgeKDError unless its logits are finite.
+    every answer: NotFinite unless its logits are.
     """
     run = runtime_of(artifact, profile).load(artifact.path, profile, artifact.precision, batch)
     height, width = artifact.spec.size
@@ -197,7 +201,7 @@ def open_session(artifact: Artifact, profile: Profile, batch: int | None = None)
             )
         found = run(images)
         if not np.isfinite(found.logits).all():
-            raise EdgeKDError(
+            raise NotFinite(
                 f"{artifact.path} answers nan or infinity in {profile.runtime}: its weights are "
                 f"broken, or too large for {artifact.precision}; make it again in FP32"
             )
