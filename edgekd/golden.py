@@ -94,8 +94,9 @@ def verify(artifact: Artifact, session: Session, runtime: str, device: str) -> V
     try:
         said = session(imaging.normalise(kept.pixels, artifact.spec))
     except NotFinite:
-        told = {"logits": None, "features": None, "predictions": len(kept.pixels), "ok": False}
-        return Verified(runtime=runtime, device=device, tolerance=kept.tolerance, **told)
+        other = len(kept.pixels)
+        return Verified(runtime=runtime, device=device, logits=None, features=None,
+                        predictions=other, tolerance=kept.tolerance, ok=False)  # fmt: skip
     errors = []
     for now, then in zip(said, kept.outputs, strict=True):
         if now.shape != then.shape:
