@@ -36,7 +36,7 @@ format: $(READY)  ## write what `check` asks for
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY)  ## the benchmarks that fit into an hour; figures go to benchmarks/results
+bench: $(READY)  ## the shorter benchmarks; figures go to benchmarks/results
 	for name in $(SHORT); do $(BIN)/python benchmarks/$$name.py || exit; done
 	$(BIN)/python benchmarks/readme.py
 

@@ -17,7 +17,6 @@ goes on where it stopped. --quick (one epoch, 64 pixels) keeps nothing.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -26,7 +25,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from workbench import FLIP, RUNS, TEACHER, arguments, data_folder, edgekd, keep, lite0_weights
+from workbench import (
+    FLIP,
+    RUNS,
+    TEACHER,
+    arguments,
+    data_folder,
+    edgekd,
+    keep,
+    lite0_weights,
+    own_stdout,
+)
 
 from edgekd import data, imaging, models, quantize, roofline, runs, runtimes
 from edgekd.records import Artifact, Profile
@@ -160,6 +169,8 @@ def serve(folder: Path, way: str, images: Path) -> None:
         asked = line.split()
         if asked[0] == "calls":
             said: Any = time_ms(lambda: answer(x[:1]), warmup=5, runs=int(asked[1])).tolist()
+        elif asked[0] == "once":  # the first call after a rest
+            said = float(time_ms(lambda: answer(x[:1]), warmup=0, runs=1)[0])
         else:
             said = [answer(i[None])[0].tolist() for i in x]
         print(json.dumps(said), file=answers, flush=True)
@@ -201,9 +212,7 @@ def in_turns(files: dict[str, tuple[Path, str]], images: Path, quick: bool) -> d
             for _ in range(0 if turn_round else RESTS):
                 time.sleep(PAUSE_S)
                 for w in workers:  # each has rested since its last call, and a bit more
-                    w.process.stdin.write("calls 1\n")
-                    w.process.stdin.flush()
-                    found[w.name]["rests"].append(json.loads(w.process.stdout.readline())[0])
+                    found[w.name]["rests"].append(w.ask("once"))
         finally:
             for w in workers:
                 w.process.kill()
@@ -319,9 +328,7 @@ def size_of(made: Artifact, precision: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--serve"]:
-        # Libraries print: their stdout becomes stderr, answers keep the real one.
-        answers = os.fdopen(os.dup(1), "w")
-        os.dup2(2, 1)
+        answers = own_stdout()
         serve(Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
     else:
         main()

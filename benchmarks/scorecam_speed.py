@@ -16,7 +16,6 @@ About 50 minutes on 2 cores, a third of it for training; interrupted, it goes on
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from workbench import FLIP, RUNS, arguments, data_folder, edgekd, keep
+from workbench import FLIP, RUNS, arguments, data_folder, edgekd, keep, own_stdout
 
 from edgekd import data, explain, export, fidelity, imaging, models, quantize, runtimes
 from edgekd.records import Artifact, Profile, Spec
@@ -302,9 +301,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--serve"]:
-        # Libraries print: their stdout becomes stderr, answers keep the real one.
-        answers = os.fdopen(os.dup(1), "w")
-        os.dup2(2, 1)
+        answers = own_stdout()
         serve(Path(sys.argv[2]), sys.argv[3])
     else:
         main()

@@ -16,7 +16,7 @@ from edgekd import bench, machine
 from edgekd.bench import How, Runner
 from edgekd.gates import State, held
 from edgekd.records import EdgeKDError, Stored, Timing, Track, untracked
-from edgekd.stopwatch import ratio_interval
+from edgekd.stopwatch import ratio_interval, redrawn
 
 ROUNDS = 5  # processes of each file: one is some percent faster in one process than in the next
 TOLERANCE = {"turns": 5.0, "record": 10.0}  # percent slower that is no regression
@@ -102,12 +102,9 @@ def _apart(
     """(median of the rounds over that before, and its 95 % interval: rounds, then turns, drawn)."""
     rng = np.random.default_rng(seed)
 
-    def drawn() -> float:
-        own = [np.median(rng.choice(rounds[i], len(rounds[i])))
-               for i in rng.integers(len(rounds), size=len(rounds))]  # fmt: skip
-        return float(np.median(own) / np.median(rng.choice(before, len(before))))
-
-    low, high = np.percentile([drawn() for _ in range(resamples)], [2.5, 97.5])
+    drawn = [redrawn(rounds, rng) / np.median(rng.choice(before, len(before)))
+             for _ in range(resamples)]  # fmt: skip
+    low, high = np.percentile(drawn, [2.5, 97.5])
     times = np.median([np.median(x) for x in rounds]) / np.median(before)
     return float(times), float(low), float(high)
 

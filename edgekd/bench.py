@@ -160,13 +160,18 @@ def bench(
 
     on_device: this machine is the profile's device. EdgeKDError if a file does not run.
     """
-    names = [a.folder.name for a in artifacts]
-    if twice := [n for n in names if names.count(n) > 1]:
-        raise EdgeKDError(f"two artifacts are called {twice[0]}: rename one of their folders")
-    folders = [make_folder(out / name) for name in names]
+    folders = places(artifacts, out)
     runners = [Runner(a, profile) for a in artifacts]
     timings = measure(runners, how, on_device=on_device, seed=seed, track=track)
     return [t.save(folder) for t, folder in zip(timings, folders, strict=True)]
+
+
+def places(artifacts: Sequence[Artifact], out: Path) -> list[Path]:
+    """The folder of each one's Timing, `out`/<its folder's name>; EdgeKDError for two of a name."""
+    names = [a.folder.name for a in artifacts]
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise EdgeKDError(f"two artifacts are called {twice[0]}: rename one of their folders")
+    return [make_folder(out / name) for name in names]
 
 
 def measure(
@@ -335,16 +340,19 @@ def _once_each(
     worker: Worker, runner: Runner, found: dict[str, Any], how: How, peak: Peak | None
 ) -> None:
     """What is not taken in turns. Throughput comes first: until then memory is a single study's."""
-    found |= worker.ask(throughput_s=how.seconds / 5, batch=how.batch)
+    requests: list[dict[str, Any]] = [{"throughput_s": how.seconds / 5, "batch": how.batch}]
     if how.energy:
-        absent = found["absent"]
-        found |= worker.ask(energy_s=min(how.seconds, 3.0))
-        found["absent"] |= absent
+        requests.append({"energy_s": min(how.seconds, 3.0)})
     if how.stages:
-        found |= worker.ask(stages_s=how.seconds / 10)
+        requests.append({"stages_s": how.seconds / 10})
     if how.layers:
         told = peak.model_dump(mode="json") if peak else None
-        found |= worker.ask(layers=how.layers, peak=told)
+        requests.append({"layers": how.layers, "peak": told})
+    found["absent"] = {}
+    for request in requests:
+        answer = worker.ask(**request)
+        found["absent"] |= answer.pop("absent", {})
+        found |= answer
     found["roofline"] = _roofline(runner.artifact, found, peak)
 
 

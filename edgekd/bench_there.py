@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Request(Record):
     artifacts: tuple[str, ...]
     out: str
     profile: Profile
-    given: dict[str, Any]  # more arguments of `bench.bench`, as plain data
+    how: bench.How
 
 
 class Said(Record):
@@ -58,11 +58,6 @@ class Said(Record):
 Say = Callable[[Said], None]
 
 
-def arguments(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of `bench.bench` from plain data: the one place that knows them."""
-    return {"how": bench.How.parse(given["how"], "the request")}
-
-
 def serve(request: Request, say: Say) -> list[Timing]:
     """The timings that are asked for; RuntimeUnavailable if this is not the profile's device."""
     profile = request.profile
@@ -71,8 +66,7 @@ def serve(request: Request, say: Say) -> list[Timing]:
         raise RuntimeUnavailable(f"{profile.runtime} has no device {profile.device}, only {seen}")
     artifacts = [Artifact.load(Path(folder)) for folder in request.artifacts]
     return bench.bench(
-        artifacts, profile, Path(request.out), on_device=True, track=_telling(say),
-        **arguments(request.given),
+        artifacts, profile, Path(request.out), request.how, on_device=True, track=_telling(say)
     )  # fmt: skip
 
 

@@ -6,11 +6,21 @@ from typing import Annotated
 
 import typer
 
-from edgekd.options import RUNS, JsonOption, ProfileOption, RunOption, RunsOption, place, result
+from edgekd.options import (
+    RUNS,
+    JsonOption,
+    ProfileOption,
+    RunOption,
+    RunsOption,
+    given,
+    place,
+    result,
+)
 from edgekd.records import EdgeKDError
 
 
 def bench(
+    context: typer.Context,
     profile: ProfileOption = None,
     runtime: Annotated[
         str | None, typer.Option("--runtime", help="Measure in this runtime on this CPU.")
@@ -80,7 +90,7 @@ def bench(
             )
         else:
             timings = stages.bench(here, how, runtime=runtime, host=host, host_python=host_python)
-            page = stages.bench_page(here, timings, "--quick " if quick else "")
+            page = stages.bench_page(here, timings, given(context, "run", "runs_folder", "as_json"))
     if against is not None:
         result(as_json, found, show.against(found))
         raise typer.Exit({"pass": 0, "fail": 3}.get(found.state, 6))

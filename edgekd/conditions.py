@@ -17,11 +17,11 @@ import numpy as np
 
 from edgekd.machine import clock_mhz, read
 from edgekd.records import Conditions
+from edgekd.stopwatch import AGREE, ENOUGH, unstable
 
-SPREAD = 0.10  # standard deviation, of the mean (pyperf); turns, of their median (perf_analyzer)
+SPREAD = 0.10  # standard deviation, of the mean (pyperf)
 OUTLIER = 0.50  # of a call from the mean (pyperf)
 TAIL = 0.01  # of the calls: so many are slow on a quiet machine too (timers, page faults)
-CALLS = 130  # so many tell a 95th percentile (MLPerf Inference, single stream: 99 % sure)
 SHORT_MS = 0.1  # shorter calls hold a percent and more of the stopwatch and of Python's own call
 STEAL = 0.02  # of CPU time
 BUSY = 0.10  # CPUs
@@ -139,8 +139,8 @@ def noise(
 
 def _spread(samples_ms: np.ndarray, block_medians_ms: np.ndarray) -> str | None:
     """Turns that differ, or else calls that do: the former make the latter."""
-    apart = np.ptp(block_medians_ms) / np.median(block_medians_ms)
-    if apart > SPREAD:
+    apart = unstable(block_medians_ms)
+    if apart > AGREE:
         return (
             f"the turns' medians lie {apart:.0%} apart ({block_medians_ms.min():.3g} to "
             f"{block_medians_ms.max():.3g} ms): the machine's pace changed; measure for longer or "
@@ -162,9 +162,9 @@ def _spread(samples_ms: np.ndarray, block_medians_ms: np.ndarray) -> str | None:
 
 def _few(calls: int) -> str | None:
     """Too few calls for a tail."""
-    if calls >= CALLS:
+    if calls >= ENOUGH[95]:
         return None
-    return f"{calls} calls do not tell a 95th percentile: measure at least {CALLS}"
+    return f"{calls} calls do not tell a 95th percentile: measure at least {ENOUGH[95]}"
 
 
 def _short(shortest_ms: float) -> str | None:

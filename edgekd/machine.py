@@ -15,16 +15,14 @@ from edgekd.records import Machine
 def this() -> Machine:
     """The machine we run on, as far as it can be read; nothing that tells whose it is."""
     cpu = _cpu_model()
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     words = re.sub(r"\((r|tm)\)|\bcpu\b|\d+th gen|@.*", " ", cpu.lower())
     name = "-".join(re.findall(r"[a-z0-9.]+", words)[:2]) or "unknown"
     clock = clock_mhz()
     gpus = [field(p, "Model") for p in Path("/proc/driver/nvidia/gpus").glob("*/information")]
     return Machine(
-        name=f"{name}-{cores}c",
+        name=f"{name}-{cores()}c",
         cpu=cpu,
-        cores=cores,
+        cores=cores(),
         memory_gb=round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
@@ -32,6 +30,12 @@ def this() -> Machine:
         clock_mhz=None if clock is None else round(clock),
         gpu=", ".join(gpus),
     )
+
+
+def cores() -> int:
+    """CPUs that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _cpu_model() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -224,3 +225,16 @@ def trains() -> None:
     A core that another program takes then costs its share, not a step twenty times as long.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def given(context: typer.Context, *but: str) -> str:
+    """The options that were given on the command line, as they would be given again."""
+    words: list[str] = []
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name in but or source is None or source.name != "COMMANDLINE":
+            continue
+        words.append(max(option.opts, key=len))
+        if (value := context.params[option.name or ""]) is not True:
+            words.append(str(value))
+    return shlex.join(words)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import posixpath
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any
+from typing import IO
 
 from edgekd import __version__
+from edgekd.bench import How, places
 from edgekd.bench_there import READY, Request, Said
 from edgekd.records import (
     Artifact,
@@ -23,7 +24,6 @@ from edgekd.records import (
     RuntimeUnavailable,
     Timing,
     Track,
-    make_folder,
     untracked,
 )
 from edgekd.ssh import Device, printable
@@ -47,20 +47,17 @@ def bench(
     artifacts: Sequence[Artifact],
     profile: Profile,
     out: Path,
+    how: How = How(),  # noqa: B008 it is frozen
     *,
-    given: Mapping[str, Any],
     python: str = "python3",
     track: Track = untracked,
 ) -> list[Timing]:
     """As `bench.bench`, on `host`: each Timing, on the device, goes to `out`/<its folder's name>.
 
-    given: more arguments of `bench.bench`, as plain data. python: a command there, or a path, from
-    the home folder there. RuntimeUnavailable if the profile's runtime or device is not there.
+    python: a command there, or a path, from the home folder there. RuntimeUnavailable if the
+    profile's runtime or device is not there.
     """
-    names = [a.folder.name for a in artifacts]
-    if twice := [n for n in names if names.count(n) > 1]:
-        raise EdgeKDError(f"two artifacts are called {twice[0]}: rename one of their folders")
-    folders = [make_folder(out / name) for name in names]
+    folders = places(artifacts, out)
     with Device(host) as device:
         if "/" in python:
             python = posixpath.join(device.home, python.removeprefix("~/"))
@@ -73,7 +70,7 @@ def bench(
             artifacts=tuple(there),
             out="out",
             profile=profile.model_copy(update={"latency_table": ""}),  # a path of ours
-            given=dict(given),
+            how=how,
         )
         said = _ask(device, python, request, track)
         if said.error:

@@ -29,7 +29,7 @@ from edgekd.records import (
     make_folder,
     write_atomic,
 )
-from edgekd.stopwatch import percentiles
+from edgekd.stopwatch import claimed, percentiles
 from edgekd.strips import Strip
 
 PAGE, FIGURES, CASES = "report.html", "report.json", "cases.csv"
@@ -238,13 +238,17 @@ def _models(rows: Sequence[Row]) -> Iterator[tuple[str, list[str]]]:
     yield "multiply-accumulates", [f"{a.macs / 1e6:.0f} M" for a in made]
     yield "file size", [f"{a.size_bytes / 1e6:.1f} MB" for a in made]
     for p in ("p50", "p95", "p99"):
-        yield f"latency {p}", timed(lambda t, p=p: f"{percentiles(t.samples_ms)[p]:.2f} ms")
+        yield f"latency {p}", timed(lambda t, p=p: _ms(claimed(t.samples_ms)[p]))
     yield "throughput", timed(lambda t: f"{t.throughput_ips:.0f}/s, batch {t.throughput_batch}")
     yield "peak memory", timed(lambda t: f"{t.peak_mb:.0f} MB")
     yield "explained layer", [a.layer or "–" for a in made]
     yield "runtime", timed(lambda t: f"{t.runtime} on {t.device}")
     yield "profile's device", timed(lambda t: "yes" if t.on_device else "no: this machine")
     yield "budget", timed(_budget)
+
+
+def _ms(value: float | None) -> str:
+    return "too few calls" if value is None else f"{value:.2f} ms"
 
 
 def _budget(t: Timing) -> str:

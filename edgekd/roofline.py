@@ -8,7 +8,6 @@ that does not tell has no peak, and its files no roofline.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import cast
 import numpy as np
 
 from edgekd import runtimes
+from edgekd.machine import cores
 from edgekd.records import Artifact, EdgeKDError, Layer, Peak, Profile, Roofline
 from edgekd.runtimes import NodeTime, Products, Profiled
 
@@ -43,7 +43,7 @@ def peak(runtime: str, profile: Profile, *, seconds: float = 1.0) -> Peak | None
     for precision, call in calls * TURNS:
         reached = 2 * SIDE**3 / _best_s(call, seconds / TURNS) / 1e9
         gflops[precision] = max(reached, gflops.get(precision, 0.0))
-    threads = profile.threads or _cores()
+    threads = profile.threads or cores()
     return Peak(
         gflops=gflops,
         bandwidth_gbs=bandwidth(threads, seconds=seconds),
@@ -75,12 +75,6 @@ def _best_s(call: Callable[[], object], seconds: float) -> float:
         call()
         found.append(time.perf_counter() - start)
     return min(found)
-
-
-def _cores() -> int:
-    """CPUs that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _largest_cache() -> int:

@@ -111,14 +111,15 @@ def bench(
     host: the profile's device, where ssh reaches it; runtime: on this CPU, so not with a host.
     """
     from edgekd import bench as stopwatch
-    from edgekd import remote
 
     if host is not None and runtime is not None:
         raise EdgeKDError("--runtime measures on this CPU, --host on a device: leave one out")
     if host is not None:
+        from edgekd import remote
+
         return remote.bench(
             host, place.candidates(place.dataset()), place.run.profile, place.folder / "bench",
-            given={"how": how.model_dump(mode="json")}, python=host_python, track=place.track,
+            how, python=host_python, track=place.track,
         )  # fmt: skip
     candidates, profile, on_device = _measurable(place, runtime)
     return stopwatch.bench(
@@ -126,13 +127,16 @@ def bench(
     )
 
 
-def bench_page(place: Place, timings: list[Timing], command: str) -> Path:
-    """`<run>/bench/bench.html` of the timings, with bench.md and bench.csv beside it."""
+def bench_page(place: Place, timings: list[Timing], given: str) -> Path:
+    """`<run>/bench/bench.html` of the timings, with bench.md and bench.csv beside it.
+
+    given: the options of the command that took them, but for the run's.
+    """
     from edgekd import bench_page as page
 
     return page.write(
         place.folder / "bench", timings, title=f"EdgeKD bench: {place.folder.name}",
-        command=f"edgekd bench {command}--run {place.folder}",
+        command=f"edgekd bench {given} --run {place.folder}".replace("  ", " "),
     )  # fmt: skip
 
 

@@ -100,13 +100,14 @@ def ratio_interval(
     """
     each = [np.divide(a, b) for a, b in zip(rounds, others, strict=True)]
     rng = np.random.default_rng(seed)
-    drawn = [
-        np.median([np.median(rng.choice(each[i], len(each[i])))
-                   for i in rng.integers(len(each), size=len(each))])
-        for _ in range(resamples)
-    ]  # fmt: skip
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    low, high = np.percentile([redrawn(each, rng) for _ in range(resamples)], [2.5, 97.5])
     return float(np.median([np.median(x) for x in each])), float(low), float(high)
+
+
+def redrawn(rounds: Sequence[np.ndarray], rng: np.random.Generator) -> float:
+    """The median of rounds' medians, of rounds drawn anew and of turns drawn anew within each."""
+    chosen = rng.integers(len(rounds), size=len(rounds))
+    return float(np.median([np.median(rng.choice(rounds[i], len(rounds[i]))) for i in chosen]))
 
 
 def yardstick(runs: int = 9) -> float:

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -81,3 +81,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     now = [0]
     monkeypatch.setattr(time, "perf_counter_ns", lambda: now[0])
     return now
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Any:
+    """Write a file of a made-up system."""
+
+    def write(path: str, text: object) -> None:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(f"{text}\n")
+
+    write.root = tmp_path  # type: ignore[attr-defined]
+    return write

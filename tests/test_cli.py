@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from edgekd.cli import app
+from edgekd.options import given
 
 
 def run(*arguments):
@@ -130,3 +132,21 @@ def test_phantoms_can_be_written_with_a_shortcut(tmp_path):
     assert len(list((tmp_path / "p").glob("*/*/*.png"))) == 15
     assert run(*arguments, "--marker", 0.5).exit_code == 0
     assert "error: " in run(*arguments, "--marker", 0).stderr
+
+
+def test_what_was_given_can_be_given_again():
+    app, told = typer.Typer(), []
+
+    @app.command()
+    def command(
+        context: typer.Context,
+        seconds: float = 1,
+        quick: bool = False,
+        name: str = "",
+        run: str = "",
+    ):
+        told.append(given(context, "run"))
+
+    for line in (["--run", "x"], ["--quick", "--name", "a b"], ["--seconds", "1"]):
+        assert CliRunner().invoke(app, line).exit_code == 0
+    assert told == ["", "--quick --name 'a b'", "--seconds 1.0"]

@@ -13,18 +13,6 @@ TICKS = os.sysconf("SC_CLK_TCK")  # 100 on every Linux
 
 
 @pytest.fixture
-def tree(tmp_path):
-    """Write a file of a made-up system."""
-
-    def write(path, text):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(f"{text}\n")
-
-    write.root = tmp_path
-    return write
-
-
-@pytest.fixture
 def clock(monkeypatch):
     """A stopwatch that moves only when told, in seconds."""
     now = [100.0]

@@ -29,7 +29,7 @@ from edgekd.records import (
 PROFILE = Profile(name="test", runtime="onnxruntime", device="CPU", threads=1)
 TINY = Path(edgekd.__file__).parent / "tiny"
 ACCURACY = Metric(value=0.9, low=0.8, high=0.95)
-QUICK = {"how": short(0.01).model_copy(update={"least": 8}).model_dump(mode="json")}
+QUICK = short(0.01).model_copy(update={"least": 8})
 ort = pytest.mark.skipif(
     find_spec("onnxruntime") is None, reason="pip install 'edgekd[onnxruntime]'"
 )
@@ -67,7 +67,7 @@ def python_there(tmp_path, probe="", module=""):
 
 
 def measure(artifacts, out, *, python=sys.executable, profile=PROFILE, **more):
-    return remote.bench("device", artifacts, profile, out, given=QUICK, python=python, **more)
+    return remote.bench("device", artifacts, profile, out, QUICK, python=python, **more)
 
 
 @ort
@@ -255,6 +255,7 @@ def test_what_runs_there_ends_with_us(loopback, artifacts, tmp_path, stop):
         import sys
         from pathlib import Path
         from edgekd import remote, ssh
+        from edgekd.bench import How
         signal.signal(signal.SIGINT, signal.default_int_handler)
         from edgekd.records import Artifact, Profile
         ssh.ORPHAN_SECONDS = 1
@@ -264,8 +265,7 @@ def test_what_runs_there_ends_with_us(loopback, artifacts, tmp_path, stop):
         profile = Profile(name="test", runtime="onnxruntime", device="CPU", threads=1)
         artifacts = [Artifact.load(Path({str(artifacts[0].folder)!r}))]
         remote.bench("device", artifacts, profile, Path({str(tmp_path / "out")!r}),
-                     given={{"how": {{"seconds": 600, "enough": None}}}},
-                     python=sys.executable, track=track)"""
+                     How(seconds=600, enough=None), python=sys.executable, track=track)"""
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
