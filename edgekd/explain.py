@@ -7,6 +7,7 @@ of its own feature map, and add up the channels by how much of the class each on
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
@@ -32,6 +33,7 @@ FLAT = 1e-6  # a channel whose range is below this share of the largest value sa
 ALIKE = 0.98  # r with the exact map that a fast one must have
 SHARES = (0.05, 0.1, 0.2, 0.4)  # of the channels, that are tried
 NOISE = 1e-3  # of an answer, as a share of their variance
+AHEAD = 2  # batches that the session has at a time: streams do not wait for the last of one
 NOTHING = 1e-9  # a map whose peak is not above this is undefined
 # matplotlib's magma at 17 even steps (perceptually uniform); linear in between: 1 % off at most
 MAGMA = (
@@ -203,8 +205,8 @@ def _masked(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits (C, K) float64 and pooled features (C, F) of the image seen through each of `act`.
 
-    act: (C, h, w). Holds twice `batch` masked images: while the session looks at some, the next
-    ones are made.
+    act: (C, h, w). Holds AHEAD + 1 times `batch` masked images: while the session looks at some,
+    the next ones are made.
     """
     if not len(act):
         return np.zeros((0, classes)), np.zeros((0, 0), np.float32)
@@ -214,7 +216,9 @@ def _masked(
     base = blur(image) if variant == "evidence" else np.zeros_like(image)
     detail = image - base
     outlines = _outlines(act, rows, columns, variant)
-    shown = [np.empty((min(batch, len(act)), *image.shape), np.float32) for _ in range(2)]
+    batches = -(-len(act) // batch)
+    shown = [np.empty((min(batch, len(act)), *image.shape), np.float32)
+             for _ in range(min(batches, AHEAD + 1))]  # fmt: skip
     logits: list[np.ndarray] = []
     pooled: list[np.ndarray] = []
 
@@ -222,20 +226,19 @@ def _masked(
         logits.append(said.logits.astype(np.float64))
         pooled.append(said.features.mean((2, 3)))
 
-    asked: Future[Outputs] | None = None
-    with ThreadPoolExecutor(1) as other:
-        for first in range(0, len(act), batch):
-            few = outlines[first : first + batch]
-            shown.reverse()  # the session still looks at the other one
-            for outline, seen in zip(few, shown[0], strict=False):
+    asked: deque[Future[Outputs]] = deque()
+    with ThreadPoolExecutor(AHEAD) as others:
+        for i in range(batches):
+            few, free = outlines[i * batch : (i + 1) * batch], shown[i % len(shown)]
+            for outline, seen in zip(few, free, strict=False):
                 # One by one, a mask and what it makes stay in the cache.
                 np.multiply(rows @ outline @ columns, detail, out=seen)
                 seen += base
-            before, asked = asked, other.submit(session, shown[0][: len(few)])
-            if before:
-                keep(before.result())
-        if asked:
-            keep(asked.result())
+            if len(asked) == AHEAD:
+                keep(asked.popleft().result())
+            asked.append(others.submit(session, free[: len(few)]))
+        for left in asked:
+            keep(left.result())
     return np.concatenate(logits), np.concatenate(pooled)
 
 

@@ -1,5 +1,6 @@
 """Every runtime passes the same tests. A new file in edgekd/runtimes needs no edit here."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,19 @@ def read_only(images):
 def test_how_an_array_lies_in_memory_does_not_matter(opened, same):
     images = pictures(2)
     np.testing.assert_array_equal(opened[0](same(images)).logits, opened[0](images).logits)
+
+
+def asked_by_threads(session):
+    """What two threads are told that ask four times each, and what one is told that asks alone."""
+    batches = [pictures(5, seed=i) for i in range(8)]
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(session, batches)), [session(x) for x in batches]
+
+
+def test_threads_may_share_a_session(opened):
+    for got, want in zip(*asked_by_threads(opened[0]), strict=True):
+        np.testing.assert_array_equal(got.logits, want.logits)
+        np.testing.assert_array_equal(got.features, want.features)
 
 
 def test_earlier_outputs_are_not_overwritten(opened):
@@ -300,6 +314,14 @@ def test_a_static_profile_runs_a_batch_image_by_image(exported):
         expected = exported[0](torch.from_numpy(images))[0].numpy()
     got = runtimes.open_session(exported[1], static)(images).logits
     np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+def test_threads_share_the_streams(exported):
+    two = profile("openvino", hint="throughput").model_copy(update={"threads": 2})
+    streams = runtimes.open_session(exported[1], two)
+    for got, want in zip(*asked_by_threads(streams), strict=True):
+        np.testing.assert_allclose(got.logits, want.logits, atol=1e-5)
+        np.testing.assert_allclose(got.features, want.features, atol=1e-5)
 
 
 @pytest.mark.parametrize("n", [1, 8, 21])

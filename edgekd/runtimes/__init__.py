@@ -4,8 +4,10 @@ it imports, and the extra that installs it. Nothing else registers it.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast
@@ -33,7 +35,8 @@ class Outputs(NamedTuple):
 
 
 # (N, 3, H, W) float32 -> Outputs. Synchronous: when it returns, the answer is in host memory, so
-# one stopwatch around the call fits every runtime.
+# one stopwatch around the call fits every runtime. Threads may share one: their calls wait for each
+# other, or share the runtime's streams.
 Session = Callable[[np.ndarray], Outputs]
 
 
@@ -189,8 +192,11 @@ def open_session(artifact: Artifact, profile: Profile, batch: int | None = None)
     for all runtimes: EdgeKDError unless (N, 3, H, W) float32 with the artifact's H and W. So is
     every answer: NotFinite unless its logits are.
     """
-    run = runtime_of(artifact, profile).load(artifact.path, profile, artifact.precision, batch)
+    runtime = runtime_of(artifact, profile)
+    run = runtime.load(artifact.path, profile, artifact.precision, batch)
     height, width = artifact.spec.size
+    shared = profile.hint == "throughput" and hasattr(runtime, "in_streams")
+    turn = contextlib.nullcontext() if shared else threading.Lock()
     expected = ("N" if batch is None else str(batch)) + f", 3, {height}, {width}"
 
     def checked(images: np.ndarray) -> Outputs:
@@ -199,7 +205,8 @@ def open_session(artifact: Artifact, profile: Profile, batch: int | None = None)
             raise EdgeKDError(
                 f"model takes ({expected}) float32, got {images.shape} {images.dtype}"
             )
-        found = run(images)
+        with turn:
+            found = run(images)
         if not np.isfinite(found.logits).all():
             raise NotFinite(
                 f"{artifact.path} answers nan or infinity in {profile.runtime}: its weights are "

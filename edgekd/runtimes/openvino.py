@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 
@@ -166,23 +168,30 @@ def _check_streams(path: Path, streams: Session, alone: Session, model: ov.Compi
 
 
 def in_streams(model: ov.CompiledModel, chunk: int) -> Session:
-    """Images in requests of `chunk`, as many at a time as the device likes."""
-    queue = ov.AsyncInferQueue(model)
-    names = ("logits", "features")
+    """Images in requests of `chunk` or fewer, as many at a time as the device likes.
+
+    Calls from several threads share the streams: what one leaves idle at its end the next one uses.
+    """
+    count = model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+    pool = ThreadPoolExecutor(count)  # OpenVINO lets go of the interpreter while it works
+    idle: SimpleQueue[ov.InferRequest] = SimpleQueue()
+    for _ in range(count):
+        idle.put(model.create_infer_request())
+
+    def one(part: np.ndarray) -> Outputs:
+        request = idle.get()
+        try:
+            request.infer({"image": part}, share_inputs=True)
+            return Outputs(*(np.array(request.get_tensor(x).data) for x in ("logits", "features")))
+        except BROKEN as e:
+            raise EdgeKDError(f"openvino cannot run the model in streams: {_reason(e)}") from None
+        finally:
+            idle.put(request)
 
     def run(images: np.ndarray) -> Outputs:
-        parts = [np.ascontiguousarray(images[i : i + chunk]) for i in range(0, len(images), chunk)]
-        found: list[Outputs | None] = [None] * len(parts)
-
-        def keep(request: ov.InferRequest, i: int) -> None:
-            found[i] = Outputs(*(np.array(request.get_tensor(name).data) for name in names))
-
-        queue.set_callback(keep)
-        for i, part in enumerate(parts):
-            queue.start_async({"image": part}, i, share_inputs=True)  # alive until all are done
-        queue.wait_all()
-        done = [x for x in found if x is not None]
-        return Outputs(*(np.concatenate(x) for x in zip(*done, strict=True)))
+        size = min(chunk, math.ceil(len(images) / count))
+        parts = [np.ascontiguousarray(images[i : i + size]) for i in range(0, len(images), size)]
+        return Outputs(*(np.concatenate(x) for x in zip(*pool.map(one, parts), strict=True)))
 
     return run
 
