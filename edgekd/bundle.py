@@ -21,15 +21,16 @@ import hashlib
 import io
 import json
 import os
+import tempfile
 import uuid
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
-from edgekd import __version__, explain, golden, imaging, runtimes
+from edgekd import __version__, explain, golden, handover, imaging, runtimes
 from edgekd.records import (
     Artifact,
     EdgeKDError,
@@ -98,26 +99,27 @@ class Checked(NamedTuple):
 # ---- making one
 
 
+class Given(NamedTuple):
+    """What is bundled."""
+
+    model: Artifact
+    profile: Profile
+    source: Artifact | None = None  # ONNX that `model` was made from; None: it is ONNX itself
+    timing: Timing | None = None
+    fidelity: Fidelity | None = None
+    report: bytes = b""  # the page, without pictures
+
+
 def make(
-    out: Path,
-    model: Artifact,
-    profile: Profile,
-    *,
-    source: Artifact | None,
-    timing: Timing | None,
-    fidelity: Fidelity | None,
-    report: bytes,
-    card: str,
-    intended_use: str,
-    despite: str = "",
-    key: Path | None = None,
+    out: Path, given: Given, *, intended_use: str, despite: str = "", key: Path | None = None
 ) -> Manifest:
     """Write the bundle to file `out`, whole or not at all.
 
-    source: the ONNX file that `model` was made from, or None if it is ONNX itself. report: the page
-    without pictures. key: PEM file of an Ed25519 private key; None: unsigned.
+    key: PEM file of an Ed25519 private key; None: unsigned.
     """
-    content = dict(_contents(model, profile, source, timing, fidelity, report, card))
+    model, profile, fidelity = given.model, given.profile, given.fidelity
+    wanted = requirements(profile.runtime)
+    content = dict(_contents(given, intended_use, wanted))
     manifest = Manifest(
         name=out.name.removesuffix(SUFFIX),
         edgekd=__version__,
@@ -130,8 +132,8 @@ def make(
         intended_use=intended_use,
         verdict=(fidelity.verdict or "") if fidelity else "",
         despite=despite,
-        buildable=source is not None or model.path.suffix == ".onnx",
-        requirements=requirements(profile.runtime),
+        buildable=given.source is not None or model.path.suffix == ".onnx",
+        requirements=wanted,
         files={name: hashlib.sha256(data).hexdigest() for name, data in sorted(content.items())},
     )
     first = (manifest.model_dump_json(indent=1) + "\n").encode()
@@ -144,30 +146,25 @@ def make(
 
 
 def _contents(
-    model: Artifact,
-    profile: Profile,
-    source: Artifact | None,
-    timing: Timing | None,
-    fidelity: Fidelity | None,
-    report: bytes,
-    card: str,
+    given: Given, intended_use: str, wanted: Sequence[str]
 ) -> Iterator[tuple[str, bytes]]:
     """(path, bytes) of all but the manifest and its signature."""
-    yield from _shipped(model, "model")
-    if source is not None:
-        yield from _shipped(source, "onnx")
-    yield EXPECTED, expected(model, profile)
-    if timing is not None:
-        yield Timing.FILE, _json(timing)
-    if fidelity is not None:
-        bare = tuple(c.model_copy(update={"images": ()}) for c in fidelity.comparisons)
-        yield Fidelity.FILE, _json(fidelity.model_copy(update={"comparisons": bare, "swayed": ()}))
-    if report:
-        yield "report.html", report
-    yield "card.md", card.encode()
-    wanted = requirements(profile.runtime)
-    yield "requirements.txt", ("\n".join(wanted) + "\n").encode()
-    yield "sbom.cdx.json", sbom(model, wanted)
+    yield from _shipped(given.model, "model")
+    if given.source is not None:
+        yield from _shipped(given.source, "onnx")
+    yield EXPECTED, expected(given.model, given.profile)
+    if given.timing is not None:
+        yield Timing.FILE, _json(given.timing)
+    if given.fidelity is not None:
+        steps = tuple(c.model_copy(update={"images": ()}) for c in given.fidelity.comparisons)
+        bare = given.fidelity.model_copy(update={"comparisons": steps, "swayed": ()})
+        yield Fidelity.FILE, _json(bare)
+    if given.report:
+        yield "report.html", given.report
+    lines = (f"- {key}: {value}\n" for key, value in handover.card(given.model, intended_use))
+    yield "card.md", "".join(("# Model card\n\n", *lines)).encode()
+    yield "requirements.txt", "".join(f"{x}\n" for x in wanted).encode()
+    yield "sbom.cdx.json", sbom(given.model, wanted)
 
 
 def _json(record: Record) -> bytes:
@@ -210,24 +207,6 @@ def expected(model: Artifact, profile: Profile) -> bytes:
         return buffer.getvalue()
 
 
-def card(model: Artifact, intended_use: str) -> str:
-    """A model card in Markdown, of what the record says."""
-    spec = model.spec
-    lines = [
-        f"# {model.model.partition('_top1')[0]}, {model.precision}", "", intended_use, "",
-        f"- classes: {', '.join(spec.classes)}",
-        f"- input: {spec.size[0]} x {spec.size[1]} pixels, {spec.channels}, {spec.resize}",
-        f"- parameters: {model.params / 1e6:.2f} M, {model.macs / 1e6:.0f} M MACs",
-        f"- file: sha256 {model.sha256}",
-        f"- split rule: {model.split_rule or 'not stated'}",
-    ]  # fmt: skip
-    for name in ("test_balanced_accuracy", "test_macro_auroc", "test_ece"):
-        if m := model.metrics.get(name):
-            spread = "" if m.low is None or m.high is None else f" [{m.low:.3f}, {m.high:.3f}]"
-            lines.append(f"- {name.removeprefix('test_').replace('_', ' ')}: {m.value:.3f}{spread}")
-    return "\n".join(lines) + "\n"
-
-
 def requirements(runtime: str) -> tuple[str, ...]:
     """The packages that a device needs, at the versions that are here: "numpy==2.3.1".
 
@@ -238,7 +217,7 @@ def requirements(runtime: str) -> tuple[str, ...]:
     return tuple(f"{p}=={found[p]}" for p in needed if p in found)
 
 
-def sbom(model: Artifact, wanted: tuple[str, ...]) -> bytes:
+def sbom(model: Artifact, wanted: Sequence[str]) -> bytes:
     """CycloneDX 1.6: the model and the packages that run it; the same input, the same bytes."""
     components: list[dict[str, object]] = [
         {
@@ -294,9 +273,16 @@ def extract(path: Path, folder: Path, key: Path | None = None) -> Checked:
     found = _checked(path, content, key)
     if folder.exists():
         raise EdgeKDError(f"{folder} is there already: choose another folder")
-    for name, data in content.items():
-        make_folder((folder / name).parent)
-        write_atomic(folder / name, data)
+    make_folder(folder.parent)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".extract-") as half:
+        whole = Path(half, "whole")  # the folder is there with all of it, or not at all
+        for name, data in content.items():
+            make_folder((whole / name).parent)
+            write_atomic(whole / name, data)
+        try:
+            whole.rename(folder)
+        except OSError:  # another process was quicker
+            raise EdgeKDError(f"{folder} is there already: choose another folder") from None
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from edgekd.records import SCHEMA, Artifact, Comparison, Fidelity, Profile, Timing
@@ -76,6 +76,23 @@ def _explanations(fidelity: Fidelity) -> dict[str, Any]:
         for c in fidelity.comparisons
     ]
     return kept | {"comparisons": steps}
+
+
+def card(last: Artifact, intended_use: str = "") -> Iterator[tuple[str, str]]:
+    """A model card's fields that the records hold, of the file to be deployed."""
+    spec = last.spec
+    yield "intended use", intended_use or "not stated"
+    yield "not for", "diagnosis, or any decision without a qualified reader"
+    yield "model", f"{last.model.partition('_top1')[0]}, {last.precision}, sha256 {last.sha256}"
+    yield "size", f"{last.params / 1e6:.2f} M parameters, {last.macs / 1e6:.0f} M MACs an image"
+    yield "classes", ", ".join(spec.classes)
+    yield "input", f"{spec.size[0]} × {spec.size[1]} pixels, {spec.channels}, {spec.resize}"
+    yield "data", f"fingerprint {last.data_fingerprint or 'not stated'}"
+    yield "split rule", last.split_rule or "not stated"
+    for name in ("test_balanced_accuracy", "test_macro_auroc", "test_ece"):
+        if m := last.metrics.get(name):
+            spread = "" if m.low is None or m.high is None else f" [{m.low:.3f}, {m.high:.3f}]"
+            yield name.removeprefix("test_").replace("_", " "), f"{m.value:.3f}{spread}"
 
 
 def cases(fidelity: Fidelity) -> str:

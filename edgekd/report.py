@@ -64,6 +64,7 @@ def write(
     pictures: bool = True,
     strips: Sequence[Strip] = (),
     swayed: Sequence[Pair] = (),
+    intended_use: str = "",
 ) -> Path:
     """Write `out`/report.html, report.json and cases.csv; returns the page's path.
 
@@ -101,7 +102,7 @@ def write(
         plain=lambda pixels: _png(_sized(pixels)),
         scale=_png(overlay(np.full((14, 160, 3), 120, np.uint8), np.linspace(0, 1, 160)[None])),
         settings=list(_settings(rows, profile, notes, command)),
-        card=list(_card(rows[-1].artifact)),
+        card=list(handover.card(rows[-1].artifact, intended_use)),
     )
     path = make_folder(out) / PAGE
     write_atomic(out / FIGURES, handover.figures(title, rows, fidelity, profile, notes, command))
@@ -305,18 +306,6 @@ def _settings(
         lineage = f"sha256 {made.sha256[:16]}, seed {made.seed}"
         yield row.name, lineage + (f", from {parents}" if parents else "")
         yield f"{row.name} made with", ", ".join([*_flat(made.settings), *_flat(made.versions)])
-
-
-def _card(last: Artifact) -> Iterator[tuple[str, str]]:
-    """A model card's fields that the records hold, of the file to be deployed."""
-    spec = last.spec
-    yield "intended use", "not stated"
-    yield "not for", "diagnosis, or any decision without a qualified reader"
-    yield "model", f"{last.model.partition('_top1')[0]}, {last.precision}, sha256 {last.sha256}"
-    yield "classes", ", ".join(spec.classes)
-    yield "input", f"{spec.size[0]} × {spec.size[1]} pixels, {spec.channels}, {spec.resize}"
-    yield "data", f"fingerprint {last.data_fingerprint or 'not stated'}"
-    yield "split rule", last.split_rule or "not stated"
 
 
 def _flat(settings: Mapping[str, Any]) -> Iterator[str]:

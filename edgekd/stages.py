@@ -257,16 +257,23 @@ def bundle(
         source = Artifact.load(place.folder / "onnx")
     path = out or place.folder / f"{place.folder.name}{bundles.SUFFIX}"
     with tempfile.TemporaryDirectory() as empty:
-        page = report(place, cases=1, pictures=False, out=Path(empty)).read_bytes()
-    made = bundles.make(
-        path, last, runs.host(place.run.profile, last)[0], source=source, timing=timing,
-        fidelity=fidelity, report=page, card=bundles.card(last, intended_use),
-        intended_use=intended_use, despite=despite, key=key,
-    )  # fmt: skip
+        page = report(
+            place, cases=1, pictures=False, out=Path(empty), intended_use=intended_use
+        ).read_bytes()
+    profile, _ = runs.host(place.run.profile, last)
+    given = bundles.Given(last, profile, source, timing, fidelity, page)
+    made = bundles.make(path, given, intended_use=intended_use, despite=despite, key=key)
     return path, made
 
 
-def report(place: Place, *, cases: int, pictures: bool = True, out: Path | None = None) -> Path:
+def report(
+    place: Place,
+    *,
+    cases: int,
+    pictures: bool = True,
+    out: Path | None = None,
+    intended_use: str = "",
+) -> Path:
     """The run's page, `<run>/report.html`, of what is finished: models, timings, explanations.
 
     Beside it report.json and cases.csv. pictures: False leaves every pixel out. out: another folder
@@ -306,6 +313,7 @@ def report(place: Place, *, cases: int, pictures: bool = True, out: Path | None 
         + ("" if pictures else " --no-images"),
         pictures=pictures,
         strips=_strips(place, dataset) if fidelity and pictures else [],
+        intended_use=intended_use,
     )
 
 

@@ -26,10 +26,9 @@ def keys(tmp_path_factory):
     return bundle.new_key(folder / "a.pem"), bundle.new_key(folder / "b.pem")
 
 
-def make(out, key=None, **change):
-    given = {"source": None, "timing": None, "fidelity": None, "report": b"<p>", "card": "card",
-             "intended_use": "research", "key": key} | change  # fmt: skip
-    return bundle.make(out, Artifact.load(TINY), CPU, **given)
+def make(out, key=None, intended_use="research", **change):
+    given = bundle.Given(Artifact.load(TINY), CPU, report=b"<p>")._replace(**change)
+    return bundle.make(out, given, intended_use=intended_use, key=key)
 
 
 @pytest.fixture
@@ -165,6 +164,7 @@ def test_a_folder_that_is_there_is_left_alone(made, tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(EdgeKDError, match="is there already"):
         bundle.extract(made, tmp_path / "there")
+    assert not list(tmp_path.glob(".extract-*"))
 
 
 def test_keys(tmp_path, keys):

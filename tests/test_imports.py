@@ -70,7 +70,7 @@ ALLOWED = {
     "devices": {"records", "runtimes"},
     "doctor": {"records", "runtimes", "golden", "quantizers"},
     "machine": {"records"},
-    "bundle": {"records", "explain", "golden", "imaging", "runtimes"},
+    "bundle": {"records", "explain", "golden", "handover", "imaging", "runtimes"},
     "conditions": {"records", "machine", "stopwatch"},
     "energy": {"records", "machine"},
     "roofline": {"records", "runtimes", "machine"},
