@@ -7,6 +7,7 @@ A plain zip, stored without compression, so that the same input is the same byte
     model/           what the profile's runtime loads, with artifact.json and golden samples
     onnx/            what it can be built from on a device
     expected.npz     the golden samples' maps, as the file gave them here
+    familiar.npz     what images are usually like, for a warning of others
     timing.json, fidelity.json, report.html, card.md, requirements.txt, sbom.cdx.json
 
 Nothing in it is of a patient: golden samples are drawn, the report has no pictures, and what is
@@ -30,7 +31,8 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
-from edgekd import __version__, explain, golden, handover, imaging, runtimes
+from edgekd import __version__, explain, familiar, golden, handover, imaging, runtimes
+from edgekd.familiar import Familiar
 from edgekd.records import (
     Artifact,
     EdgeKDError,
@@ -74,6 +76,7 @@ class Manifest(Stored):
     layer: str
     intended_use: str
     verdict: str  # of its explanations: "pass", "fail", ...; empty: not judged
+    abstain_below: float  # calibrated probability: no answer is given under it; 0: always one
     despite: str  # why it was bundled although that is no pass; empty: it is
     buildable: bool  # has onnx/, for what must be built on the device
     requirements: tuple[str, ...]
@@ -108,10 +111,17 @@ class Given(NamedTuple):
     timing: Timing | None = None
     fidelity: Fidelity | None = None
     report: bytes = b""  # the page, without pictures
+    usual: Familiar | None = None  # what images are usually like
 
 
 def make(
-    out: Path, given: Given, *, intended_use: str, despite: str = "", key: Path | None = None
+    out: Path,
+    given: Given,
+    *,
+    intended_use: str,
+    abstain_below: float = 0.0,
+    despite: str = "",
+    key: Path | None = None,
 ) -> Manifest:
     """Write the bundle to file `out`, whole or not at all.
 
@@ -131,6 +141,7 @@ def make(
         layer=model.layer,
         intended_use=intended_use,
         verdict=(fidelity.verdict or "") if fidelity else "",
+        abstain_below=abstain_below,
         despite=despite,
         buildable=given.source is not None or model.path.suffix == ".onnx",
         requirements=wanted,
@@ -159,6 +170,8 @@ def _contents(
         steps = tuple(c.model_copy(update={"images": ()}) for c in given.fidelity.comparisons)
         bare = given.fidelity.model_copy(update={"comparisons": steps, "swayed": ()})
         yield Fidelity.FILE, _json(bare)
+    if given.usual is not None:
+        yield familiar.FILE, familiar.packed(given.usual)
     if given.report:
         yield "report.html", given.report
     lines = (f"- {key}: {value}\n" for key, value in handover.card(given.model, intended_use))
@@ -264,18 +277,29 @@ def check(path: Path, key: Path | None = None) -> Checked:
     key: file of the public key that must have signed it, PEM or OpenSSH's. EdgeKDError if a byte,
     an entry or the signature is not right; without a key a signature is checked, but not whose.
     """
-    return _checked(path, _read(path), key)
+    return read(path, key)[0]
+
+
+def read(path: Path, key: Path | None = None) -> tuple[Checked, dict[str, bytes]]:
+    """As `check`, and every entry by its name."""
+    content = _read(path)
+    return _checked(path, content, key), content
 
 
 def extract(path: Path, folder: Path, key: Path | None = None) -> Checked:
     """Check the bundle, then write its files into `folder`, which must not be there yet."""
-    content = _read(path)
-    found = _checked(path, content, key)
+    found, content = read(path, key)
+    unpack(content, folder)
+    return found
+
+
+def unpack(content: Mapping[str, bytes], folder: Path) -> None:
+    """Write what was read and checked into `folder`: it is there with all of it, or not at all."""
     if folder.exists():
         raise EdgeKDError(f"{folder} is there already: choose another folder")
     make_folder(folder.parent)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".extract-") as half:
-        whole = Path(half, "whole")  # the folder is there with all of it, or not at all
+        whole = Path(half, "whole")
         for name, data in content.items():
             make_folder((whole / name).parent)
             write_atomic(whole / name, data)
@@ -283,7 +307,6 @@ def extract(path: Path, folder: Path, key: Path | None = None) -> Checked:
             whole.rename(folder)
         except OSError:  # another process was quicker
             raise EdgeKDError(f"{folder} is there already: choose another folder") from None
-    return found
 
 
 def _checked(path: Path, content: Mapping[str, bytes], key: Path | None) -> Checked:

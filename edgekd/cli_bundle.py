@@ -42,6 +42,11 @@ def bundle(
     intended_use: Annotated[
         str, typer.Option("--intended-use", help="What it is for, and what not.")
     ] = INTENDED,
+    abstain_below: Annotated[
+        float,
+        typer.Option("--abstain-below", min=0, max=1, help="Calibrated probability under which a "
+                     "device gives no answer."),
+    ] = 0.0,
     despite: Annotated[
         str,
         typer.Option("--despite", help="Why it is bundled although its verdict is no PASS."),
@@ -49,7 +54,7 @@ def bundle(
     runs_folder: RunsOption = RUNS,
     run: RunOption = None,
     as_json: JsonOption = False,
-) -> None:
+) -> None:  # fmt: skip
     """Pack the run's last file with its evidence into one file that verifies itself.
 
     It has to be measured and explained before. Exit 3: its explanations did not survive.
@@ -57,13 +62,16 @@ def bundle(
     """
     if context.invoked_subcommand:
         return
-    from edgekd import show, stages
+    from edgekd import show, show_device, stages
 
     with show.tracker() as track:
         here = place(runs_folder, run, profile, track)
-        path, made = stages.bundle(here, out, key=key, intended_use=intended_use, despite=despite)
+        path, made = stages.bundle(
+            here, out, key=key, intended_use=intended_use, abstain_below=abstain_below,
+            despite=despite,
+        )  # fmt: skip
     told = made.model_dump(mode="json") | {"path": str(path)}
-    result(as_json, told, show.bundled(path, made, ""))
+    result(as_json, told, show_device.bundled(path, made, ""))
 
 
 @bundle_app.command()
@@ -79,12 +87,12 @@ def verify(
     Example: edgekd bundle verify cpu.edgekd --key release.pem.pub
     """
     from edgekd import bundle as bundles
-    from edgekd import show
+    from edgekd import show_device
 
     found = bundles.check(file, key)
     told = {"manifest": found.manifest.model_dump(mode="json"), "signer": found.signer,
             "trusted": found.trusted}  # fmt: skip
-    result(as_json, told, show.bundled(file, found.manifest, show.signer(found)))
+    result(as_json, told, show_device.bundled(file, found.manifest, show_device.signer(found)))
 
 
 @bundle_app.command("key")

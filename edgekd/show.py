@@ -26,10 +26,7 @@ from edgekd.records import Artifact, Fidelity, Metric, Profile, T, Timing, Track
 from edgekd.spaces import title as title_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from edgekd.against import Against
-    from edgekd.bundle import Checked, Manifest
     from edgekd.candidates import Choice
     from edgekd.data import Findings
     from edgekd.devices import Outlook
@@ -84,21 +81,22 @@ def on_stdout(shown: Any) -> None:
     Console(width=width, highlight=False).print(shown)
 
 
-def _table(*columns: str, title: str = "") -> Table:
+def table_of(*columns: str, title: str = "") -> Table:
+    """An empty table; the first column to the left, numbers to the right."""
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     return table
 
 
-def _text(value: object) -> Text:
+def plain(value: object) -> Text:
     """Users' names are not markup."""
     return Text(str(value))
 
 
 def profiles(found: list[Profile]) -> Table:
     """Name, runtime, device, student and budget of each."""
-    table = _table("profile", "runtime", "device", "precisions", "space", "px", "p95 budget")
+    table = table_of("profile", "runtime", "device", "precisions", "space", "px", "p95 budget")
     for p in found:
         limit = f"{p.budget.latency_ms:g} ms" if p.budget.latency_ms else "-"
         table.add_row(
@@ -117,7 +115,7 @@ def settings(title: str, values: dict[str, Any]) -> Table:
     """Names and values, tables within tables as a.b."""
     table = Table(title=title, title_justify="left", box=None, show_header=False, pad_edge=False)
     for key, value in _flat(values, ""):
-        table.add_row(_text(key), _text(value))
+        table.add_row(plain(key), plain(value))
     return table
 
 
@@ -131,7 +129,7 @@ def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 def students(found: dict[str, dict[str, Any]]) -> Table:
     """Every named sub-net with its space and depth."""
-    table = _table("sub-net", "space", "resolution", "depth")
+    table = table_of("sub-net", "space", "resolution", "depth")
     for name, arch in found.items():
         depth = "-".join(map(str, arch["depth"]))
         table.add_row(name, arch["space"], str(arch["resolution"]), depth)
@@ -164,25 +162,25 @@ def dataset(found: dict[str, Any]) -> Group:
     """Images of each class in each split, then every problem."""
     parts: list[Any] = []
     if "classes" in found:
-        table = _table("class", *found["splits"], "all")
+        table = table_of("class", *found["splits"], "all")
         for c in found["classes"]:
             counts = [split[c] for split in found["splits"].values()]
-            table.add_row(_text(c), *map(str, counts), str(sum(counts)))
+            table.add_row(plain(c), *map(str, counts), str(sum(counts)))
         for name in ("groups", "masks"):
             counts = list(found[name].values())
-            table.add_row(_text(name), *map(str, counts), str(sum(counts)), style="dim")
-        parts += [table, _text(f"split: {found['split_rule']}")]
-        parts += [_text(f"fingerprint: {found['fingerprint'][:16]}")]
-        parts += [_text(f"note: {n}") for n in found["notes"]]
+            table.add_row(plain(name), *map(str, counts), str(sum(counts)), style="dim")
+        parts += [table, plain(f"split: {found['split_rule']}")]
+        parts += [plain(f"fingerprint: {found['fingerprint'][:16]}")]
+        parts += [plain(f"note: {n}") for n in found["notes"]]
     for problem in found["problems"]:
         parts.append(Text(f"problem: {problem}", style="bold red"))
     if found["leaks"]:
         told = ", ".join(f"{n} {kind}" for kind, n in found["leaks"].items())
-        parts.append(_text(f"leakage between splits: {told}"))
+        parts.append(plain(f"leakage between splits: {told}"))
     elif "classes" in found:
-        parts.append(_text("leakage between splits: none (bytes, near-duplicates, groups)"))
+        parts.append(plain("leakage between splits: none (bytes, near-duplicates, groups)"))
     parts.append(
-        _text(f"{len(found['problems'])} problems" if found["problems"] else "no problems")
+        plain(f"{len(found['problems'])} problems" if found["problems"] else "no problems")
     )
     return Group(*parts)
 
@@ -199,8 +197,8 @@ def artifact(made: Artifact, beside: Artifact | None = None) -> Group:
     """One artifact's figures (beside another's, its parent's), and its folder."""
     columns = [a for a in (beside, made) if a is not None]
     heads = [f"{a.role} {a.precision}" for a in columns]
-    table = _table("", *heads)
-    table.add_row("model", *(_text(a.model.partition("_top1")[0]) for a in columns))
+    table = table_of("", *heads)
+    table.add_row("model", *(plain(a.model.partition("_top1")[0]) for a in columns))
     for name in ("balanced_accuracy", "macro_f1", "macro_auroc"):
         row = [metric(a.metrics.get(f"test_{name}")) for a in columns]
         table.add_row(f"test {name.replace('_', ' ')}", *row)
@@ -216,7 +214,7 @@ def artifact(made: Artifact, beside: Artifact | None = None) -> Group:
     for key in sorted({k for a in columns for k in a.metrics if k.startswith("parity")}):
         row = [f"{a.metrics[key].value:.2g}" if key in a.metrics else "-" for a in columns]
         table.add_row(key.replace("_", " "), *row)
-    return Group(table, *map(_text, _beside(made, beside)), _text(made.folder))
+    return Group(table, *map(plain, _beside(made, beside)), plain(made.folder))
 
 
 def _calibration(columns: list[Artifact]) -> Iterator[tuple[str, list[str]]]:
@@ -260,11 +258,11 @@ def difference(m: Metric | None) -> str:
 
 def supernet(made: Artifact) -> Group:
     """What the ends of a supernet reach on the validation split."""
-    table = _table("sub-net of " + made.model, "val balanced accuracy", "val loss")
+    table = table_of("sub-net of " + made.model, "val balanced accuracy", "val loss")
     for end, name in (("min", "smallest"), ("max", "largest")):
         figures = [made.metrics[f"val_{k}_{end}"] for k in ("balanced_accuracy", "loss")]
         table.add_row(name, *map(metric, figures))
-    return Group(table, _text(made.folder))
+    return Group(table, plain(made.folder))
 
 
 def searches(found: list[tuple[Front, Sought]]) -> Group:
@@ -273,7 +271,7 @@ def searches(found: list[tuple[Front, Sought]]) -> Group:
     for front, sought in found:
         how = "estimated" if sought.estimated else f"measured blocks, {sought.precision}"
         title = f"{sought.profile.name}: {front.space}, latency {how}"
-        table = _table("sub-net", "accuracy", "p95 ms", "parameters", "accuracy measured",
+        table = table_of("sub-net", "accuracy", "p95 ms", "parameters", "accuracy measured",
                        "p95 ms measured", "memory", title=title)  # fmt: skip
         measured = {m.predicted: m for m in sought.measured}
         chosen = next(m for m in front.members if title_of(m.arch) == sought.chosen)
@@ -289,7 +287,7 @@ def searches(found: list[tuple[Front, Sought]]) -> Group:
         r, rule = sought.ranking, "the most accurate within the budget"
         if sought.slack:
             rule = f"the fastest that gives up at most {100 * sought.slack:g} points"
-        parts += [table, _text(
+        parts += [table, plain(
             f"{front.evaluations} sub-nets in {front.seconds:.1f} s; accuracy predicted from "
             f"{r.samples} evaluated ones: Kendall {r.kendall:.2f}, Spearman {r.spearman:.2f}, "
             f"error {r.rmse:.3f} on those held out; chosen in bold: {rule}"
@@ -300,7 +298,7 @@ def searches(found: list[tuple[Front, Sought]]) -> Group:
 def latency(table: LatencyTable, where: object) -> Group:
     """What a latency table covers, and how wrong it is on whole sub-nets."""
     made = "estimated" if table.estimated else "measured"
-    head = _table("latency", table.space)
+    head = table_of("latency", table.space)
     head.add_row("runtime", f"{table.runtime} on {table.device}, {table.precision}, {made}")
     head.add_row("resolutions", " ".join(map(str, table.resolutions)))
     head.add_row("blocks and other pieces", str(len(table.pieces)))
@@ -310,17 +308,17 @@ def latency(table: LatencyTable, where: object) -> Group:
             said = f"{e.mape:.1f} %, {100 * e.within10:.0f} % within 10 %, Kendall {e.kendall:.3f}"
             head.add_row(f"error {name} ({e.nets})", said)
     head.add_row("p95 / p50", f"{table.p95_ratio:.3f}")
-    return Group(head, _text(where))
+    return Group(head, plain(where))
 
 
 def recipe(made: Recipe) -> Group:
     """What a study does, and what its paper leaves open."""
-    head = _table(made.name, made.title)
-    head.add_row("source", _text(made.source))
-    head.add_row("data", _text(made.data))
+    head = table_of(made.name, made.title)
+    head.add_row("source", plain(made.source))
+    head.add_row("data", plain(made.data))
     for place, gap in enumerate(made.unknown):
-        head.add_row("not in the paper" if place == 0 else "", _text(gap))
-    return Group(head, *(_text(f"edgekd {step}") for step in made.steps))
+        head.add_row("not in the paper" if place == 0 else "", plain(gap))
+    return Group(head, *(plain(f"edgekd {step}") for step in made.steps))
 
 
 def _some(members: tuple[Member, ...], chosen: Member, count: int = 8) -> list[Member]:
@@ -335,7 +333,7 @@ def timings(found: list[Timing]) -> Group:
 
     shown = bench_rows.shown(found)
     lines = bench_rows.lines(shown)
-    table = _table("", *(escape(s.name) for s in shown), title=escape(bench_rows.where(shown)))
+    table = table_of("", *(escape(s.name) for s in shown), title=escape(bench_rows.where(shown)))
     group = ""
     for line in lines:
         if all(c == bench_rows.NONE for c in line.cells):
@@ -345,57 +343,32 @@ def timings(found: list[Timing]) -> Group:
         group = line.group
         # What stands beside a figure has room beside three columns only.
         cells = [str(c) if len(found) <= 3 else c.text for c in line.cells]
-        table.add_row(line.what, *(_text(c) for c in cells))
+        table.add_row(line.what, *(plain(c) for c in cells))
     noise = [Text(f"noise: {d}", style="yellow") for d in bench_rows.doubts(shown)]
     missing = bench_rows.absent(lines, shown)
     dashes = [Text(f"–: not measured: {'; '.join(missing)}", style="dim")] if missing else []
     return Group(table, *noise, *dashes)
 
 
-def bundled(path: Path, made: Manifest, signer: str) -> Group:
-    """What is in a bundle, and who vouches for it."""
-    table = _table("bundle", escape(path.name))
-    table.add_row("model", f"{made.precision}, sha256 {made.model[:16]}")
-    table.add_row(
-        "profile", f"{made.profile.name}: {made.profile.runtime} on {made.profile.device}"
-    )
-    table.add_row("verdict", made.verdict.upper() or "not judged")
-    if made.despite:
-        table.add_row("bundled despite that", _text(made.despite))
-    table.add_row("intended use", _text(made.intended_use))
-    table.add_row("needs", ", ".join(made.requirements))
-    table.add_row("files", str(len(made.files)))
-    if signer:
-        table.add_row("signed by", signer)
-    return Group(table, _text(str(path)))
-
-
-def signer(found: Checked) -> str:
-    """Who signed a bundle, in words."""
-    if not found.signer:
-        return "nobody: whoever could write to it could change it"
-    return found.signer + ("" if found.trusted else ", a key that nobody asked for (--key)")
-
-
 def against(found: Against) -> Group:
     """One file beside another, and whether it is slower."""
     from edgekd.stopwatch import percentiles
 
-    table = _table("", "this file", "against", title=f"bench --against, {found.rounds} processes")
+    table = table_of("", "this file", "against", title=f"bench --against, {found.rounds} processes")
     pair = found.own, found.other
-    table.add_row("model", *(_text(t.model.partition("_top1")[0]) for t in pair))
+    table.add_row("model", *(plain(t.model.partition("_top1")[0]) for t in pair))
     table.add_row("precision", *(t.precision for t in pair))
     table.add_row("runtime", *(f"{t.runtime} on {t.device}" for t in pair))
     table.add_row("median", *(f"{percentiles(t.samples_ms)['p50']:.2f} ms" for t in pair))
     how = {"turns": "in turns", "record": "each in multiples of the machine's pace, that day"}
     verdict = f"{found.state.upper()}, {how[found.how]}: {found.reason}"
-    return Group(table, _text(verdict))
+    return Group(table, plain(verdict))
 
 
 def fidelity(found: Fidelity) -> Group:
     """Agreement of each file's maps with the reference's, each beside its null."""
     names = [c.name for c in found.comparisons]
-    table = _table("mean [95 %] (null)", *names, title=f"Score-CAM, {found.variant}: "
+    table = table_of("mean [95 %] (null)", *names, title=f"Score-CAM, {found.variant}: "
                    "maps of each file against those of what it was compressed from")  # fmt: skip
     keys = list(dict.fromkeys(k for c in found.comparisons for k in c.aggregate))
     for key in keys:
@@ -407,47 +380,47 @@ def fidelity(found: Fidelity) -> Group:
         table.add_row(key, *cells)
     table.add_row("undefined maps", *(str(c.undefined) for c in found.comparisons))
     table.add_row("seconds a map", *(f"{c.seconds_per_map:.2f}" for c in found.comparisons))
-    table.add_row("explained layer", *(_text(c.layer) for c in found.comparisons))
+    table.add_row("explained layer", *(plain(c.layer) for c in found.comparisons))
     lines = ["null: the same figure against another patient's map of the same class"]
     if found.mask_share is not None:
         lines.append(f"masks cover {100 * found.mask_share:.1f} % of their images")
-    return Group(table, *(_text(line) for line in lines), *_judged(found))
+    return Group(table, *(plain(line) for line in lines), *_judged(found))
 
 
 def _judged(found: Fidelity) -> Iterator[Any]:
     """The verdict, a reason a step, and the gates that did not hold."""
-    yield from (_text(f"{c.name}: {c.remark}") for c in found.comparisons if c.remark)
+    yield from (plain(f"{c.name}: {c.remark}") for c in found.comparisons if c.remark)
     if found.verdict is None:
         return
     colours = {"invalid": "bold magenta", "fail": "bold red", "inconclusive": "bold yellow",
                "pass": "bold green"}  # fmt: skip
-    table = _table("did not hold", "", "asked", "found [95 %]", "images that would decide")
+    table = table_of("did not hold", "", "asked", "found [95 %]", "images that would decide")
     for c in found.comparisons:
         for g in c.verdict.gates if c.verdict else ():
             if g.state != "pass":
                 table.add_row(
-                    _text(f"{c.name}: {g.what}"), Text(g.state, style=colours[g.state]),
+                    plain(f"{c.name}: {g.what}"), Text(g.state, style=colours[g.state]),
                     f"at {'least' if g.least else 'most'} {g.margin:.3g}",
                     f"{g.value:.3f} [{g.low:.3f}, {g.high:.3f}]", str(g.needed or "-"),
                 )  # fmt: skip
     if table.row_count:
         yield table
     yield Text(f"verdict: {found.verdict.upper()}", style=colours[found.verdict])
-    yield from map(_text, found.reasons)
+    yield from map(plain, found.reasons)
     for c in found.comparisons:
         for place, remedy in enumerate(c.verdict.remedies if c.verdict else (), 1):
-            yield _text(f"{c.name}, try {place}: {remedy}")
+            yield plain(f"{c.name}, try {place}: {remedy}")
 
 
 def quantized(made: Artifact, before: Artifact, choice: Choice | None) -> Group:
     """The candidates, where there was a choice, and the file to deploy beside what it is of."""
-    parts: list[Any] = [candidates(choice), _text("")] if choice else []
+    parts: list[Any] = [candidates(choice), plain("")] if choice else []
     return Group(*parts, artifact(made, before))
 
 
 def candidates(choice: Choice) -> Table:
     """From fast to slow, each with why it was or was not chosen."""
-    table = _table(
+    table = table_of(
         "candidate", "p50 ms", "x FP32", "p95 ms", "MB", "points lost", "flips", "maps", ""
     )
     for c in choice.candidates:
@@ -456,7 +429,7 @@ def candidates(choice: Choice) -> Table:
         flips, maps = ("-" if x is None else f"{x:.3g}" for x in (c.flips, c.agreement))
         drop = "-" if c.drop_pt is None else f"{c.drop_pt.value:+.1f}"
         style = "bold" if c.state == "chosen" else "dim"
-        table.add_row(c.name, *ms, size, drop, flips, maps, _text(f"{c.state}: {c.reason}"),
+        table.add_row(c.name, *ms, size, drop, flips, maps, plain(f"{c.state}: {c.reason}"),
                       style=style)  # fmt: skip
     return table
 
@@ -466,19 +439,19 @@ def exported(made: list[Artifact], outlooks: list[Outlook]) -> Group:
     parts: list[Any] = [artifact(a) for a in made]
     for o in outlooks:
         layers = ", ".join(f"{n} in {p}" for p, n in o.layers.items())
-        parts.append(_text(f"{o.device}, by {o.checked_by}: layers that multiply: {layers}"))
+        parts.append(plain(f"{o.device}, by {o.checked_by}: layers that multiply: {layers}"))
         for what, names in (("neither INT8 nor FP16", o.slow), ("not on a DLA", o.off_dla)):
             if names:
                 more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-                parts.append(_text(f"{what}: {', '.join(names[:5])}{more}"))
+                parts.append(plain(f"{what}: {', '.join(names[:5])}{more}"))
         parts += [Text(f"problem: {p}", style="bold red") for p in o.problems]
-        parts += [_text(f"{i}. {step}") for i, step in enumerate(o.remains, 1)]
+        parts += [plain(f"{i}. {step}") for i, step in enumerate(o.remains, 1)]
     return Group(*parts)
 
 
 def verified(found: Verified) -> Table:
     """How far a file's answers are from those it was stored with."""
-    table = _table("golden samples", "logits", "features", "other predictions", "tolerance", "")
+    table = table_of("golden samples", "logits", "features", "other predictions", "tolerance", "")
     errors = ["NaN" if x is None else f"{x:.2g}" for x in (found.logits, found.features)]
     table.add_row(
         f"{found.runtime} on {found.device}", *errors,
@@ -491,9 +464,9 @@ def verified(found: Verified) -> Table:
 def checks(found: list[Check]) -> Table:
     """What works here, what does not, and what to do about it."""
     colours = {"PASS": "green", "FAIL": "bold red", "ABSENT": "dim"}
-    table = _table("", "", "", "fix")
+    table = table_of("", "", "", "fix")
     for column in table.columns[1:]:
         column.justify = "left"
     for c in found:
-        table.add_row(c.what, Text(c.state, style=colours[c.state]), _text(c.detail), _text(c.fix))
+        table.add_row(c.what, Text(c.state, style=colours[c.state]), plain(c.detail), plain(c.fix))
     return table

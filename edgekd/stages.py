@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd import data, imaging, runs
+from edgekd import data, imaging, runs, runtimes
 from edgekd.records import (
     Artifact,
     EdgeKDError,
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from edgekd.against import Against
     from edgekd.bench import How
     from edgekd.bundle import Manifest
+    from edgekd.familiar import Familiar
+
+LEARNT_FROM = 1000  # images of a split, at most, that tell what is usual
+BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -226,15 +230,23 @@ def doubtful(timings: list[Timing], *, strict: bool) -> str:
 
 
 def bundle(
-    place: Place, out: Path | None, *, key: Path | None, intended_use: str, despite: str
+    place: Place,
+    out: Path | None,
+    *,
+    key: Path | None,
+    intended_use: str,
+    abstain_below: float,
+    despite: str,
 ) -> tuple[Path, Manifest]:
     """The run's last file with its evidence, as one file; by default in the run's folder.
 
-    despite: why, if its explanations did not pass. EdgeKDError if it was not measured or explained.
+    abstain_below: calibrated probability under which a device gives no answer. despite: why, if its
+    explanations did not pass. EdgeKDError if it was not measured or explained.
     """
     from edgekd import bundle as bundles
 
-    last = place.candidates(place.dataset())[-1]
+    dataset = place.dataset()
+    last = place.candidates(dataset)[-1]
     for folder, kind, command in (
         (place.folder / "bench" / last.folder.name, Timing, "bench"),
         (place.folder / "explain", Fidelity, "explain"),
@@ -261,9 +273,31 @@ def bundle(
             place, cases=1, pictures=False, out=Path(empty), intended_use=intended_use
         ).read_bytes()
     profile, _ = runs.host(place.run.profile, last)
-    given = bundles.Given(last, profile, source, timing, fidelity, page)
-    made = bundles.make(path, given, intended_use=intended_use, despite=despite, key=key)
+    usual = _usual(last, profile, dataset, place.track)
+    given = bundles.Given(last, profile, source, timing, fidelity, page, usual)
+    made = bundles.make(
+        path, given, intended_use=intended_use, abstain_below=abstain_below, despite=despite,
+        key=key,
+    )  # fmt: skip
     return path, made
+
+
+def _usual(made: Artifact, profile: Profile, dataset: data.Dataset, track: Track) -> Familiar:
+    """What images are usually like, as this very file sees them."""
+    from edgekd import familiar
+
+    session, _ = runtimes.open_streams(made, profile)
+    seen: list[np.ndarray] = []
+    pooled: dict[str, np.ndarray] = {}
+    for split in ("train", "val"):
+        images = dataset.splits[split]
+        every = -(-len(images) // LEARNT_FROM)
+        pixels = data.load_pixels(images[::every], made.spec, track)
+        batches = track(range(0, len(pixels), BATCH), f"what is usual: {split}")
+        parts = [session(imaging.normalise(pixels[i : i + BATCH], made.spec)) for i in batches]
+        pooled[split] = np.concatenate([x.features.mean((2, 3)) for x in parts])
+        seen.append(pixels)
+    return familiar.learnt(pooled["train"], pooled["val"], np.concatenate(seen))
 
 
 def report(

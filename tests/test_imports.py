@@ -10,8 +10,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "edgekd"
 GLUE = {  # may know every stage
-    "cli", "cli_aside", "cli_bench", "cli_bundle", "cli_files", "options", "workplace", "seek",
-    "trial", "candidates", "files", "stages", "evidence", "runs", "show", "__main__",
+    "cli", "cli_aside", "cli_bench", "cli_bundle", "cli_device", "cli_files", "options",
+    "workplace", "seek", "trial", "candidates", "files", "stages", "evidence", "runs", "show",
+    "show_device", "__main__",
 }  # fmt: skip
 ALLOWED = {
     "stored": set(),
@@ -70,7 +71,9 @@ ALLOWED = {
     "devices": {"records", "runtimes"},
     "doctor": {"records", "runtimes", "golden", "quantizers"},
     "machine": {"records"},
-    "bundle": {"records", "explain", "golden", "handover", "imaging", "runtimes"},
+    "familiar": {"records"},
+    "bundle": {"records", "explain", "familiar", "golden", "handover", "imaging", "runtimes"},
+    "device": {"records", "bundle", "confidence", "explain", "familiar", "imaging", "runtimes"},
     "conditions": {"records", "machine", "stopwatch"},
     "energy": {"records", "machine"},
     "roofline": {"records", "runtimes", "machine"},
@@ -159,6 +162,8 @@ def test_the_command_line_starts_without_heavy_packages(arguments):
         "bench",
         "roofline",
         "bench_there",
+        "bundle",
+        "device.model",
         "golden",
         "doctor",
         "predictor",

@@ -1,0 +1,1 @@
+"""What runs at the bedside: numpy, Pillow, pydantic and one runtime. No torch."""

@@ -1,0 +1,141 @@
+"""A bundle at work: an image file in, an answer out, and why."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from edgekd import bundle, explain, familiar, imaging, runtimes
+from edgekd.bundle import Checked, Manifest
+from edgekd.confidence import probabilities
+from edgekd.familiar import Familiar
+from edgekd.records import (
+    Artifact,
+    EdgeKDError,
+    Fidelity,
+    Profile,
+    Record,
+    Timing,
+    user_cache,
+)
+from edgekd.runtimes import Outputs, Session
+
+
+class Answer(Record):
+    """What the model says of one image."""
+
+    image: str  # sha256 of its bytes: nothing else of it is kept
+    label: str  # the most probable class; empty: the model abstains
+    probabilities: dict[str, float]  # calibrated
+    abstained: str  # why; empty: it does not
+    warnings: tuple[str, ...]  # what is unusual of the image
+    ms: float  # from the file's bytes to the answer
+
+
+class Seen(NamedTuple):
+    """An image file, prepared."""
+
+    sha256: str
+    pixels: np.ndarray  # (H, W, 3) uint8
+    began: float  # time.perf_counter() when its bytes were there
+
+
+class Model:
+    """A bundle that was checked, loaded and asked once."""
+
+    def __init__(self, folder: Path, checked: Checked, *, abstain_below: float | None) -> None:
+        self.manifest: Manifest = checked.manifest
+        self.signer, self.trusted = checked.signer, checked.trusted
+        self.artifact = Artifact.load(folder / "model")
+        self.profile: Profile = checked.manifest.profile
+        self.abstain_below = (
+            checked.manifest.abstain_below if abstain_below is None else abstain_below
+        )
+        self.timing = Timing.load(folder) if (folder / Timing.FILE).exists() else None
+        self.fidelity = Fidelity.load(folder) if (folder / Fidelity.FILE).exists() else None
+        self.usual: Familiar | None = None
+        if (folder / familiar.FILE).exists():
+            self.usual = familiar.read(folder / familiar.FILE)
+        self.session: Session = runtimes.open_session(self.artifact, self.profile)
+
+    def see(self, data: bytes) -> Seen:
+        """An image file's bytes, prepared; EdgeKDError if it cannot be read whole."""
+        began = time.perf_counter()
+        pixels = imaging.pixels(data, self.artifact.spec)
+        return Seen(hashlib.sha256(data).hexdigest(), pixels, began)
+
+    def answer(self, seen: Sequence[Seen]) -> list[Answer]:
+        """One answer an image, all asked at once."""
+        pixels = np.stack([s.pixels for s in seen])
+        said = self.session(imaging.normalise(pixels, self.artifact.spec))
+        unusual = self._unusual(pixels, said)
+        p = probabilities(said.logits, self.artifact)
+        now = time.perf_counter()
+        return [self._answer(*x, now) for x in zip(seen, p, unusual, strict=True)]
+
+    def _unusual(self, pixels: np.ndarray, said: Outputs) -> list[tuple[str, ...]]:
+        if self.usual is None:  # the bundle does not tell what is usual
+            return [()] * len(pixels)
+        return familiar.warnings(self.usual, pixels, said.features.mean((2, 3)))
+
+    def _answer(self, seen: Seen, p: np.ndarray, unusual: tuple[str, ...], now: float) -> Answer:
+        classes = self.artifact.spec.classes
+        sure = float(p.max())
+        why = ""
+        if sure < self.abstain_below:
+            why = f"{sure:.2f} sure at most, an answer needs {self.abstain_below:.2f}"
+        return Answer(
+            image=seen.sha256,
+            label="" if why else classes[int(p.argmax())],
+            probabilities={c: float(x) for c, x in zip(classes, p, strict=True)},
+            abstained=why,
+            warnings=unusual,
+            ms=(now - seen.began) * 1e3,
+        )
+
+    def why(self, seen: Seen, label: str) -> np.ndarray | None:
+        """(h, w) float32 Score-CAM map of class `label`; None: there is nothing to show."""
+        classes = self.artifact.spec.classes
+        if label not in classes:
+            raise EdgeKDError(f'no class "{label}": {", ".join(classes)}')
+        image = imaging.normalise(seen.pixels[None], self.artifact.spec)[0]
+        return explain.score_cam(self.session, image, classes.index(label)).map
+
+
+def overlay(seen: Seen, heat: np.ndarray) -> bytes:
+    """PNG: what the model saw, coloured where the map (h, w) is high."""
+    return png(explain.overlay(seen.pixels, heat))
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """PNG of (H, W, 3) uint8."""
+    with io.BytesIO() as buffer:
+        Image.fromarray(pixels).save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+def open_bundle(path: Path, key: Path | None = None, abstain_below: float | None = None) -> Model:
+    """The model in a bundle, once every byte of it was checked.
+
+    It is unpacked beside what else holds for this machine, once. key: file of the public key that
+    must have signed it. abstain_below: in the place of the bundle's own.
+    """
+    checked, content = bundle.read(path, key)
+    folder = user_cache() / "bundles" / hashlib.sha256(content[Manifest.FILE]).hexdigest()
+    if not folder.exists():
+        try:
+            bundle.unpack(content, folder)
+        except EdgeKDError:
+            if not folder.exists():  # else another process was quicker
+                raise
+    for name, data in content.items():
+        if not (folder / name).is_file() or (folder / name).read_bytes() != data:
+            raise EdgeKDError(f"{folder / name} is not what was unpacked there: remove {folder}")
+    return Model(folder, checked, abstain_below=abstain_below)
