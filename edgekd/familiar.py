@@ -19,7 +19,7 @@ from edgekd.records import EdgeKDError
 FILE = "familiar.npz"
 AXES = 32  # 8 to 64 told as much, on magnetic resonance and two networks
 KNOWN = 0.99  # of validation images that are under the limit
-LEAST = 20  # validation images, to say what is usual
+LEAST = 10  # images of each split, to say what is usual
 MARGIN = 0.5  # half the contrast of the palest image seen is blank; half-way to all, saturated
 
 

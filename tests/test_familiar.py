@@ -99,5 +99,5 @@ def test_a_broken_file_is_one_line(usual, tmp_path, bad):
 
 
 def test_too_few_images_tell_nothing():
-    with pytest.raises(EdgeKDError, match="20 of each are needed"):
-        familiar.learnt(pooled(19, 1), pooled(50, 2), films(4))
+    with pytest.raises(EdgeKDError, match="10 of each are needed"):
+        familiar.learnt(pooled(9, 1), pooled(50, 2), films(4))
