@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -34,6 +34,11 @@ from edgekd.records import (
     write_atomic,
 )
 
+if TYPE_CHECKING:
+    from edgekd.familiar import Familiar
+
+LEARNT_FROM = 1000  # images of a split, at most, that tell what is usual
+BATCH = 32
 PHANTOMS = 360  # a class: enough to train a student from scratch in minutes
 PARITY_IMAGES = 16  # validation images that an exported file is compared on
 
@@ -189,6 +194,24 @@ def sample_images(dataset: data.Dataset, spec: Spec, split: str, count: int) -> 
     samples = dataset.splits[split]
     places = np.unique(np.linspace(0, len(samples) - 1, count).astype(int))
     return imaging.normalise(data.load_pixels([samples[i] for i in places], spec), spec)
+
+
+def usual(made: Artifact, profile: Profile, dataset: data.Dataset, track: Track) -> Familiar:
+    """What images are usually like, as this very file sees them."""
+    from edgekd import familiar
+
+    session, _ = runtimes.open_streams(made, profile)
+    seen: list[np.ndarray] = []
+    pooled: dict[str, np.ndarray] = {}
+    for split in ("train", "val"):
+        images = dataset.splits[split]
+        every = -(-len(images) // LEARNT_FROM)
+        pixels = data.load_pixels(images[::every], made.spec, track)
+        batches = track(range(0, len(pixels), BATCH), f"what is usual: {split}")
+        parts = [session(imaging.normalise(pixels[i : i + BATCH], made.spec)) for i in batches]
+        pooled[split] = np.concatenate([x.features.mean((2, 3)) for x in parts])
+        seen.append(pixels)
+    return familiar.learnt(pooled["train"], pooled["val"], np.concatenate(seen))
 
 
 def judged(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd import data, imaging, runs, runtimes
+from edgekd import data, imaging, runs
 from edgekd.records import (
     Artifact,
     EdgeKDError,
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
     from edgekd.against import Against
     from edgekd.bench import How
     from edgekd.bundle import Manifest
-    from edgekd.familiar import Familiar
-
-LEARNT_FROM = 1000  # images of a split, at most, that tell what is usual
-BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -273,31 +269,13 @@ def bundle(
             place, cases=1, pictures=False, out=Path(empty), intended_use=intended_use
         ).read_bytes()
     profile, _ = runs.host(place.run.profile, last)
-    usual = _usual(last, profile, dataset, place.track)
+    usual = runs.usual(last, profile, dataset, place.track)
     given = bundles.Given(last, profile, source, timing, fidelity, page, usual)
     made = bundles.make(
         path, given, intended_use=intended_use, abstain_below=abstain_below, despite=despite,
         key=key,
     )  # fmt: skip
     return path, made
-
-
-def _usual(made: Artifact, profile: Profile, dataset: data.Dataset, track: Track) -> Familiar:
-    """What images are usually like, as this very file sees them."""
-    from edgekd import familiar
-
-    session, _ = runtimes.open_streams(made, profile)
-    seen: list[np.ndarray] = []
-    pooled: dict[str, np.ndarray] = {}
-    for split in ("train", "val"):
-        images = dataset.splits[split]
-        every = -(-len(images) // LEARNT_FROM)
-        pixels = data.load_pixels(images[::every], made.spec, track)
-        batches = track(range(0, len(pixels), BATCH), f"what is usual: {split}")
-        parts = [session(imaging.normalise(pixels[i : i + BATCH], made.spec)) for i in batches]
-        pooled[split] = np.concatenate([x.features.mean((2, 3)) for x in parts])
-        seen.append(pixels)
-    return familiar.learnt(pooled["train"], pooled["val"], np.concatenate(seen))
 
 
 def report(
