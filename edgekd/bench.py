@@ -53,6 +53,7 @@ class How(Record):
     least: int = ENOUGH[90]  # calls of each, however long they take
     enough: int | None = ENOUGH[99]  # None: all the seconds
     attempts: int = 3  # runs of all turns, as long as the blocks of some file do not agree
+    throughput: bool = True
     batch: int = 16  # of the throughput
     idle_s: tuple[float, ...] = (0.5, 2.0, 10.0)  # think time between single studies
     cold: int = 3  # cold starts of each
@@ -62,11 +63,11 @@ class How(Record):
     energy: bool = True
 
 
-def short(seconds: float) -> How:
-    """Latency, memory and throughput alone, once: to choose between files."""
+def short(seconds: float, *, throughput: bool = True) -> How:
+    """Latency, memory and throughput alone, once; without throughput to choose between files."""
     return How(
-        seconds=seconds, least=200, enough=None, attempts=1, idle_s=(), cold=0, stages=False,
-        layers=0, roofline=False, energy=False,
+        seconds=seconds, least=200, enough=None, attempts=1, throughput=throughput, idle_s=(),
+        cold=0, stages=False, layers=0, roofline=False, energy=False,
     )  # fmt: skip
 
 
@@ -339,8 +340,10 @@ def _peaks(runners: Sequence[Runner], track: Track) -> dict[Where, Peak | None]:
 def _once_each(
     worker: Worker, runner: Runner, found: dict[str, Any], how: How, peak: Peak | None
 ) -> None:
-    """What is not taken in turns. Throughput comes first: until then memory is a single study's."""
-    requests: list[dict[str, Any]] = [{"throughput_s": how.seconds / 5, "batch": how.batch}]
+    """What is not taken in turns. Memory comes first: until then it is that of single studies."""
+    requests: list[dict[str, Any]] = [{"memory": True}]
+    if how.throughput:
+        requests.append({"throughput_s": how.seconds / 5, "batch": how.batch})
     if how.energy:
         requests.append({"energy_s": min(how.seconds, 3.0)})
     if how.stages:

@@ -241,13 +241,14 @@ def _calls(found: Sequence[Shown]) -> Cells:
     for q in ENOUGH:
         yield f"latency p{q}", lambda s, q=q: _percentile(s, f"p{q}")  # type: ignore[misc]
     yield f"times as fast as {found[0].name}", _times
-    yield (
-        "throughput",
-        lambda s: Cell(
-            f"{s.timing.throughput_ips:.0f}/s",
-            f"batch {s.timing.throughput_batch}, for {s.timing.throughput_hint}",
-        ),
-    )
+    yield "throughput", _throughput
+
+
+def _throughput(s: Shown) -> Cell:
+    if s.timing.throughput_ips is None:
+        return NONE
+    beside = f"batch {s.timing.throughput_batch}, for {s.timing.throughput_hint}"
+    return Cell(f"{s.timing.throughput_ips:.0f}/s", beside)
 
 
 def _seldom(found: Sequence[Shown]) -> Cells:

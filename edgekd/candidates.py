@@ -90,6 +90,7 @@ class Choice(Stored):
     profile: Profile
     max_drop: float  # points
     images: int  # calibration
+    seconds: float = SECONDS  # of calls of each in each round
     engines: tuple[str, ...]
     chosen: str
     candidates: tuple[Candidate, ...]
@@ -149,6 +150,7 @@ def choose(
     max_drop: float,
     engines: Sequence[str] | None = None,
     tuned: Artifact | None = None,
+    seconds: float = SECONDS,
     seed: int = 0,
     track: Track = untracked,
 ) -> Choice:
@@ -156,8 +158,9 @@ def choose(
 
     source: FP32 ONNX artifact. images: how many of the training split calibrate. max_drop: points
     of balanced accuracy. engines: to try for INT8; None: all that write for the profile's runtime.
-    tuned: FP32 ONNX of the same network after training in INT8, to be quantised as well.
-    EdgeKDError if FP32 itself does not run; what else does not is told in the Choice.
+    tuned: FP32 ONNX of the same network after training in INT8, to be quantised as well. seconds:
+    of calls of each in each of ROUNDS processes. EdgeKDError if FP32 itself does not run; what else
+    does not is told in the Choice.
     """
     if profile.device not in runtimes.get(profile.runtime).devices():
         raise RuntimeUnavailable(
@@ -178,7 +181,7 @@ def choose(
             if name == "fp32":  # nothing to compare the rest with
                 raise EdgeKDError(f"FP32 itself does not run in {profile.runtime}: {e}") from e
             failed.append(_failed(name, str(e)))
-    rows = _rows(judged, _timed(judged, profile, seed, track), max_drop)
+    rows = _rows(judged, _timed(judged, profile, seconds, seed, track), max_drop)
     faster = {r.name for r in takewhile(lambda r: r.state != "chosen", rows)}
     small = [j for j in judged if j.artifact.precision == "int8" and j.name in faster
              and j.lost(max_drop)]  # fmt: skip
@@ -187,21 +190,22 @@ def choose(
         failed.append(found)
     elif found is not None:
         judged.append(found)
-        rows = _rows(judged, _timed(judged, profile, seed, track), max_drop)
+        rows = _rows(judged, _timed(judged, profile, seconds, seed, track), max_drop)
     return Choice(
         source=source.sha256, tuned=tuned.sha256 if tuned else "", profile=profile,
-        max_drop=max_drop, images=len(shared.calibration), engines=wanted,
+        max_drop=max_drop, images=len(shared.calibration), seconds=seconds, engines=wanted,
         chosen=next(r.name for r in rows if r.state == "chosen"),
         candidates=(*rows, *failed), machine=here,
     ).save(out)  # fmt: skip
 
 
-def _timed(judged: Sequence[Judged], profile: Profile, seed: int, track: Track) -> list[Timing]:
+def _timed(
+    judged: Sequence[Judged], profile: Profile, seconds: float, seed: int, track: Track
+) -> list[Timing]:
     """All of them in turns on the profile's device."""
     runners = [bench.Runner(j.artifact, profile) for j in judged]
-    rounds = bench.in_rounds(
-        runners, bench.short(SECONDS), rounds=ROUNDS, on_device=True, seed=seed, track=track
-    )
+    how = bench.short(seconds, throughput=False)
+    rounds = bench.in_rounds(runners, how, rounds=ROUNDS, on_device=True, seed=seed, track=track)
     return [bench.joined(of_one) for of_one in rounds]
 
 

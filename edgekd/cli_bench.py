@@ -79,7 +79,9 @@ def bench(
 
     if against is not None and host is not None:
         raise EdgeKDError("--against measures both files here: leave --host out")
-    how = short(seconds) if quick or against else How(seconds=seconds)
+    how = How(seconds=seconds)
+    if quick or against:
+        how = short(seconds, throughput=against is None)
     if duration is not None:
         how = how.model_copy(update={"seconds": duration, "enough": None, "attempts": 1})
     with show.tracker() as track:

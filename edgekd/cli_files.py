@@ -39,11 +39,16 @@ def quantize(
     max_drop: Annotated[
         float, typer.Option("--max-drop", min=0, help="Points of balanced accuracy; else exit 3.")
     ] = 1.0,
+    seconds: Annotated[
+        float | None,
+        typer.Option("--seconds", min=0.1, help="Of calls of each candidate in each of 3 rounds. "
+                     "[default: 2]"),
+    ] = None,
     runs_folder: RunsOption = RUNS,
     run: RunOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
-) -> None:
+) -> None:  # fmt: skip
     """Find the fastest precision that keeps the student's answers, measured on this device.
 
     With auto every precision and INT8 engine that the profile allows is made, judged and timed.
@@ -56,8 +61,8 @@ def quantize(
     with show.tracker() as track:
         here = place(runs_folder, run, profile, track)
         artifact, before, choice = files.quantize(
-            here, engine=engine, method=method, images=images, max_drop=max_drop, qat=qat,
-            force=force,
+            here, engine=engine, method=method, images=images, max_drop=max_drop,
+            seconds=seconds, qat=qat, force=force,
         )  # fmt: skip
     told = artifact.model_dump(mode="json")
     if choice is not None:

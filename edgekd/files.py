@@ -37,19 +37,22 @@ def quantize(
     method: str | None,
     images: int,
     max_drop: float,
+    seconds: float | None,
     qat: int,
     force: bool,
 ) -> tuple[Artifact, Artifact, candidates.Choice | None]:
     """(the file to deploy, the student's FP32 ONNX, the choice), judged on the test split.
 
-    engine: one of edgekd/quantizers, which writes INT8, or auto: every candidate is measured. qat:
-    epochs of training in INT8 before; 0: none.
+    engine: one of edgekd/quantizers, which writes INT8, or auto: every candidate is measured, with
+    `seconds` of calls in each round. qat: epochs of training in INT8 before; 0: none.
     """
     from edgekd import quantizers
 
     profile = place.run.profile
     if engine != "auto":
         quantizers.get(engine)
+        if seconds is not None:
+            raise EdgeKDError("--seconds is of timing candidates: leave it out, or --engine")
         if "int8" not in profile.precisions:
             raise EdgeKDError(f"profile {profile.name} does not allow int8")
     elif method is not None:
@@ -58,7 +61,9 @@ def quantize(
     source = place.student_onnx(dataset)
     tuned = _tuned(place, dataset, qat, force=force) if qat else None
     if engine == "auto":
-        choice = _choice(place, dataset, source, images, max_drop, tuned, force=force)
+        choice = _choice(
+            place, dataset, source, images, max_drop, tuned, seconds=seconds, force=force
+        )
         chosen = place.folder / CANDIDATES / choice.chosen
         made = _deployed(place, Artifact.load(chosen))
     else:
@@ -79,6 +84,7 @@ def _choice(
     max_drop: float,
     tuned: Artifact | None,
     *,
+    seconds: float | None,
     force: bool,
 ) -> candidates.Choice:
     """All candidates measured now, unless that was done before and asked for alike."""
@@ -86,17 +92,19 @@ def _choice(
 
     out = place.folder / CANDIDATES
     profile = place.run.profile
+    seconds = candidates.SECONDS if seconds is None else seconds
     if (out / candidates.Choice.FILE).exists() and not force:
         old = candidates.Choice.load(out)
         asked = (source.sha256, tuned.sha256 if tuned else "", profile, max_drop,
-                 min(images, len(dataset.splits["train"])))  # fmt: skip
-        if (old.source, old.tuned, old.profile, old.max_drop, old.images) == asked:
+                 min(images, len(dataset.splits["train"])), seconds)  # fmt: skip
+        if (old.source, old.tuned, old.profile, old.max_drop, old.images, old.seconds) == asked:
             return old
     if force:
         shutil.rmtree(out, ignore_errors=True)
     return candidates.choose(
         source, dataset, profile, out,
-        images=images, max_drop=max_drop, tuned=tuned, seed=place.run.seed, track=place.track,
+        images=images, max_drop=max_drop, tuned=tuned, seconds=seconds, seed=place.run.seed,
+        track=place.track,
     )  # fmt: skip
 
 

@@ -323,8 +323,8 @@ class Timing(Stored):
     prepare_ms: tuple[float, ...] = ()  # an image file's bytes to what the model is shown
     explain_ms: tuple[float, ...] = ()  # a Score-CAM map of one image
     whole_ms: tuple[float, ...] = ()  # an image file's bytes to a calibrated answer
-    throughput_ips: float  # images per second at throughput_batch
-    throughput_batch: int
+    throughput_ips: float | None = None  # images per second at throughput_batch; None: not asked
+    throughput_batch: int | None = None
     throughput_hint: str = "latency"  # of the session: "throughput" asks in streams
     params: int
     macs: int

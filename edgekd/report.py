@@ -240,7 +240,16 @@ def _models(rows: Sequence[Row]) -> Iterator[tuple[str, list[str]]]:
     yield "file size", [f"{a.size_bytes / 1e6:.1f} MB" for a in made]
     for p in ("p50", "p95", "p99"):
         yield f"latency {p}", timed(lambda t, p=p: _ms(claimed(t.samples_ms)[p]))
-    yield "throughput", timed(lambda t: f"{t.throughput_ips:.0f}/s, batch {t.throughput_batch}")
+    yield (
+        "throughput",
+        timed(
+            lambda t: (
+                f"{t.throughput_ips:.0f}/s, batch {t.throughput_batch}"
+                if t.throughput_ips
+                else "not asked"
+            )
+        ),
+    )
     yield "peak memory", timed(lambda t: f"{t.peak_mb:.0f} MB")
     yield "explained layer", [a.layer or "–" for a in made]
     yield "runtime", timed(lambda t: f"{t.runtime} on {t.device}")

@@ -292,8 +292,8 @@ def measure_front(
     judged = judge_all([m.arch for m in members], judge, supernet.folder / EVALUATED,
                        track=work.track)  # fmt: skip
     timings = bench.bench(
-        artifacts, profile, out / "trials" / "bench", bench.short(SECONDS), on_device=True,
-        track=work.track,
+        artifacts, profile, out / "trials" / "bench", bench.short(SECONDS, throughput=False),
+        on_device=True, track=work.track,
     )  # fmt: skip
     found = []
     for member, timing, (_, value) in zip(members, timings, judged, strict=True):

@@ -4,7 +4,8 @@ It reads requests from stdin and answers on stdout, one JSON object a line:
   {"folder", "profile", "seed"}  -> {"load_ms", "first_ms", "resident_mb", "call_ms"}, always first
   {"runs": n}                    -> {"samples_ms": [n], "yardstick_ms"}
   {"once": true}                 -> {"ms"}: one call, at once, after whatever pause
-  {"throughput_s", "batch"}      -> {"peak_mb", "throughput_ips", ..._batch, ..._hint, "absent"}
+  {"memory": true}               -> {"peak_mb"}, of all until now
+  {"throughput_s", "batch"}      -> {"throughput_ips", ..._batch, ..._hint, "absent"}
   {"stages_s"}                   -> {"prepare_ms", "whole_ms", "explain_ms"}
   {"energy_s"}                   -> {"energy": an Energy or null, "absent": why it is}
   {"layers": calls, "peak"}      -> {"layers", "executed"}
@@ -67,11 +68,10 @@ def samples(opened: Opened, runs: int) -> np.ndarray:
 
 
 def throughput(opened: Opened, batch: int, seconds: float) -> dict[str, Any]:
-    """Peak memory of all until now, then images/s at the best of the ways to ask for many.
+    """Images/s at the best of the ways to ask for many.
 
     One at a time; `batch` at a time; and `batch` in streams, where the runtime has them.
     """
-    peak = machine.peak_mb()  # first: a bedside device answers one image at a time
     single = 1 if opened.profile.static_batch else batch
     ways: list[tuple[str, int]] = [("latency", 1), ("latency", single)]
     if hasattr(runtimes.get(opened.profile.runtime), "in_streams"):
@@ -93,7 +93,7 @@ def throughput(opened: Opened, batch: int, seconds: float) -> dict[str, Any]:
         if (found := len(images) * 1e3 / ms) > best["throughput_ips"]:
             best = {"throughput_ips": float(found), "throughput_batch": len(images),
                     "throughput_hint": hint}  # fmt: skip
-    return best | {"peak_mb": peak, "absent": absent}
+    return best | {"absent": absent}
 
 
 def stages(opened: Opened, seconds: float) -> dict[str, list[float]]:
@@ -183,6 +183,8 @@ def _answered(opened: Opened, request: dict[str, Any]) -> dict[str, Any]:
                 "yardstick_ms": yardstick()}  # fmt: skip
     if "once" in request:
         return {"ms": float(time_ms(lambda: opened.session(opened.image), warmup=0, runs=1)[0])}
+    if "memory" in request:
+        return {"peak_mb": machine.peak_mb()}
     if "throughput_s" in request:
         return throughput(opened, request["batch"], request["throughput_s"])
     if "stages_s" in request:

@@ -102,6 +102,10 @@ def test_bench(tmp_path):
         assert t.on_device
         assert "onnxruntime" in t.versions
     assert (timings[0].accuracy, timings[1].accuracy) == (accuracy, None)
+    less = QUICK.model_copy(update={"throughput": False})
+    (bare,) = b.measure([b.Runner(arts[0], profile)], less, on_device=True)
+    assert (bare.throughput_ips, bare.throughput_batch) == (None, None)
+    assert 10 < bare.peak_mb < 1000
     assert (timings[1].precision, timings[1].role) == ("int8", "teacher")
 
 

@@ -132,6 +132,7 @@ def test_a_candidate_is_timed_in_several_processes(trained, monkeypatch):
     seeds = []
 
     def measure(runners, how, *, seed, **more):
+        assert (how.seconds, how.throughput) == (0.5, False)
         seeds.append(seed)
         return [Timing.model_construct(artifact_sha256=r.artifact.sha256, yardstick_ms=(1.0,),
                                        samples_ms=(float(seed),), block_medians_ms=(seed + 0.5,))
@@ -139,7 +140,7 @@ def test_a_candidate_is_timed_in_several_processes(trained, monkeypatch):
 
     monkeypatch.setattr(candidates.bench, "measure", measure)
     j = Judged("fp32", source, Metric(value=0, low=None, high=None), 0, 1.0, 0.8)
-    (timing,) = candidates._timed([j], CPU, 7, candidates.untracked)
+    (timing,) = candidates._timed([j], CPU, 0.5, 7, candidates.untracked)
     assert seeds == [7, 8, 9]
     assert timing.samples_ms == (7.0, 8.0, 9.0)
     assert timing.block_medians_ms == (7.5, 8.5, 9.5)

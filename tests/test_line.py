@@ -207,13 +207,14 @@ def test_auto_says_what_it_chose_from_and_export_follows(line):
     other = run.parent / "auto"
     shutil.copytree(run, other, ignore=shutil.ignore_patterns("bench", "explain", "openvino-*"))
     made = json.loads(edgekd("quantize", "--calibration-images", "16", "--max-drop", "100",
-                             "--run", other, "--json").stdout)  # fmt: skip
+                             "--seconds", "0.1", "--run", other, "--json").stdout)  # fmt: skip
     choice = made["choice"]
     chosen = next(c for c in choice["candidates"] if c["name"] == choice["chosen"])
     assert made["precision"] == chosen["precision"]
     names = {c["name"] for c in choice["candidates"]}
     assert {"fp32", "bf16", "int8-nncf", "int8-ort", "int8-inc"} <= names
-    again = edgekd("quantize", "--calibration-images", "16", "--max-drop", "100", "--run", other)
+    again = edgekd("quantize", "--calibration-images", "16", "--max-drop", "100",
+                   "--seconds", "0.1", "--run", other)  # fmt: skip
     assert "chosen: the fastest that keeps accuracy and explanations" in " ".join(
         again.stdout.split()
     )
@@ -225,6 +226,8 @@ def test_one_engine_by_name_and_every_format(line):
     run, *_ = line
     at = ["--run", run.parent / "ort"]
     shutil.copytree(run, run.parent / "ort", ignore=shutil.ignore_patterns("bench", "explain"))
+    odd = edgekd("quantize", "--engine", "ort", "--seconds", "1", *at, code=1)
+    assert "--seconds is of timing candidates" in odd.stderr
     stale = edgekd("quantize", "--engine", "ort", *at, code=1)
     assert "int8 was made with another engine: --force replaces it" in stale.stderr
     edgekd("quantize", "--engine", "ort", "--method", "percentile", "--calibration-images", "16",

@@ -29,7 +29,9 @@ def small(line):
         "edgekd shrink": re.sub(r"--epochs \d+", "", command) + SMALL + " --teacher-epochs 1",
         "edgekd search": command + " --size 48 --subnets 20 --generations 20 --estimate",
         "edgekd profiles calibrate": command + " --size 48 --nets 20",
-        "edgekd quantize": command + " --calibration-images 8 --max-drop 100",
+        "edgekd quantize": command
+        + " --calibration-images 8 --max-drop 100"
+        + ("" if "--engine" in command else " --engine nncf"),  # auto: see test_line
         "edgekd bench": command + " --quick --seconds 0.1",
         "edgekd explain": command + " --images 6",
     }.get(" ".join(re.findall(r"^edgekd [a-z]+(?: calibrate)?", command)), command)

@@ -105,12 +105,15 @@ def served(fake, *more):
 
 
 def test_serve(fake):
-    answers = served(fake, {"runs": 2}, {"once": True}, {"throughput_s": 0, "batch": 2})
+    answers = served(
+        fake, {"runs": 2}, {"once": True}, {"throughput_s": 0, "batch": 2}, {"memory": True}
+    )
     assert answers[0].keys() == {"load_ms", "first_ms", "resident_mb", "call_ms"}
     assert answers[0]["call_ms"] == answers[0]["first_ms"] == 3
     assert answers[1] == {"samples_ms": [3, 3], "yardstick_ms": 0}
     assert answers[2] == {"ms": 3}
     assert answers[3]["throughput_batch"] in (1, 2)
+    assert answers[4]["peak_mb"] > 1
     with pytest.raises(ValueError, match="no such request"):
         served(fake, {"what": 1})
 
