@@ -201,8 +201,8 @@ class Device:
 
     def put_files(self, files: Mapping[str, Path | bytes], remote: str) -> None:
         """Write these files, of relative paths, into folder `remote`, made if it is not there."""
-        where = posixpath.join(self.folder, remote)
-        with self.start(["sh", "-c", UNPACK, "sh", where]) as (process, errors):
+        # Relative to the folder that the command is in: if that is removed meanwhile, it stays so.
+        with self.start(["sh", "-c", UNPACK, "sh", remote]) as (process, errors):
             assert process.stdin is not None  # a pipe
             try:
                 with tarfile.open(

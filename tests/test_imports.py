@@ -10,8 +10,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "edgekd"
 GLUE = {  # may know every stage
-    "cli", "cli_aside", "cli_bench", "cli_bundle", "cli_files", "options", "workplace", "seek",
-    "trial", "candidates", "files", "stages", "evidence", "runs", "show", "__main__",
+    "cli", "cli_aside", "cli_bench", "cli_bundle", "cli_deploy", "cli_files", "options",
+    "workplace", "seek", "trial", "candidates", "files", "stages", "evidence", "runs", "show",
+    "__main__",
 }  # fmt: skip
 ALLOWED = {
     "stored": set(),
@@ -79,9 +80,16 @@ ALLOWED = {
                "runtimes", "stopwatch"},
     "bench": {"records", "conditions", "machine", "roofline", "stopwatch", "worker"},
     "against": {"records", "bench", "gates", "machine", "stopwatch"},
-    "bench_there": {"records", "runtimes", "bench"},
+    "there": {"records"},
+    "bench_there": {"records", "runtimes", "bench", "there"},
     "ssh": {"records"},
-    "remote": {"records", "bench", "bench_there", "ssh"},
+    "remote": {"records", "bench", "bench_there", "ssh", "there"},
+    "deploy_env": {"there"},
+    "selftest": {"records", "bundle", "explain", "golden", "imaging", "runtimes", "stopwatch",
+                 "there"},
+    "service": {"records"},
+    "deploy_there": {"records", "bundle", "deploy_env", "selftest", "service", "there"},
+    "deploy": {"records", "bundle", "deploy_there", "remote", "ssh"},
     "explain": {"records", "runtimes", "confidence"},
     "fidelity": {"records", "runtimes", "confidence", "explain"},
     "faithful": {"runtimes", "confidence", "explain"},
@@ -159,6 +167,8 @@ def test_the_command_line_starts_without_heavy_packages(arguments):
         "bench",
         "roofline",
         "bench_there",
+        "deploy_there",
+        "selftest",
         "golden",
         "doctor",
         "predictor",
