@@ -128,10 +128,27 @@ def install(root: Path, request: Request, say: there.Say) -> Answer:
 
 
 def _switched(root: Path, name: str) -> Answer:
-    """A version that was tested becomes the current one."""
+    """A version that was tested becomes the current one; if the service does not start with it,
+    what was current is so again.
+    """
+    before = {link: _linked(root, link) for link in ("current", "previous")}
     with _full_is_told(root):
         steps = service.write(root)
         switch(root, name)
+    up = service.restart(root)
+    if up is False and before["current"] is not None:
+        for link, old in before.items():
+            if old is None:
+                (root / link).unlink(missing_ok=True)
+            else:
+                _link(root, link, old)
+        service.restart(root)
+        raise EdgeKDError(
+            f"the service does not start with {name}: {before['current']} is current again; "
+            f"journalctl -u {service.UNIT} there says why"
+        )
+    if up is None and not steps:
+        steps = (f"sudo systemctl restart {service.UNIT}",)
     return _answered(root, changed=True, removed=_prune(root), steps=steps)
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import pwd
 import re
+import shlex
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 from edgekd.records import write_atomic
@@ -13,6 +16,9 @@ from edgekd.records import write_atomic
 UNIT = "edgekd.service"
 INSTALLED = Path("/etc/systemd/system")
 BACKOFF = 254  # systemd that waits longer after each failure; an older one says it does not know
+UP_SECONDS = 120.0  # that it is given to say that it is ready
+POLL_SECONDS = 0.5
+FAILURES = 3  # times that it may fail at that
 COMMAND = "edgekd"  # in a version's folder: its Python with its own source
 
 
@@ -80,55 +86,72 @@ def _in_a_home(root: Path) -> bool:
 
 
 def write(root: Path) -> tuple[str, ...]:
-    """Write the unit into `root`; what the administrator has to do, nothing if it is done."""
+    """Write the unit into `root`; what the administrator has to do to install it, if it is not."""
     user = "" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
-    made = text(root, user=user, systemd=systemd())
+    found = re.match(r"systemd (\d+)", _systemctl("--version"))
+    made = text(root, user=user, systemd=int(found[1]) if found else 0)
     path = root / UNIT
     if not path.is_file() or path.read_text("utf-8") != made:
         write_atomic(path, made)
     try:
-        done = (INSTALLED / UNIT).read_text("utf-8") == made
-    except OSError:
-        done = False
-    if done:
-        return (f"sudo systemctl restart {UNIT}",)
+        if (INSTALLED / UNIT).read_text("utf-8") == made:
+            return ()
+    except OSError:  # there is none
+        pass
     return (
-        f"sudo install -m 644 {shell(path)} {INSTALLED}/",
+        f"sudo install -m 644 {shlex.quote(str(path))} {INSTALLED}/",
         f"sudo systemctl daemon-reload && sudo systemctl enable --now {UNIT}",
     )
 
 
-def shell(path: Path) -> str:
-    """As a shell takes it."""
-    import shlex
-
-    return shlex.quote(str(path))
-
-
-def systemd() -> int:
-    """Version of this machine's systemd; 0: none that answers."""
-    try:
-        done = subprocess.run(
-            ["systemctl", "--version"], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    found = re.match(r"systemd (\d+)", done.stdout)
-    return int(found[1]) if found else 0
-
-
 def state() -> str:
-    """What systemd says of the service: "active", "inactive", ...; "absent" without a unit."""
+    """What systemd says of the service: "active", "inactive", ...; "not installed"."""
     if not (INSTALLED / UNIT).is_file():
-        return "absent"
+        return "not installed"
+    return _shown().get("ActiveState", "unknown")
+
+
+def restart(root: Path) -> bool | None:
+    """Have the service take what is current; whether it is up again with it.
+
+    It runs as we do: it is asked to end, and systemd starts it anew. No root is needed. None: it
+    does not run, or is not ours to end.
+    """
+    before = _shown()
+    pid = int(before.get("MainPID", "0"))
     try:
-        done = subprocess.run(
-            ["systemctl", "is-active", UNIT], capture_output=True, text=True, timeout=10,
-            check=False,
-        )  # fmt: skip
+        command = Path("/proc", str(pid), "cmdline").read_bytes().split(b"\0")
+        if str(root / "current" / "bundle.edgekd").encode() not in command:
+            return None
+        os.kill(pid, signal.SIGTERM)
+    except OSError:
+        return None
+    end = time.monotonic() + UP_SECONDS
+    while time.monotonic() < end:
+        time.sleep(POLL_SECONDS)
+        now = _shown()
+        if now.get("ActiveState") == "active" and now.get("MainPID") not in ("0", str(pid)):
+            return True
+        if int(now.get("NRestarts", "0")) - int(before.get("NRestarts", "0")) > FAILURES:
+            return False
+    return False
+
+
+def _shown() -> dict[str, str]:
+    """The unit's properties that count; empty without systemd."""
+    said = _systemctl("show", UNIT, "--property=ActiveState,MainPID,NRestarts")
+    found = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+    return {k: v for k, v in found.items() if k == "ActiveState" or v.isdecimal()}
+
+
+def _systemctl(*words: str) -> str:
+    """What it prints; nothing where there is none."""
+    try:
+        return subprocess.run(
+            ["systemctl", *words], capture_output=True, text=True, timeout=10, check=False
+        ).stdout
     except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.strip()[:40] or "unknown"
+        return ""
 
 
 def readable_by_others(root: Path) -> bool:

@@ -57,6 +57,26 @@ def root(tmp_path):
     return tmp_path / "there" / "edgekd"
 
 
+@pytest.fixture(scope="module")
+def base(server, tmp_path_factory, keys):
+    """A folder on the device with one version, deployed as it has to be. Not to be written to."""
+    folder = tmp_path_factory.mktemp("base")
+    file = folder / "good.edgekd"
+    given = bundle.Given(Artifact.load(TINY), CPU)
+    bundle.make(file, given, intended_use="research", key=keys[0].with_suffix(""))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{server.folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
+        put(file, folder / "edgekd", key=keys[0])
+    return folder / "edgekd"
+
+
+@pytest.fixture
+def deployed(base, root):
+    """Such a folder that may be."""
+    shutil.copytree(base, root, symlinks=True)
+    return root
+
+
 def put(file, root, **more):
     more = {"python": sys.executable} | more
     return deploy.install(file, deploy.Target("device", str(root)), **more)
@@ -85,7 +105,7 @@ def watched(root):
                 seen.append(answers(root))
             except Exception as e:
                 wrong.append(repr(e))
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -161,32 +181,30 @@ def test_what_is_not_signed_as_asked_is_not_even_sent(loopback, root, make, keys
     assert loopback.connections() == before
 
 
-def test_the_device_checks_for_itself(loopback, root, make, keys, monkeypatch):
+def test_the_device_checks_for_itself(loopback, deployed, make, keys, monkeypatch):
     """Whoever had our side in hand would still need the key."""
-    put(make("good"), root, key=keys[0])
     bad = make("bad", key=keys[1])
     fine = bundle.check(bad)
     monkeypatch.setattr(bundle, "check", lambda *_: fine)
-    with watched(root), pytest.raises(EdgeKDError, match=r"device: .*is signed by SHA256:"):
-        put(bad, root, key=keys[0])
+    with watched(deployed), pytest.raises(EdgeKDError, match=r"device: .*is signed by SHA256:"):
+        put(bad, deployed, key=keys[0])
     monkeypatch.undo()
-    nothing_half(root)
+    nothing_half(deployed)
 
 
-def test_a_flipped_byte_and_half_an_upload(loopback, root, make):
-    put(make("good"), root)
+def test_a_flipped_byte_and_half_an_upload(loopback, deployed, make):
     file = make("big", report=os.urandom(1_000_000))
     whole = file.read_bytes()
-    part = root / "incoming" / f"{sha256(file)}.part"
+    part = deployed / "incoming" / f"{sha256(file)}.part"
     bad = bytearray(whole[:800_000])
     bad[12345] ^= 1
     part.write_bytes(bad)
-    with watched(root), pytest.raises(EdgeKDError, match="is not what was sent"):
-        put(file, root)
+    with watched(deployed), pytest.raises(EdgeKDError, match="is not what was sent"):
+        put(file, deployed)
     assert not part.exists()
-    nothing_half(root)
+    nothing_half(deployed)
     part.write_bytes(whole[:800_000])
-    (root / "incoming" / "other.part").write_bytes(b"given up")
+    (deployed / "incoming" / "other.part").write_bytes(b"given up")
     sent = []
 
     def track(items, what, total=None):
@@ -194,9 +212,9 @@ def test_a_flipped_byte_and_half_an_upload(loopback, root, make):
             sent.extend([item.size] if what.startswith("copying") else [])
             yield item
 
-    assert put(file, root, track=track).changed
+    assert put(file, deployed, track=track).changed
     assert sum(sent) * 1000 == pytest.approx(len(whole) - 800_000)
-    assert not list((root / "incoming").iterdir())
+    assert not list((deployed / "incoming").iterdir())
 
 
 def tampered(tmp_path, name, **change):
@@ -212,19 +230,18 @@ def tampered(tmp_path, name, **change):
     return folder
 
 
-def test_a_failed_self_test(loopback, root, make, keys, tmp_path):
-    put(make("good"), root, key=keys[0])
+def test_a_failed_self_test(loopback, deployed, make, keys, tmp_path):
     bad = tampered(tmp_path, "other", logits=lambda v: v + 0.5)
     with (
-        watched(root),
+        watched(deployed),
         pytest.raises(
             EdgeKDError,
             match=r"^device: the self-test failed: golden samples are answered otherwise",
         ),
     ):
-        put(make("bad", model=bad), root, key=keys[0])
-    nothing_half(root)
-    assert len(list((root / "versions").iterdir())) == 1
+        put(make("bad", model=bad), deployed, key=keys[0])
+    nothing_half(deployed)
+    assert len(list((deployed / "versions").iterdir())) == 1
 
 
 @pytest.fixture
@@ -361,9 +378,9 @@ def filled(disk, files):
         (folder / str(i)).touch()
 
 
-def test_a_full_disk(loopback, make, small_disk):
+def test_a_full_disk(loopback, make, small_disk, base):
     root = small_disk("size=60m,nr_inodes=1000")
-    put(make("good"), root)
+    shutil.copytree(base, root, symlinks=True)
     for report, room, words in (
         (b"", 60, r"no room in \S+ \(.*No space left.*\): nothing was changed"),
         (os.urandom(12_000_000), 60, r"no room in \S+: \d+ MB are needed, \d+ MB are free"),
@@ -378,46 +395,62 @@ def test_a_full_disk(loopback, make, small_disk):
     assert put(make("less"), root).changed  # the same disk with room
 
 
-def test_a_disk_that_fills_up_meanwhile(loopback, root, make, tmp_path):
+def test_a_disk_that_fills_up_meanwhile(loopback, deployed, make, tmp_path):
     """No file over a megabyte can be written there: what the check beforehand does not see."""
-    put(make("good"), root)
     python = tmp_path / "python"
     python.write_text(f'#!/bin/bash\nulimit -f 1024\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    with watched(root), pytest.raises(EdgeKDError, match=r"no room in \S+ \(File too large\)"):
-        put(make("big", report=os.urandom(3_000_000)), root, python=str(python))
-    assert not list((root / "incoming").iterdir())
-    nothing_half(root)
+    with watched(deployed), pytest.raises(EdgeKDError, match=r"no room in \S+ \(File too large\)"):
+        put(make("big", report=os.urandom(3_000_000)), deployed, python=str(python))
+    assert not list((deployed / "incoming").iterdir())
+    nothing_half(deployed)
 
 
 def cut(loopback):
-    """End every connection to the server, as a cable does that is pulled."""
+    """End every connection at the server's end, at once, as where the power fails in between."""
+    parents = {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if f"{loopback.folder}/client".encode() in (process / "cmdline").read_bytes():
-                os.kill(int(process.name), signal.SIGKILL)
+            name, _, rest = (process / "stat").read_text().rpartition(")")
+            if "(sshd" in name:
+                parents[process.name] = rest.split()[1]
+    server = f"{loopback.folder}/server"
+    ends = {p for p in parents if server in Path("/proc", p, "cmdline").read_text()}
+    for _ in range(3):  # the session's process, and the one that watches it
+        ends |= {p for p, above in parents.items() if above in ends}
+    for p in ends:
+        with contextlib.suppress(OSError):
+            if server not in Path("/proc", p, "cmdline").read_text():
+                os.kill(int(p), signal.SIGKILL)
 
 
 CUTS = int(os.environ.get("EDGEKD_CUTS", "4"))
 
 
-def test_a_connection_that_is_cut(loopback, root, make):
+def slow(items, what, total=None):
+    """A Track of a thin line: copying takes a while."""
+    for item in items:
+        time.sleep(0.1 if what.startswith("copying") else 0)
+        yield item
+
+
+def test_a_connection_that_is_cut(loopback, deployed, make):
+    root = deployed
     rng = np.random.default_rng(int(os.environ.get("EDGEKD_SEED", "0")))
-    put(make("first", report=os.urandom(8_000_000)), root)
     started = time.monotonic()
-    put(make("second", report=os.urandom(8_000_000)), root)
+    put(make("second", report=os.urandom(2_500_000)), root, track=slow)
     usual = time.monotonic() - started
     happened = []
     for i in range(CUTS):
         before = answers(root)
-        file = make(f"cut{i}", report=os.urandom(8_000_000))
+        file = make(f"cut{i}", report=os.urandom(2_500_000))
         # One within each part of the usual time, so that every step is met.
         after = usual * (i + rng.random()) / CUTS
         timer = threading.Timer(after, cut, [loopback])
-        with watched(root):
+        with watched(root) as seen:
             timer.start()
             try:
-                put(file, root)
+                put(file, root, track=slow)
                 end = "done"
             except EdgeKDError as e:
                 end = str(e)
@@ -425,11 +458,12 @@ def test_a_connection_that_is_cut(loopback, root, make):
             timer.join()
             assert not loopback.left(30)  # what ran there has ended
         now = answers(root)
-        assert now.startswith("cut") or end != "done"
         assert "\n" not in end
         assert now in (before, f"cut{i}-{sha256(file)[:12]}")
-        left = sorted(p.name[-5:] for p in (root / "incoming").iterdir())
-        happened.append((round(after / usual, 2), now != before, left, end[:60]))
+        assert now != before or end != "done"
+        assert {*seen} <= {before, now}
+        left = [f"{p.stat().st_size} B of {p.name[-4:]}" for p in (root / "incoming").iterdir()]
+        happened.append((round(after / usual, 2), now != before, len(seen), left, end[:60]))
     for line in happened:
         print(*line)  # noqa: T201 shown by -s, and where it fails
     assert put(file, root).current.folder == f"cut{CUTS - 1}-{sha256(file)[:12]}"
@@ -437,19 +471,18 @@ def test_a_connection_that_is_cut(loopback, root, make):
     assert not list((root / "incoming").iterdir())
 
 
-def test_two_at_once(loopback, root, make):
-    put(make("good"), root)
-    with deploy_env.locked(root):
-        assert deploy_env.busy(root)
+def test_two_at_once(loopback, deployed, make):
+    with deploy_env.locked(deployed):
+        assert deploy_env.busy(deployed)
         with (
-            watched(root),
+            watched(deployed),
             pytest.raises(
                 EdgeKDError,
-                match=rf"another deployment to {root} is under way \(process {os.getpid()} since",
+                match=rf"another deployment to \S+ is under way \(process {os.getpid()} since",
             ),
         ):
-            put(make("more"), root)
-    assert not deploy_env.busy(root)
+            put(make("more"), deployed)
+    assert not deploy_env.busy(deployed)
 
 
 def test_only_so_many_are_kept(root, make, monkeypatch):
@@ -482,17 +515,17 @@ def made(folder, **more):
     return Deployed(**(values | more)).save(folder)
 
 
-def test_back_to_what_is_damaged_or_not_there(loopback, root, make):
+def test_back_to_what_is_damaged_or_not_there(loopback, deployed, root, make, tmp_path):
     target = deploy.Target("device", str(root))
     with pytest.raises(EdgeKDError, match="nothing is deployed in"):
-        deploy.status(target)
-    first = put(make("first"), root)
+        deploy.status(deploy.Target("device", str(tmp_path / "nothing")))
     with pytest.raises(EdgeKDError, match="there is no previous version"):
         deploy.rollback(target)
+    first = answers(root)
     second = put(make("second"), root)
-    path = root / "versions" / first.current.folder / "model" / "model.onnx"
+    path = root / "versions" / first / "model" / "model.onnx"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(EdgeKDError, match=r"first-\w+ is damaged \(model/model.onnx was changed\)"):
+    with pytest.raises(EdgeKDError, match=r"good-\w+ is damaged \(model/model.onnx was changed\)"):
         deploy.rollback(target)
     assert answers(root) == second.current.folder
     path = root / "current" / "bundle.edgekd"
@@ -531,21 +564,21 @@ def test_an_environment_from_wheels(loopback, root, make, tmp_path):
             continue
         name, version = re.fullmatch(r"([\w-]+)[=>]=([\w.]+)", line).groups()
         wheel(house, name, version, {"here.pth": here} if name == "numpy" else {})
-    missing = house / f"numpy-{dict(r.split('==') for r in checked.manifest.requirements)['numpy']}"
-    missing = next(house.glob(f"{missing.name}-*"))
-    missing.rename(tmp_path / missing.name)
-    with pytest.raises(EdgeKDError, match=r"cannot install the wheels: ERROR: .*numpy=="):
-        put(file, root, wheelhouse=house)
-    assert not (root / "current").exists()
-    (tmp_path / missing.name).rename(missing)
     found = put(file, root, wheelhouse=house)
     python = Path(found.current.deployed.python)
     assert python.parts[-3:-1] == (python.parent.parent.name, "bin")
     assert python.parent.parent.parent == root
     assert (python.parent.parent / deploy_env.MADE).is_file()
     subprocess.run([root / "current" / "edgekd", "--version"], check=True, capture_output=True)
-    assert not put(file, root, wheelhouse=house).changed
-    assert deploy.status(deploy.Target("device", str(root))).current == found.current
+    again = put(file, root, wheelhouse=house)
+    assert not again.changed
+    assert again.current == found.current
+
+
+def test_a_step_that_fails_says_why():
+    code = "print('x'); print('ERROR: no wheel'); print('hint'); raise SystemExit(1)"
+    with pytest.raises(deploy_env.Refused, match=r"cannot do it: ERROR: no wheel$"):
+        deploy_env._run([sys.executable, "-c", code], "cannot do it")
 
 
 def test_a_python_that_lacks_something(loopback, root, make, tmp_path):
@@ -631,3 +664,69 @@ def test_the_unit(root, user, version, tmp_path):
     said = [x for x in done.stderr.splitlines() if service.UNIT in x and "Restart" not in x]
     assert not said
     assert done.returncode == 0 or "Failed to" in done.stderr
+
+
+class Systemd:
+    """As systemd does: what ends is started anew, with what is current then."""
+
+    def __init__(self, root):
+        self.root, self.started, self.broken, self.process = root, [], (), None
+        self.start()
+
+    def start(self):
+        now = (self.root / "current").readlink().name
+        self.started.append(now)
+        argument = str(self.root / "current" / "bundle.edgekd")
+        wait = "raise SystemExit(1)" if now in self.broken else "import time; time.sleep(60)"
+        self.process = subprocess.Popen([sys.executable, "-c", wait, "serve", argument])
+
+    def __call__(self, *words):
+        if words[0] == "--version":
+            return "systemd 252 (252.1)\n"
+        if self.process.poll() is not None:
+            self.start()
+            return "ActiveState=activating\nMainPID=0\n" + f"NRestarts={len(self.started) - 1}\n"
+        active = "activating" if self.started[-1] in self.broken else "active"
+        return (
+            f"ActiveState={active}\nMainPID={self.process.pid}\nNRestarts={len(self.started) - 1}\n"
+        )
+
+
+@pytest.fixture
+def systemd(deployed, monkeypatch):
+    for name in ("v1", "v2"):
+        (deployed / "versions" / name).mkdir()
+        made(deployed / "versions" / name, at="2026-01-01")
+    found = Systemd(deployed)
+    monkeypatch.setattr(service, "_systemctl", found)
+    monkeypatch.setattr(service, "POLL_SECONDS", 0.05)
+    yield found
+    found.process.kill()
+    found.process.wait()
+
+
+def test_the_service_takes_what_is_current(systemd, deployed):
+    first = systemd.started[0]
+    found = deploy_there._switched(deployed, "v1")
+    assert systemd.started == [first, "v1"]
+    assert found.current.folder == "v1"
+    assert found.previous.folder == first
+
+
+def test_a_version_that_the_service_does_not_start_with(systemd, deployed):
+    first = systemd.started[0]
+    deploy_there._switched(deployed, "v1")
+    systemd.broken = ("v2",)
+    with pytest.raises(
+        EdgeKDError, match="the service does not start with v2: v1 is current again"
+    ):
+        deploy_there._switched(deployed, "v2")
+    assert (deployed / "current").readlink().name == "v1"
+    assert (deployed / "previous").readlink().name == first
+    assert systemd.started[-1] == "v1"
+    assert "v2" in systemd.started
+
+
+def test_another_service_is_left_alone(systemd, deployed, tmp_path):
+    assert service.restart(tmp_path / "elsewhere") is None
+    assert systemd.process.poll() is None
