@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def deploy(
-    what: Annotated[str, typer.Argument(metavar="[BUNDLE]", help="A bundle.")],
+    what: Annotated[
+        str, typer.Argument(metavar="BUNDLE", help="Left out with --status and --rollback.")
+    ],
     where: Annotated[
         str | None,
         typer.Argument(metavar="HOST[:DIR]", help="As ssh has it; DIR from its home folder, or "

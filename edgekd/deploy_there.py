@@ -133,7 +133,7 @@ def _switched(root: Path, name: str) -> Answer:
     """
     before = {link: _linked(root, link) for link in ("current", "previous")}
     with _full_is_told(root):
-        steps = service.write(root)
+        steps = service.write(root, Deployed.load(root / "versions" / name).python)
         switch(root, name)
     up = service.restart(root)
     if up is False and before["current"] is not None:

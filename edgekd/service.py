@@ -22,7 +22,7 @@ FAILURES = 3  # times that it may fail at that
 COMMAND = "edgekd"  # in a version's folder: its Python with its own source
 
 
-def text(root: Path, *, user: str, systemd: int) -> str:
+def text(root: Path, *, python: str, user: str, systemd: int) -> str:
     """The unit of what is deployed in `root`. user: "" for one that systemd makes up.
 
     Nothing is writable but the cache of compiled models. No MemoryDenyWriteExecute: runtimes
@@ -54,7 +54,7 @@ def text(root: Path, *, user: str, systemd: int) -> str:
         "CapabilityBoundingSet=",
         "ProtectSystem=strict",
         *writable,
-        f"ProtectHome={'read-only' if _in_a_home(root) else 'yes'}",
+        f"ProtectHome={'read-only' if _in_a_home(root) or _in_a_home(Path(python)) else 'yes'}",
         "PrivateTmp=yes",
         "ProtectKernelTunables=yes",
         "ProtectKernelModules=yes",
@@ -85,11 +85,14 @@ def _in_a_home(root: Path) -> bool:
     )
 
 
-def write(root: Path) -> tuple[str, ...]:
-    """Write the unit into `root`; what the administrator has to do to install it, if it is not."""
+def write(root: Path, python: str) -> tuple[str, ...]:
+    """Write the unit into `root`; what the administrator has to do to install it, if it is not.
+
+    python: that runs the current version.
+    """
     user = "" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
     found = re.match(r"systemd (\d+)", _systemctl("--version"))
-    made = text(root, user=user, systemd=int(found[1]) if found else 0)
+    made = text(root, python=python, user=user, systemd=int(found[1]) if found else 0)
     path = root / UNIT
     if not path.is_file() or path.read_text("utf-8") != made:
         write_atomic(path, made)

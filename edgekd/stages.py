@@ -260,8 +260,10 @@ def bundle(
         page = report(
             place, cases=1, pictures=False, out=Path(empty), intended_use=intended_use
         ).read_bytes()
-    profile, _ = runs.host(place.run.profile, last)
-    given = bundles.Given(last, profile, source, timing, fidelity, page)
+    # The device's profile stands in the bundle, also where its runtime or device is not here: what
+    # must be built there, and how fast it has to be, is the device's to say.
+    here, _ = runs.host(place.run.profile, last)
+    given = bundles.Given(last, place.run.profile, source, timing, fidelity, page, here)
     made = bundles.make(path, given, intended_use=intended_use, despite=despite, key=key)
     return path, made
 

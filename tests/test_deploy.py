@@ -516,17 +516,16 @@ def made(folder, **more):
 
 
 def test_back_to_what_is_damaged_or_not_there(loopback, deployed, root, make, tmp_path):
-    target = deploy.Target("device", str(root))
     with pytest.raises(EdgeKDError, match="nothing is deployed in"):
         deploy.status(deploy.Target("device", str(tmp_path / "nothing")))
     with pytest.raises(EdgeKDError, match="there is no previous version"):
-        deploy.rollback(target)
+        deploy_there.rollback(root)
     first = answers(root)
     second = put(make("second"), root)
     path = root / "versions" / first / "model" / "model.onnx"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(EdgeKDError, match=r"good-\w+ is damaged \(model/model.onnx was changed\)"):
-        deploy.rollback(target)
+        deploy_there.rollback(root)
     assert answers(root) == second.current.folder
     path = root / "current" / "bundle.edgekd"
     path.write_bytes(path.read_bytes() + b"x")
@@ -628,10 +627,13 @@ def test_no_option_is_taken_for_a_host(root, make):
         deploy.install(make("a"), deploy.Target.parse("-oProxyCommand=x"))
 
 
-def test_a_folder_that_is_not_ours(loopback, root, make):
+def test_a_folder_that_is_not_ours(root):
     (root / "current").mkdir(parents=True)
     with pytest.raises(EdgeKDError, match="current is no link of ours"):
-        put(make("a"), root)
+        deploy_there._linked(root, "current")
+    (root / "previous").symlink_to("/etc")
+    with pytest.raises(EdgeKDError, match="leads to /etc, no version of ours"):
+        deploy_there._linked(root, "previous")
 
 
 @pytest.mark.parametrize("name", ["../../etc", ".hidden", "a/b", "-rf", "é" * 99, ""])
@@ -647,7 +649,9 @@ def test_the_unit(root, user, version, tmp_path):
     (folder / "current").mkdir(parents=True)
     (folder / "current" / "edgekd").write_text("#!/bin/sh\n")
     (folder / "current" / "edgekd").chmod(0o755)
-    made = service.text(folder, user=user and "root", systemd=version)
+    python = "/home/pi/venv/bin/python" if user else "/usr/bin/python3"
+    made = service.text(folder, python=python, user=user and "root", systemd=version)
+    assert ("ProtectHome=read-only" in made) == bool(user)
     assert ("RestartSteps" in made) == (version >= 254)
     assert ("DynamicUser=yes" in made) == (not user)
     command = f'"{folder}/current/edgekd" serve "{folder}/current/bundle.edgekd"'
