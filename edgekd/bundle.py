@@ -106,12 +106,13 @@ class Given(NamedTuple):
     """What is bundled."""
 
     model: Artifact
-    profile: Profile
+    profile: Profile  # the device's
     source: Artifact | None = None  # ONNX that `model` was made from; None: it is ONNX itself
     timing: Timing | None = None
     fidelity: Fidelity | None = None
     report: bytes = b""  # the page, without pictures
     usual: Familiar | None = None  # what images are usually like
+    here: Profile | None = None  # that the file runs with on this machine; None: with the device's
 
 
 def make(
@@ -127,7 +128,8 @@ def make(
 
     key: PEM file of an Ed25519 private key; None: unsigned.
     """
-    model, profile, fidelity = given.model, given.profile, given.fidelity
+    model, fidelity = given.model, given.fidelity
+    profile = given.profile.model_copy(update={"latency_table": ""})  # a path of ours
     wanted = requirements(profile.runtime)
     content = dict(_contents(given, intended_use, wanted))
     manifest = Manifest(
@@ -163,7 +165,7 @@ def _contents(
     yield from _shipped(given.model, "model")
     if given.source is not None:
         yield from _shipped(given.source, "onnx")
-    yield EXPECTED, expected(given.model, given.profile)
+    yield EXPECTED, expected(given.model, given.here or given.profile)
     if given.timing is not None:
         yield Timing.FILE, _json(given.timing)
     if given.fidelity is not None:

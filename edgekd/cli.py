@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgekd import __version__, cli_bench, cli_device, cli_files
+from edgekd import __version__, cli_bench, cli_deploy, cli_device, cli_files
 from edgekd.cli_aside import data_app, profiles_app
 from edgekd.cli_bundle import bundle_app
 from edgekd.options import (
@@ -349,7 +349,7 @@ def distill(
 
 for command in (
     cli_files.quantize, cli_files.export, cli_files.verify, cli_files.doctor, cli_bench.bench,
-    cli_device.predict,
+    cli_deploy.deploy, cli_device.predict,
 ):  # fmt: skip
     app.command()(command)
 

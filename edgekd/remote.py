@@ -6,40 +6,66 @@ timing them needs to know: no pictures, no evaluation, no path of ours.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import posixpath
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO
+from typing import IO, Any, NamedTuple
 
 from edgekd import __version__
 from edgekd.bench import How, places
-from edgekd.bench_there import READY, Request, Said
+from edgekd.bench_there import Request
 from edgekd.records import (
     Artifact,
     EdgeKDError,
     Profile,
+    Record,
     RuntimeUnavailable,
     Timing,
     Track,
     untracked,
 )
 from edgekd.ssh import Device, printable
+from edgekd.there import READY
 
 NEEDED = ("numpy", "pydantic", "PIL")  # there, beside the profile's runtime
 OLDEST = (3, 10)
 LARGEST = 64_000_000  # bytes of a line that is taken from a device
+PIECE = 1 << 18  # bytes that are sent at a time
 SOURCE = (".py", ".j2", ".json", ".toml")
 ACCURACY = "test_balanced_accuracy"  # the one metric that a Timing repeats
 # Any Python, even 2, can run it.
-PROBE = """import sys
-print('edgekd-python %d %d' % sys.version_info[:2])
+PROBE = """import platform, sys
+print('edgekd-python %d %d %s' % (sys.version_info[:2] + (platform.machine(),)))
 if sys.version_info >= (3, 10):
     from importlib.util import find_spec
-    print('edgekd-missing ' + ' '.join(n for n in sys.argv[1:] if find_spec(n) is None))
+    wanted = sys.argv[1:] + (['tomli'] if sys.version_info < (3, 11) else [])
+    print('edgekd-missing ' + ' '.join(n for n in wanted if find_spec(n) is None))
 """
+
+
+class Said(Record):
+    """One line of a device's answer: a bar begins, moves or ends, bytes are wanted, or the last."""
+
+    begin: str = ""
+    total: int | None = None
+    step: int | None = None
+    end: bool = False
+    send: tuple[int, ...] | None = None  # from which byte on each announced file is wanted
+    error: str = ""
+    unavailable: bool = False  # the error is a RuntimeUnavailable
+    result: Any = None
+
+
+class Python(NamedTuple):
+    """An interpreter on a device."""
+
+    version: str  # "3.11"
+    machine: str  # "aarch64"
+    missing: tuple[str, ...]  # of the modules that were asked about
 
 
 def bench(
@@ -59,9 +85,8 @@ def bench(
     """
     folders = places(artifacts, out)
     with Device(host) as device:
-        if "/" in python:
-            python = posixpath.join(device.home, python.removeprefix("~/"))
-        _check(device, python, profile)
+        python = at_home(device, python)
+        check_python(device, python, NEEDED, profile.runtime, "--host-python")
         device.put_files(source(), ".")
         there = [f"files/{i:03}" for i in range(len(artifacts))]
         for artifact, folder in zip(artifacts, there, strict=True):
@@ -72,10 +97,9 @@ def bench(
             profile=profile.model_copy(update={"latency_table": ""}),  # a path of ours
             how=how,
         )
-        said = _ask(device, python, request, track)
+        said = ask(device, [python, "-m", "edgekd.bench_there"], request.model_dump_json(), track)
         if said.error:
-            error = RuntimeUnavailable if said.unavailable else EdgeKDError
-            raise error(f"{host}: {_ours(said.error, device, there, artifacts)}")
+            raise error(said, f"{host}: {_ours(said.error, device, there, artifacts)}")
         timings = _checked(host, said, artifacts, profile)
     return [t.save(folder) for t, folder in zip(timings, folders, strict=True)]
 
@@ -109,47 +133,107 @@ def sent(artifact: Artifact) -> dict[str, Path | bytes]:
     return files | {Artifact.FILE: (bare.model_dump_json(indent=1) + "\n").encode()}
 
 
-def _check(device: Device, python: str, profile: Profile) -> None:
-    """EdgeKDError unless the Python there is new enough and has what the stopwatch needs."""
-    done = device.run([python, "-c", PROBE, *NEEDED, profile.runtime])
+def at_home(device: Device, python: str) -> str:
+    """A command as it is, a path from the home folder there."""
+    return posixpath.join(device.home, python.removeprefix("~/")) if "/" in python else python
+
+
+def probe(device: Device, python: str, modules: Sequence[str], option: str) -> Python:
+    """The Python there; EdgeKDError unless it is new enough. option: that names another one."""
+    done = device.run([python, "-c", PROBE, *modules])
     told = done.stdout.decode("utf-8", "replace")
-    version = re.search(r"^edgekd-python (\d+) (\d+)$", told, re.MULTILINE)
-    other = "or name another Python there with --host-python"
+    version = re.search(r"^edgekd-python (\d+) (\d+) ?(\w*)$", told, re.MULTILINE)
+    other = f"or name another Python there with {option}"
     if version is None:
         words = printable(done.stderr.decode("utf-8", "replace")) or "it said nothing"
         raise EdgeKDError(f"{device.host} has no Python {python} ({words}): install it, {other}")
-    if tuple(map(int, version.groups())) < OLDEST:
+    number = f"{version[1]}.{version[2]}"
+    if (int(version[1]), int(version[2])) < OLDEST:
         raise EdgeKDError(
-            f"{python} on {device.host} is Python {'.'.join(version.groups())}, "
+            f"{python} on {device.host} is Python {number}, "
             f"{'.'.join(map(str, OLDEST))} is needed: install it, {other}"
         )
     found = re.search(r"^edgekd-missing(.*)$", told, re.MULTILINE)
-    missing = found[1].split() if found else [*NEEDED, profile.runtime]
-    if missing:
-        error = RuntimeUnavailable if profile.runtime in missing else EdgeKDError
-        needed = ", ".join(NEEDED) + f" and {profile.runtime}"
-        packages = " ".join(missing).replace("PIL", "pillow")
-        install = f"{python} -m pip install {packages}"
-        raise error(
-            f"{needed} are needed on {device.host}, no {' and no '.join(missing)} is there: "
-            f"{install} there, {other}"
+    return Python(number, version[3], tuple(found[1].split() if found else modules))
+
+
+def check_python(
+    device: Device,
+    python: str,
+    needed: Sequence[str],
+    runtime: str,
+    option: str,
+    more: Callable[[Python], str] = lambda _: "",
+) -> Python:
+    """The Python there; EdgeKDError unless it has what is needed, RuntimeUnavailable if it is the
+    runtime that it has not. more: what else can be done about it.
+    """
+    found = probe(device, python, [*needed, runtime], option)
+    if found.missing:
+        kind = RuntimeUnavailable if runtime in found.missing else EdgeKDError
+        packages = " ".join(found.missing).replace("PIL", "pillow")
+        raise kind(
+            f"{', '.join(needed)} and {runtime} are needed on {device.host}, "
+            f"no {' and no '.join(found.missing)} is there: {python} -m pip install {packages} "
+            f"there, or name another Python there with {option}{more(found)}"
         )
+    return found
 
 
-def _ask(device: Device, python: str, request: Request, track: Track) -> Said:
-    """The last word of the stopwatch there; bars move meanwhile."""
-    with device.start([python, "-m", "edgekd.bench_there"]) as (process, errors):
+def ask(
+    device: Device,
+    command: Sequence[str],
+    request: str,
+    track: Track,
+    files: Sequence[Path] = (),
+    what: str = "measure",
+) -> Said:
+    """The last word of a command there that answers as `there.answer` does; bars move meanwhile.
+
+    files: what it may ask for, each from some byte on.
+    """
+    with device.start(command) as (process, errors):
         assert process.stdin is not None  # pipes, both
         assert process.stdout is not None
         try:
-            process.stdin.write(request.model_dump_json().encode() + b"\n")
+            process.stdin.write(request.encode() + b"\n")
             process.stdin.flush()
         except BrokenPipeError:
-            raise device.failed("does not measure", process, errors) from None
-        said = follow(Lines(process.stdout, device.host), track)
+            raise device.failed(f"does not {what}", process, errors) from None
+        lines = Lines(process.stdout, device.host)
+        said = follow(lines, track)
+        if said is not None and said.send is not None:
+            _feed(process.stdin, files, said.send, track)
+            said = follow(lines, track)
         if said is None:
-            raise device.failed("stopped measuring", process, errors)
+            raise device.failed(f"did not {what}", process, errors)
         return said
+
+
+def _feed(stream: IO[bytes], files: Sequence[Path], begins: Sequence[int], track: Track) -> None:
+    """Write each file from where it is wanted on; who stops listening has said why."""
+    rest = sum(f.stat().st_size - at for f, at in zip(files, begins, strict=True))
+    pieces = track(_pieces(files, begins), "copying, kB", rest // 1000)
+    with contextlib.suppress(BrokenPipeError):
+        for piece in pieces:
+            stream.write(piece.data)
+        stream.flush()
+
+
+def _pieces(files: Sequence[Path], begins: Sequence[int]) -> Iterator[SimpleNamespace]:
+    for path, at in zip(files, begins, strict=True):
+        try:
+            with path.open("rb") as f:
+                f.seek(at)
+                while data := f.read(PIECE):
+                    yield SimpleNamespace(data=data, size=len(data) / 1000)
+        except OSError as e:
+            raise EdgeKDError(f"cannot read {path}: {e.strerror or e}") from None
+
+
+def error(said: Said, text: str) -> EdgeKDError:
+    """What a device's last word is raised as."""
+    return (RuntimeUnavailable if said.unavailable else EdgeKDError)(text)
 
 
 class Lines:
@@ -179,12 +263,14 @@ class Lines:
 
 
 def follow(lines: Lines, track: Track) -> Said | None:
-    """Show the bars that are told of; the error or the timings at the end, None if none came."""
+    """Show the bars that are told of; what comes after: files are wanted, the error or the result;
+    None if nothing came.
+    """
     for said in lines:
         if said.begin:
             for _ in track(_steps(lines), printable(said.begin), said.total):
                 pass
-        elif said.error or said.timings is not None:
+        elif said.error or said.send is not None or said.result is not None:
             return said
     return None
 
@@ -211,9 +297,10 @@ def _checked(
     host: str, said: Said, artifacts: Sequence[Artifact], profile: Profile
 ) -> list[Timing]:
     """The timings, if they are of our files: what another machine says is not trusted."""
-    told = said.timings or ()
-    if len(told) != len(artifacts):
-        raise EdgeKDError(f"{host} timed {len(told)} files of {len(artifacts)}")
+    told = said.result
+    if not isinstance(told, list) or len(told) != len(artifacts):
+        count = len(told) if isinstance(told, list) else 0
+        raise EdgeKDError(f"{host} timed {count} files of {len(artifacts)}")
     timings = []
     for data, artifact in zip(told, artifacts, strict=True):
         timing = Timing.parse(data, host)

@@ -39,9 +39,10 @@ ANSWER_SECONDS = 60.0
 END_SECONDS = 10.0  # that a process there is given to end when its stdin has
 YEAR_2000 = 946684800  # of every file that is sent: the same files are the same bytes
 HOLD = """umask 077
+d=
+trap 'exit 1' HUP INT PIPE TERM
+trap '[ -z "$d" ] || { cd /; rm -rf "$d" || { sleep 2; rm -rf "$d"; }; }' EXIT
 d=$(mktemp -d "${TMPDIR:-/tmp}/edgekd.XXXXXXXX") || exit 1
-trap 'exit 1' HUP INT TERM
-trap 'cd /; rm -rf "$d" || { sleep 2; rm -rf "$d"; }' EXIT
 printf 'edgekd-home %s\\nedgekd-folder %s\\n' "$HOME" "$d"
 cat >/dev/null"""
 UNPACK = 'umask 077; mkdir -p -- "$1" && tar -xf - -C "$1"'
@@ -201,7 +202,8 @@ class Device:
 
     def put_files(self, files: Mapping[str, Path | bytes], remote: str) -> None:
         """Write these files, of relative paths, into folder `remote`, made if it is not there."""
-        where = posixpath.join(self.folder, remote)
+        # Relative to the folder that the command is in: if that is removed meanwhile, it stays so.
+        where = remote if remote.startswith("/") else f"./{remote}"
         with self.start(["sh", "-c", UNPACK, "sh", where]) as (process, errors):
             assert process.stdin is not None  # a pipe
             try:

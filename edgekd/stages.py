@@ -268,9 +268,13 @@ def bundle(
         page = report(
             place, cases=1, pictures=False, out=Path(empty), intended_use=intended_use
         ).read_bytes()
-    profile, _ = runs.host(place.run.profile, last)
-    usual = runs.usual(last, profile, dataset, place.track)
-    given = bundles.Given(last, profile, source, timing, fidelity, page, usual)
+    # The device's profile stands in the bundle, also where its runtime or device is not here: what
+    # must be built there, and how fast it has to be, is the device's to say.
+    here, _ = runs.host(place.run.profile, last)
+    usual = runs.usual(last, here, dataset, place.track)
+    given = bundles.Given(
+        last, place.run.profile, source, timing, fidelity, page, usual=usual, here=here
+    )
     made = bundles.make(
         path, given, intended_use=intended_use, abstain_below=abstain_below, despite=despite,
         key=key,

@@ -42,6 +42,15 @@ def test_the_same_input_is_the_same_bytes(made, tmp_path, keys):
     assert (tmp_path / "other" / "x.edgekd").read_bytes() == made.read_bytes()
 
 
+def test_a_device_that_is_not_here(tmp_path):
+    """Its profile stands in the bundle, without a path of ours; the maps are made with another."""
+    jetson = Profile.read("jetson").model_copy(update={"latency_table": "/home/me/table.json"})
+    found = make(tmp_path / "x.edgekd", profile=jetson, here=CPU)
+    assert found.profile == jetson.model_copy(update={"latency_table": ""})
+    assert found.buildable
+    assert not any(r.startswith(("onnxruntime", "tensorrt")) for r in found.requirements)
+
+
 def test_what_is_in_it_is_what_it_says(made, tmp_path, keys):
     found = bundle.extract(made, tmp_path / "there", keys[0])
     assert found.trusted

@@ -10,9 +10,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "edgekd"
 GLUE = {  # may know every stage
-    "cli", "cli_aside", "cli_bench", "cli_bundle", "cli_device", "cli_files", "options",
-    "workplace", "seek", "trial", "candidates", "files", "stages", "evidence", "runs", "show",
-    "show_device", "__main__",
+    "cli", "cli_aside", "cli_bench", "cli_bundle", "cli_deploy", "cli_device", "cli_files",
+    "options", "workplace", "seek", "trial", "candidates", "files", "stages", "evidence", "runs",
+    "show", "show_device", "__main__",
 }  # fmt: skip
 ALLOWED = {
     "stored": set(),
@@ -82,9 +82,16 @@ ALLOWED = {
                "runtimes", "stopwatch"},
     "bench": {"records", "conditions", "machine", "roofline", "stopwatch", "worker"},
     "against": {"records", "bench", "gates", "machine", "stopwatch"},
-    "bench_there": {"records", "runtimes", "bench"},
+    "there": {"records"},
+    "bench_there": {"records", "runtimes", "bench", "there"},
     "ssh": {"records"},
-    "remote": {"records", "bench", "bench_there", "ssh"},
+    "remote": {"records", "bench", "bench_there", "ssh", "there"},
+    "deploy_env": {"there"},
+    "selftest": {"records", "bundle", "explain", "golden", "imaging", "runtimes", "stopwatch",
+                 "there"},
+    "service": {"records"},
+    "deploy_there": {"records", "bundle", "deploy_env", "selftest", "service", "there"},
+    "deploy": {"records", "bundle", "deploy_there", "remote", "ssh"},
     "explain": {"records", "runtimes", "confidence"},
     "fidelity": {"records", "runtimes", "confidence", "explain"},
     "faithful": {"runtimes", "confidence", "explain"},
@@ -164,6 +171,8 @@ def test_the_command_line_starts_without_heavy_packages(arguments):
         "bench_there",
         "bundle",
         "device.model",
+        "deploy_there",
+        "selftest",
         "golden",
         "doctor",
         "predictor",

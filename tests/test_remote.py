@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 import edgekd
-from edgekd import bench_there, remote, stages
+from edgekd import remote, stages, there
 from edgekd.bench import short
 from edgekd.options import exit_code
 from edgekd.records import (
@@ -175,13 +175,13 @@ def test_two_of_one_name(artifacts, tmp_path):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        ("kill -9 $$", "device stopped measuring: exit code|lost"),
-        (f"echo {bench_there.READY}; echo '{{\"begin\":\"timing\"}}'; echo torn >&2; exit 3",
-         "device stopped measuring: torn"),
-        (f"echo noise; echo {bench_there.READY}; echo hello", 'says "hello", not a line of'),
-        (f"echo {bench_there.READY}; echo '{{\"timings\":[]}}'", "timed 0 files of 2"),
-        (f"echo {bench_there.READY}; echo '{{\"timings\":[{{}},{{}}]}}'", "device: model: Field"),
-        (f"echo {bench_there.READY}; echo '{{\"error\":\"a\\u001b[2Jb\"}}'", r"^device: a \[2Jb$"),
+        ("kill -9 $$", "device did not measure: exit code|lost"),
+        (f"echo {there.READY}; echo '{{\"begin\":\"timing\"}}'; echo torn >&2; exit 3",
+         "device did not measure: torn"),
+        (f"echo noise; echo {there.READY}; echo hello", 'says "hello", not a line of'),
+        (f"echo {there.READY}; echo '{{\"result\":[]}}'", "timed 0 files of 2"),
+        (f"echo {there.READY}; echo '{{\"result\":[{{}},{{}}]}}'", "device: model: Field"),
+        (f"echo {there.READY}; echo '{{\"error\":\"a\\u001b[2Jb\"}}'", r"^device: a \[2Jb$"),
     ],
 )  # fmt: skip
 def test_a_stopwatch_that_fails(loopback, artifacts, tmp_path, module, message):
@@ -219,30 +219,30 @@ def timing_of(artifact, **more):
 )
 def test_what_a_device_says_is_checked(artifacts, more, message):
     good, bad = (timing_of(artifacts[0], **m) for m in ({}, more))
-    said = bench_there.Said(timings=(good,))
+    said = remote.Said(result=[good])
     assert remote._checked("device", said, artifacts[:1], PROFILE)[0].on_device
     with pytest.raises(EdgeKDError, match=message):
-        remote._checked("device", bench_there.Said(timings=(bad,)), artifacts[:1], PROFILE)
+        remote._checked("device", remote.Said(result=[bad]), artifacts[:1], PROFILE)
 
 
 def test_bars():
     """Nested ones are not told of; one that was left early ends with what comes next."""
     told = []
-    track = bench_there._telling(told.append)
+    track = there.telling(lambda **fields: told.append(fields))
     for _ in track(range(2), "outer"):
         list(track("ab", "inner"))
     for _ in track(iter("xyz"), "left", 3):
         break
-    told.append(bench_there.Said(timings=()))
-    sent = "".join(s.model_dump_json(exclude_defaults=True) + "\n" for s in told)
+    told.append({"result": []})
+    sent = "".join(json.dumps(s) + "\n" for s in told)
     shown = []
 
     def local(items, what, total):
         shown.append((what, total, [i.size for i in items]))
         return []
 
-    lines = remote.Lines(BytesIO(f"noise\n{bench_there.READY}\n{sent}".encode()), "device")
-    assert remote.follow(lines, local).timings == ()
+    lines = remote.Lines(BytesIO(f"noise\n{there.READY}\n{sent}".encode()), "device")
+    assert remote.follow(lines, local).result == []
     assert shown == [("outer", 2, [1, 1]), ("left", 3, [])]
 
 

@@ -1,5 +1,6 @@
 """Against a real OpenSSH server on this machine, see loopback.py."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -52,6 +53,19 @@ def test_nothing_is_left_after_an_error(loopback):
     with pytest.raises(ZeroDivisionError):
         fail()
     assert not loopback.left(0)
+
+
+def test_nothing_is_left_when_nobody_hears_where_the_folder_is(tmp_path):
+    """The connection is cut as the folder is made: what tells of it meets a closed pipe."""
+    away, listens = os.pipe()
+    os.close(away)
+    done = subprocess.run(
+        ["sh", "-c", ssh.HOLD], stdin=subprocess.DEVNULL, stdout=listens, check=False,
+        stderr=subprocess.DEVNULL, env=os.environ | {"TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    os.close(listens)
+    assert done.returncode
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_left_when_we_are_killed(loopback):
