@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound=Record)
 SUFFIX = ".edgekd"
 SIGNATURE = "signature.json"
+BUILT = "built"  # folder, beside what is unpacked, of a model that was made on the device
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of every entry
 LARGEST = 2 << 30  # bytes of a bundle
 MOST = 64  # entries
@@ -309,6 +310,12 @@ def unpack(content: Mapping[str, bytes], folder: Path) -> None:
             whole.rename(folder)
         except OSError:  # another process was quicker
             raise EdgeKDError(f"{folder} is there already: choose another folder") from None
+
+
+def loaded(folder: Path) -> Artifact:
+    """What an unpacked bundle runs: the file that was built on this device, or the bundle's own."""
+    built = folder / BUILT
+    return Artifact.load(built if (built / Artifact.FILE).is_file() else folder / "model")
 
 
 def _checked(path: Path, content: Mapping[str, bytes], key: Path | None) -> Checked:

@@ -342,7 +342,7 @@ def _wrong(folder: Path) -> str:
         for name, digest in bundle.Manifest.load(folder).files.items():
             if sha256(folder / name) != digest:
                 return f"{name} was changed"
-        selftest.loaded(folder)
+        bundle.loaded(folder)
         if source_sha256(folder / "src" / "edgekd") != deployed.source_sha256:
             return "edgekd's source was changed"
         if not Path(deployed.python).exists():

@@ -27,7 +27,6 @@ from edgekd.records import (
 )
 from edgekd.stopwatch import ENOUGH, settle, time_ms
 
-BUILT = "built"  # folder of what was made on the device, as a model's
 # Pearson's r of a golden sample's map with the one in the bundle, at least. Other kernels round
 # otherwise; another model, layer or preparation is far below (strangers' maps: 0.1 to 0.7).
 LIKE = {"fp32": 0.99, "fp16": 0.98, "bf16": 0.95, "int8": 0.9}
@@ -57,12 +56,6 @@ class SelfTest(Record):
     budget_ms: float | None  # of the profile; None: it states none
 
 
-def loaded(folder: Path) -> Artifact:
-    """What a version's folder runs: the file that was built on the device, or the bundle's."""
-    built = folder / BUILT
-    return Artifact.load(built if (built / Artifact.FILE).is_file() else folder / "model")
-
-
 def run(folder: Path) -> SelfTest:
     """The test of a bundle that is unpacked in `folder`; EdgeKDError, in one line, if it fails.
 
@@ -72,9 +65,9 @@ def run(folder: Path) -> SelfTest:
     if not runtimes.here(profile):
         seen = ", ".join(runtimes.get(profile.runtime).devices()) or "none at all"
         raise RuntimeUnavailable(f"{profile.runtime} has no device {profile.device}, only {seen}")
-    if not (folder / BUILT).exists():
+    if not (folder / bundle.BUILT).exists():
         build(folder, profile)
-    artifact = loaded(folder)
+    artifact = bundle.loaded(folder)
     started = time.perf_counter()
     session = runtimes.open_session(artifact, profile)
     load_ms = 1e3 * (time.perf_counter() - started)
@@ -93,7 +86,7 @@ def run(folder: Path) -> SelfTest:
     return SelfTest(
         runtime=profile.runtime,
         device=profile.device,
-        built=artifact.folder.name == BUILT,
+        built=artifact.folder.name == bundle.BUILT,
         load_ms=load_ms,
         logits=said.logits,
         features=said.features,
@@ -128,8 +121,8 @@ def build(folder: Path, profile: Profile) -> None:
             f"{profile.runtime} does not load {model.path.name}, and the bundle has no ONNX file "
             f"in {model.precision} to build from: bundle the ONNX file itself"
         )
-    out = folder / BUILT
-    half = folder / f".{BUILT}"
+    out = folder / bundle.BUILT
+    half = folder / f".{bundle.BUILT}"
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir()
     files = [p.name for p in runtime.build(source.path, half, profile)]

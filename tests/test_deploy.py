@@ -334,7 +334,7 @@ def test_what_must_be_built_on_the_device(unpacked, monkeypatch):
     monkeypatch.setattr(runtimes, "get", lambda _: Builder)
     found = selftest.run(folder)
     assert found.built
-    built = selftest.loaded(folder)
+    built = bundle.loaded(folder)
     assert built.path == folder / "built" / "model.plan"
     assert built.parents == {"onnx": Artifact.load(TINY).sha256}
     assert selftest.run(folder).built  # and not again

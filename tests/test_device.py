@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,24 @@ def test_what_was_unpacked_and_changed_since_is_refused(made, cache):
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(EdgeKDError, match="is not what was unpacked there: remove"):
         device.open_bundle(made)
+
+
+def test_where_it_was_deployed_it_is_not_unpacked_again(made, tmp_path, cache):
+    """And what was built there is what runs."""
+    there = tmp_path / "versions" / "tiny-1"
+    bundle.extract(made, there)
+    shutil.copy(made, there / "bundle.edgekd")
+    shutil.copytree(there / "model", there / bundle.BUILT)
+    built = Artifact.load(there / "model").model_copy(update={"model": "built here"})
+    built.save(there / bundle.BUILT)
+    (tmp_path / "current").symlink_to("versions/tiny-1")
+    (there / "timing.json").write_text("{}")  # not the bundle's, and not read as such
+    model = device.open_bundle(tmp_path / "current" / "bundle.edgekd")
+    assert (model.artifact.model, model.timing) == ("built here", None)
+    assert not cache.exists()
+    (there / "card.md").write_text("another")
+    with pytest.raises(EdgeKDError, match=r"card\.md is not what was unpacked there"):
+        device.open_bundle(tmp_path / "current" / "bundle.edgekd")
 
 
 def test_predict_a_folder(made, study, tmp_path):

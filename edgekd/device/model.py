@@ -53,15 +53,16 @@ class Model:
     def __init__(self, folder: Path, checked: Checked, *, abstain_below: float | None) -> None:
         self.manifest: Manifest = checked.manifest
         self.signer, self.trusted = checked.signer, checked.trusted
-        self.artifact = Artifact.load(folder / "model")
+        self.artifact: Artifact = bundle.loaded(folder)
         self.profile: Profile = checked.manifest.profile
         self.abstain_below = (
             checked.manifest.abstain_below if abstain_below is None else abstain_below
         )
-        self.timing = Timing.load(folder) if (folder / Timing.FILE).exists() else None
-        self.fidelity = Fidelity.load(folder) if (folder / Fidelity.FILE).exists() else None
+        inside = checked.manifest.files
+        self.timing = Timing.load(folder) if Timing.FILE in inside else None
+        self.fidelity = Fidelity.load(folder) if Fidelity.FILE in inside else None
         self.usual: Familiar | None = None
-        if (folder / familiar.FILE).exists():
+        if familiar.FILE in inside:
             self.usual = familiar.read(folder / familiar.FILE)
         self.session: Session = runtimes.open_session(self.artifact, self.profile)
 
@@ -124,11 +125,14 @@ def png(pixels: np.ndarray) -> bytes:
 def open_bundle(path: Path, key: Path | None = None, abstain_below: float | None = None) -> Model:
     """The model in a bundle, once every byte of it was checked.
 
-    It is unpacked beside what else holds for this machine, once. key: file of the public key that
-    must have signed it. abstain_below: in the place of the bundle's own.
+    It is unpacked beside what else holds for this machine, once; where `edgekd deploy` put it, it
+    lies unpacked beside the file, with what was built for this device. key: file of the public key
+    that must have signed it. abstain_below: in the place of the bundle's own.
     """
     checked, content = bundle.read(path, key)
-    folder = user_cache() / "bundles" / hashlib.sha256(content[Manifest.FILE]).hexdigest()
+    folder = path.resolve().parent
+    if not (folder / Manifest.FILE).is_file():
+        folder = user_cache() / "bundles" / hashlib.sha256(content[Manifest.FILE]).hexdigest()
     if not folder.exists():
         try:
             bundle.unpack(content, folder)
