@@ -25,7 +25,7 @@ demo: $(READY)  ## the whole line on the embedded data: distil, quantise, export
 	@$(BIN)/edgekd report $(DEMO)
 
 test: $(READY)  ## the tests
-	$(RUN) $(BIN)/python -m pytest $(TESTS)
+	$(RUN) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(TESTS)
 
 check: $(READY)  ## lint, format, types
 	$(BIN)/ruff check .
