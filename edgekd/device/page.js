@@ -173,7 +173,7 @@ async function explain(label, signal) {
     at("picture").alt = "The image, prepared as the model sees it";
     at("overlay").alt = `Score-CAM map: what speaks for ${told.explained}`;
     at("caption").textContent = told.overlay
-      ? `Bright: what speaks for ${told.explained}. No proof that it is right.`
+      ? `Bright: what speaks for ${told.explained}. No proof of a finding.`
       : `No map: nothing in this image speaks for ${told.explained} alone.`;
     at("controls").hidden = false;
     at("opacity").disabled = !told.overlay;
@@ -239,6 +239,11 @@ at("file").addEventListener("change", () => {
   const [file] = at("file").files;
   if (file) ask(file);
   at("file").value = ""; // the same file again is a change, too
+});
+at("file").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter") return; // Space does it by itself
+  event.preventDefault();
+  at("file").click();
 });
 at("door").addEventListener("submit", (event) => {
   event.preventDefault();
