@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 
-from edgekd import dicom
+from edgekd import bounds, dicom
 from edgekd.records import EdgeKDError, Spec
 
 MIN_SIDE = 16  # pixels
@@ -165,6 +165,8 @@ def decode(data: bytes, most_pixels: int = MAX_PIXELS) -> Image.Image:
         raise EdgeKDError("not a JPEG, PNG or DICOM image, whatever its name; convert it")
     if is_png and data[24:25] == b"\x10":  # Pillow halves 16-bit colour without a word
         raise EdgeKDError(f"16-bit image: {_WINDOW}")
+    if not is_png:
+        bounds.check_scans(data)
     open_file = PngImagePlugin.PngImageFile if is_png else JpegImagePlugin.JpegImageFile
     try:
         with quiet():

@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 import urllib.request
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -236,6 +238,26 @@ def test_a_stated_length_that_is_too_much_is_answered_before_the_body_comes(clie
         s.settimeout(10)
         while s.recv(1000):
             pass
+
+
+def test_who_is_gone_when_refused_is_no_bug():
+    class Gone:
+        done: ClassVar[list[str]] = []
+
+        def write_eof(self):
+            raise OSError(107, "Transport endpoint is not connected")
+
+        def __getattr__(self, name):
+            return lambda: self.done.append(name) or name == "can_write_eof"
+
+    later = []
+    transport = patience.Lingering(Gone(), SimpleNamespace(call_later=lambda *x: later.append(x)))
+    transport.midst = True
+    transport.close()
+    transport.close()
+    assert transport.is_closing()
+    assert [seconds for seconds, _ in later] == [patience.LINGER_S]
+    assert "close" not in Gone.done
 
 
 def test_bodies_together_are_bounded(served, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import h11
@@ -42,7 +43,8 @@ class Lingering:
             return
         self.lingers = True
         if self._real.can_write_eof():
-            self._real.write_eof()
+            with contextlib.suppress(OSError):  # the other side is gone already
+                self._real.write_eof()
         self._real.resume_reading()
         self._loop.call_later(LINGER_S, self._real.abort)
 
