@@ -139,7 +139,7 @@ def main() -> int:
         "exit_code": code, "exit_code_restarted": code_again,
     }  # fmt: skip
     keep(
-        "serve-load", figures, [], packages=("fastapi", "uvicorn", "onnxruntime", "openvino"),
+        "serve_load", figures, [], packages=("fastapi", "uvicorn", "onnxruntime", "openvino"),
         quick=given.quick, bundle=given.bundle.name if given.bundle else "tiny", sha256=digest,
     )  # fmt: skip
     said = [line for s in (server, killed, again) for line in s.said]

@@ -262,14 +262,16 @@ def test_who_is_gone_when_refused_is_no_bug():
 
 def test_bodies_together_are_bounded(served, monkeypatch):
     client, bench = served
-    monkeypatch.setattr(bench, "bytes_held", 4 * 100_000)
-    status, headers, told = client.post("/predict", film())
-    assert (status, headers["retry-after"]) == (503, "1")
-    assert "too many large images" in told["error"]
-    monkeypatch.undo()
-    assert bench.bytes_held == 0
+    for where, what in ((bench, "arriving"), (bench.work, "bytes")):
+        monkeypatch.setattr(where, what, 4 * 100_000)
+        status, headers, told = client.post("/predict", film())
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert "too many large images" in told["error"]
+        monkeypatch.undo()
+    for data in (film(), b"torn", bytes(100_001)):
+        client.post("/predict", data)
+        wait(lambda: bench.arriving == bench.work.bytes == 0)
     assert client.post("/predict", film())[0] == 200
-    wait(lambda: bench.bytes_held == 0)
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,18 @@ def test_more_than_it_may_hold_is_refused(model, started):
     work.ask(b"x").result(5)
 
 
+def test_what_is_not_decoded_yet_is_counted(model, started, monkeypatch):
+    work = started[0]()
+    may, see = threading.Event(), model.see
+    monkeypatch.setattr(model, "see", lambda data: may.wait(10) and see(data))
+    futures = [work.ask(x) for x in (b"12345", b"torn", b"123", b"bug")]
+    assert work.bytes == 5 + 4 + 3 + 3
+    futures[2].cancel()
+    may.set()
+    wait(lambda: work.held == 0)
+    assert work.bytes == 0
+
+
 def test_an_answer_waits_for_no_map(model, started):
     work = started[0]()
     why = work.ask(b"slow", why=True)

@@ -98,7 +98,7 @@ class Bench:
         self.model, self.settings, self.audit = model, settings, audit
         self.meters = Meters(model, lambda: self.work.held)
         self.work = Work(model, self.record, limit=settings.queue, timed=self.meters.timed)
-        self.bytes_held = 0  # of bodies
+        self.arriving = 0  # bytes of bodies
 
     def event(self, what: str) -> dict[str, Any]:
         """A line of the audit log about the server itself."""
@@ -145,6 +145,7 @@ class Bench:
         if self.work.full:
             raise Refusal(503, "too many images are waiting: ask again in a second", "queue",
                           unread=True)  # fmt: skip
+        request.state.held = 0
         try:
             late = Refusal(408, f"the image did not arrive within {self.settings.timeout_s:g} s",
                            "slow body", unread=True)  # fmt: skip
@@ -154,11 +155,11 @@ class Bench:
             except Full as e:
                 raise Refusal(503, str(e), "queue") from None
         finally:
-            self.bytes_held -= request.state.held
+            self.arriving -= request.state.held
         return await self._told(future, end)
 
     async def _told(self, future: Future[Told], end: float) -> Told:
-        late = Refusal(504, f"no answer within {self.settings.timeout_s:g} s: ask again, or for a "
+        late = Refusal(504, f"no answer within {self.settings.timeout_s:g} s: ask again, or with a "
                        "smaller image", "slow answer")  # fmt: skip
         try:
             return await _within(end, asyncio.wrap_future(future), late)
@@ -173,8 +174,7 @@ class Bench:
             raise Refusal(503, "the model gives no answer: see the server's log", "model") from None
 
     async def _body(self, request: Request) -> bytes:
-        """The whole body, which counts as held until the caller is done with it."""
-        request.state.held = 0
+        """The whole body, which counts as arriving until the caller is done with it."""
         most = self.settings.max_bytes
         too_large = Refusal(413, f"more than {most / 1e6:g} MB: no image is", "large", unread=True)
         stated = request.headers.get("content-length", "0")
@@ -184,10 +184,10 @@ class Bench:
         try:
             async for part in request.stream():
                 request.state.held += len(part)
-                self.bytes_held += len(part)
+                self.arriving += len(part)
                 if request.state.held > most:
                     raise too_large
-                if self.bytes_held > BODIES * most:
+                if self.arriving + self.work.bytes > BODIES * most:
                     raise Refusal(503, "too many large images at a time: ask again in a second",
                                   "memory", unread=True)  # fmt: skip
                 parts.append(part)

@@ -67,6 +67,7 @@ class Work:
         """
         self.model, self.limit = model, limit
         self.held = 0  # images accepted and not answered
+        self.bytes = 0  # of those that are not decoded
         self._record, self._timed = record, timed
         self._turn = threading.Condition()
         self._interlude = threading.Lock()  # a map's threads answer others one after the other
@@ -95,6 +96,7 @@ class Work:
             if self.full:
                 raise Full(f"{self.limit} images are waiting already: ask again in a second")
             self.held += 1
+            self.bytes += len(data)
             self._decoding += 1
         job = _Job(data, why, label)
         self._raw.put(job)
@@ -141,8 +143,9 @@ class Work:
                 _fail([job], Unreadable(str(e).removeprefix("image: ")))
             except Exception as e:  # a bug: the asker's to report, this thread goes on
                 _fail([job], e)
-            job.data = b""
             with self._turn:
+                self.bytes -= len(job.data)
+                job.data = b""
                 self._decoding -= 1
                 if job.seen is None:
                     self.held -= 1
