@@ -361,6 +361,16 @@ def test_slow_senders_are_cut_off(model, tmp_path, monkeypatch):
                 assert time.monotonic() - began < 5
 
 
+def test_who_asks_and_never_reads_is_cut_off(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(patience, "READ_S", 0.3)
+    with in_thread(model, tmp_path, timeout_s=0.5) as (client, _):
+        with socket.create_connection(("127.0.0.1", client.port), timeout=10) as s:
+            asked = b"GET /page.js HTTP/1.1\r\nhost: localhost\r\n\r\n" * 500_000
+            with pytest.raises(ConnectionError):
+                s.sendall(asked)
+        assert client.post("/predict", film())[0] == 200
+
+
 def _received(s):
     try:
         return s.recv(10_000)

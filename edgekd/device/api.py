@@ -31,6 +31,7 @@ from edgekd.records import EdgeKDError, Record
 
 Codes = dict[int | str, dict[str, Any]]  # status -> what OpenAPI says of it
 TYPES = ("image/png", "image/jpeg", "application/dicom", "application/octet-stream")
+TOO_MANY = "too many images are waiting: ask again in a second"
 BODIES = 4  # as many of the largest body may be in memory at a time
 PAGE = {"/": ("page.html", "text/html"), "/page.css": ("page.css", "text/css"),
         "/page.js": ("page.js", "text/javascript")}  # fmt: skip
@@ -142,9 +143,8 @@ class Bench:
         if label and label not in classes:
             raise Refusal(422, f"no class {label[:80]!r}: {', '.join(classes)}", "label",
                           unread=True)  # fmt: skip
-        if self.work.full:
-            raise Refusal(503, "too many images are waiting: ask again in a second", "queue",
-                          unread=True)  # fmt: skip
+        if self.work.full(why):
+            raise Refusal(503, TOO_MANY, "queue", unread=True)
         request.state.held = 0
         try:
             late = Refusal(408, f"the image did not arrive within {self.settings.timeout_s:g} s",
@@ -152,8 +152,8 @@ class Bench:
             data = await _within(end, self._body(request), late)
             try:
                 future = self.work.ask(data, why=why, label=label)
-            except Full as e:
-                raise Refusal(503, str(e), "queue") from None
+            except Full:
+                raise Refusal(503, TOO_MANY, "queue") from None
         finally:
             self.arriving -= request.state.held
         return await self._told(future, end)

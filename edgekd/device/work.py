@@ -18,10 +18,11 @@ from edgekd.records import EdgeKDError
 
 BATCH = 8  # images asked at once, at most
 GATHER_S = 0.003  # that the first of a batch waits for those that are just being decoded
+MAPS = 4  # one in so many of the images held may wait for a map: maps take a hundred times as long
 DECODERS = 2  # images decoded at a time: what is bounded is memory
 
 
-class Full(EdgeKDError):
+class Full(Exception):
     """As many images as may be held are held."""
 
 
@@ -67,6 +68,7 @@ class Work:
         """
         self.model, self.limit = model, limit
         self.held = 0  # images accepted and not answered
+        self._maps = 0  # of those, to be explained
         self.bytes = 0  # of those that are not decoded
         self._record, self._timed = record, timed
         self._turn = threading.Condition()
@@ -93,9 +95,10 @@ class Work:
         It raises Unreadable, or what the model or `record` raised. Full if it is not accepted.
         """
         with self._turn:
-            if self.full:
-                raise Full(f"{self.limit} images are waiting already: ask again in a second")
+            if self.full(why):
+                raise Full
             self.held += 1
+            self._maps += why
             self.bytes += len(data)
             self._decoding += 1
         job = _Job(data, why, label)
@@ -110,10 +113,10 @@ class Work:
             self._turn.notify()
         return future
 
-    @property
-    def full(self) -> bool:
+    def full(self, why: bool) -> bool:
         """Whether `ask` would raise Full."""
-        return self._closed or self.held >= self.limit
+        maps = why and self._maps >= max(1, self.limit // MAPS)
+        return self._closed or self.held >= self.limit or maps
 
     def busy_s(self) -> float:
         """Seconds that the model has been at one thing: a batch, or a part of a map."""
@@ -147,11 +150,11 @@ class Work:
                 self.bytes -= len(job.data)
                 job.data = b""
                 self._decoding -= 1
-                if job.seen is None:
-                    self.held -= 1
-                else:
+                if job.seen is not None:
                     (self._whys if job.why else self._asks).append(job)
                 self._turn.notify()
+            if job.seen is None:
+                self._done([job])
 
     # ---- answering
 
@@ -206,7 +209,7 @@ class Work:
         except Exception as e:  # the askers' to know, this thread goes on
             _fail(jobs, e)
         finally:
-            self._done(len(jobs))
+            self._done(jobs)
 
     def _explain_next(self) -> None:
         with self._turn:
@@ -226,7 +229,7 @@ class Work:
         except Exception as e:  # the asker's to know, this thread goes on
             _fail([job], e)
         finally:
-            self._done(1)
+            self._done([job])
 
     def _between(self, job: _Job) -> None:
         """Called before each batch of a map: who waits for an answer alone waits for no map."""
@@ -242,9 +245,10 @@ class Work:
             if job.future.set_running_or_notify_cancel():
                 job.future.set_result(one)
 
-    def _done(self, images: int) -> None:
+    def _done(self, jobs: Sequence[_Job]) -> None:
         with self._turn:
-            self.held -= images
+            self.held -= len(jobs)
+            self._maps -= sum(job.why for job in jobs)
 
 
 def _fail(jobs: Sequence[_Job], error: Exception) -> None:
