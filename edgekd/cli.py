@@ -349,7 +349,7 @@ def distill(
 
 for command in (
     cli_files.quantize, cli_files.export, cli_files.verify, cli_files.doctor, cli_bench.bench,
-    cli_deploy.deploy, cli_device.predict,
+    cli_deploy.deploy, cli_device.predict, cli_device.serve,
 ):  # fmt: skip
     app.command()(command)
 

@@ -1,4 +1,4 @@
-"""What runs at the bedside: predict."""
+"""What runs at the bedside: predict and serve."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgekd.options import JsonOption, result
-from edgekd.records import EdgeKDError, make_folder, write_atomic
+from edgekd.records import EdgeKDError, RuntimeUnavailable, make_folder, write_atomic
 
 if TYPE_CHECKING:
     from edgekd.device.model import Answer, Model
@@ -93,7 +93,7 @@ def _answered(model: Model, name: str, explain: Path | None) -> Answer:
     seen = model.see(_bytes(name))
     (answer,) = model.answer([seen])
     if explain is not None:
-        label = answer.label or max(answer.probabilities, key=answer.probabilities.__getitem__)
+        label = answer.foremost
         heat = model.why(seen, label)
         if heat is not None:
             write_atomic(explain / f"{answer.image[:12]}-{_plain(label)}.png", overlay(seen, heat))
@@ -118,3 +118,78 @@ def _bytes(name: str) -> bytes:
 def _plain(label: str) -> str:
     """A class's name as a part of a file's name."""
     return "".join(c if c.isalnum() else "_" for c in label)
+
+
+def serve(
+    bundle: Annotated[Path, typer.Argument(help="A bundle.")],
+    key: Annotated[
+        Path | None, typer.Option("--key", help="Public key that must have signed it.")
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 8080,
+    token_file: Annotated[
+        Path | None,
+        typer.Option("--token-file", help="Its first line must be sent with each request; needed "
+                     "off loopback. Or EDGEKD_TOKEN in the environment."),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option("--tls-cert", help="Certificate chain, PEM.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="Its key, PEM.")] = None,
+    insecure_http: Annotated[
+        bool, typer.Option("--insecure-http", help="Off loopback without TLS.")
+    ] = False,
+    audit: Annotated[
+        Path | None,
+        typer.Option("--audit", help="Log of all answers; 16 files of 64 MB are kept. "
+                     "[default: ~/.local/state/edgekd/audit.jsonl]"),
+    ] = None,
+    abstain_below: Annotated[
+        float | None,
+        typer.Option("--abstain-below", min=0, max=1, help="Calibrated probability that an answer "
+                     "needs. [default: the bundle's]"),
+    ] = None,
+    queue: Annotated[
+        int, typer.Option("--queue", min=1, max=10_000, help="Images held at a time, then 503.")
+    ] = 64,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.5, max=3600, help="Seconds for one request: 408 if "
+                            "it does not arrive, 504 if it is not answered. As long to stop."),
+    ] = 30.0,
+    max_mb: Annotated[
+        float, typer.Option("--max-mb", min=0.01, max=1000, help="Of one file, in 1e6 bytes: 413.")
+    ] = 64.0,
+    max_megapixels: Annotated[
+        float, typer.Option("--max-megapixels", min=0.01, max=64, help="Of one image: 422.")
+    ] = 32.0,
+) -> None:  # fmt: skip
+    """Answer images by HTTP with a bundle's model, and show answers and maps on a web page.
+
+    Not for diagnosis. To this machine alone, unless --host says otherwise. Exit 0 after SIGTERM,
+    when what was accepted is answered.
+
+    Examples: edgekd serve cpu.edgekd · edgekd serve cpu.edgekd --host 0.0.0.0 --token-file token
+    --tls-cert cert.pem --tls-key key.pem
+    """
+    try:
+        from edgekd.device import door
+        from edgekd.device import serve as server
+        from edgekd.device.api import Settings
+    except ModuleNotFoundError as e:
+        if (e.name or "").startswith("edgekd"):
+            raise  # ours is missing: a bug, not an install
+        raise RuntimeUnavailable(
+            f"edgekd serve needs {e.name}: pip install 'edgekd[serve]'"
+        ) from None
+    from edgekd import show
+    from edgekd.device.audit import default
+    from edgekd.device.model import open_bundle
+
+    settings = Settings(
+        host=host, port=port, token=door.token(token_file), tls_cert=tls_cert, tls_key=tls_key,
+        insecure_http=insecure_http, audit=audit or default(), max_bytes=round(max_mb * 1e6),
+        queue=queue, timeout_s=timeout,
+    )  # fmt: skip
+    server.check(settings)
+    pixels = round(max_megapixels * 1e6)
+    server.run(open_bundle(bundle, key, abstain_below, pixels), settings, show.say)

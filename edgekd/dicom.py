@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from edgekd import bounds
 from edgekd.records import EdgeKDError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ _TAGS = ("SOPClassUID", *_NEEDED, *_FRAMES, *_TABLES,
          "WindowCenter", "WindowWidth", "VOILUTFunction", "PixelPaddingValue",
          "PixelPaddingRangeLimit")  # fmt: skip
 # pydicom and its decoders have no base class of errors: a malformed file raises whatever the
-# parser stumbles on.
+# parser stumbles on, and `_broken` what is pydicom's own.
 _BROKEN = (OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, RuntimeError,
            ArithmeticError, struct.error, zlib.error)  # fmt: skip
 
@@ -95,7 +96,7 @@ def decode(data: bytes, most_pixels: int) -> Image.Image:
         if photometric == "PALETTE COLOR":
             pixels = _palette(ds, pixels)
         return Image.fromarray(np.ascontiguousarray(pixels[..., :3]))
-    except _BROKEN as e:
+    except _broken() as e:
         raise EdgeKDError(f"corrupt or truncated DICOM file ({type(e).__name__})") from None
 
 
@@ -116,7 +117,7 @@ def facts(data: bytes) -> Facts:
             or _is_windowed(ds),
             burned_in=str(ds.get("BurnedInAnnotation") or "").strip().upper(),
         )
-    except _BROKEN as e:
+    except _broken() as e:
         raise EdgeKDError(f"corrupt or truncated DICOM file ({type(e).__name__})") from None
 
 
@@ -132,17 +133,27 @@ def _pydicom() -> Any:
     return pydicom
 
 
+@functools.cache
+def _broken() -> tuple[type[Exception], ...]:
+    """What a malformed file may raise."""
+    _pydicom()
+    from pydicom.errors import BytesLengthException, InvalidDicomError
+
+    return *_BROKEN, BytesLengthException, InvalidDicomError
+
+
 def _read(data: bytes, tags: Sequence[str], *, stop_before_pixels: bool = False) -> Dataset:
     """The elements `tags` of a file."""
     if not data:
         raise EdgeKDError("empty file")
     if not is_dicom(data):
         raise EdgeKDError("not a DICOM file (no DICM mark at byte 128): export it again")
+    bounds.check_inflated(data)
     try:
         return _pydicom().dcmread(
             io.BytesIO(data), specific_tags=list(tags), stop_before_pixels=stop_before_pixels
         )
-    except _BROKEN as e:
+    except _broken() as e:
         raise EdgeKDError(f"corrupt or truncated DICOM file ({type(e).__name__})") from None
 
 
@@ -192,10 +203,19 @@ def _stored(ds: Dataset) -> np.ndarray:
         plugin = "pydicom" if syntax == "1.2.840.10008.1.2.5" else "pylibjpeg"  # RLE
         if plugin not in decoder.available_plugins:
             raise EdgeKDError(f"DICOM in {syntax.name} needs pylibjpeg: {DECODERS}")
+        if plugin == "pylibjpeg":
+            bounds.check_frame(_frame(ds), int(ds.Rows), int(ds.Columns))
     pixels = pixel_array(ds, decoding_plugin=plugin)
     if pixels.shape[:2] != (ds.Rows, ds.Columns):
         raise EdgeKDError("corrupt DICOM file: its pixels are not of the size that it states")
     return pixels
+
+
+def _frame(ds: Dataset) -> bytes:
+    """The compressed stream of the one frame."""
+    from pydicom.encaps import get_frame
+
+    return get_frame(ds.PixelData, 0, number_of_frames=1)
 
 
 def _palette(ds: Dataset, pixels: np.ndarray) -> np.ndarray:

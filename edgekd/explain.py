@@ -397,6 +397,12 @@ def overlay(picture: np.ndarray, heat: np.ndarray, strength: float = 0.65) -> np
     return np.asarray(np.rint(mixed), np.uint8)
 
 
+def veil(heat: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """(H, W, 4) uint8: what `overlay` lays over a picture of `size` at full strength, alone."""
+    hot = unit(resize(heat, (size[0], size[1])))  # (H, W)
+    return np.rint(np.dstack([magma(hot), 255 * hot])).astype(np.uint8)
+
+
 def magma(x: np.ndarray) -> np.ndarray:
     """(..., 3) float64 colours in [0, 255] of values in [0, 1]."""
     table = np.array([list(bytes.fromhex(c)) for c in MAGMA.split()], float)  # (17, 3)

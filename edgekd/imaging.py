@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 
-from edgekd import dicom
+from edgekd import bounds, dicom
 from edgekd.records import EdgeKDError, Spec
 
 MIN_SIDE = 16  # pixels
@@ -44,13 +44,15 @@ def prepare(image: Path | bytes | BinaryIO | Image.Image, spec: Spec) -> np.ndar
     return normalise(pixels(image, spec)[None], spec)[0]
 
 
-def pixels(image: Path | bytes | BinaryIO | Image.Image, spec: Spec) -> np.ndarray:
+def pixels(
+    image: Path | bytes | BinaryIO | Image.Image, spec: Spec, most_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """(H, W, 3) uint8: decoded, upright, in the colours and the size of `spec`.
 
     EdgeKDError if it is not an 8-bit JPEG or PNG image, a DICOM image, or a Pillow image, that can
-    be read whole.
+    be read whole, or if it has more than `most_pixels`.
     """
-    seen = decoded(image).convert("L" if spec.channels == "grey" else "RGB")
+    seen = decoded(image, most_pixels).convert("L" if spec.channels == "grey" else "RGB")
     return np.asarray(_fit(seen, spec, Image.Resampling.BILINEAR).convert("RGB"))
 
 
@@ -80,14 +82,16 @@ def normalise(pixels: np.ndarray, spec: Spec) -> np.ndarray:
     return images
 
 
-def decoded(source: Path | bytes | BinaryIO | Image.Image) -> Image.Image:
+def decoded(
+    source: Path | bytes | BinaryIO | Image.Image, most_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """The decoded image, mode L or RGB; EdgeKDError naming the file (a DICOM one by its hash)."""
     try:
         if isinstance(source, Image.Image):
             return _plain(source)
         if isinstance(source, Path):
-            return decode(read(source))
-        return decode(source if isinstance(source, bytes) else source.read())
+            return decode(read(source), most_pixels)
+        return decode(source if isinstance(source, bytes) else source.read(), most_pixels)
     except EdgeKDError as e:
         raise EdgeKDError(f"{_named(source)}: {e}") from None
 
@@ -144,7 +148,7 @@ def read(path: Path) -> bytes:
         raise EdgeKDError(f"cannot be read: {e.strerror}") from None
 
 
-def decode(data: bytes) -> Image.Image:
+def decode(data: bytes, most_pixels: int = MAX_PIXELS) -> Image.Image:
     """The upright image in mode L or RGB; EdgeKDError with the reason alone.
 
     DICOM goes to pydicom (`dicom.decode`). Pillow's JPEG and PNG readers are called directly: no
@@ -155,18 +159,20 @@ def decode(data: bytes) -> Image.Image:
         raise EdgeKDError("empty file")
     if dicom.is_dicom(data):
         with quiet():
-            return dicom.decode(data, MAX_PIXELS)
+            return dicom.decode(data, most_pixels)
     is_png = data.startswith(b"\x89PNG\r\n\x1a\n")
     if not is_png and not data.startswith(b"\xff\xd8"):
         raise EdgeKDError("not a JPEG, PNG or DICOM image, whatever its name; convert it")
     if is_png and data[24:25] == b"\x10":  # Pillow halves 16-bit colour without a word
         raise EdgeKDError(f"16-bit image: {_WINDOW}")
+    if not is_png:
+        bounds.check_scans(data)
     open_file = PngImagePlugin.PngImageFile if is_png else JpegImagePlugin.JpegImageFile
     try:
         with quiet():
             image = open_file(io.BytesIO(data))
-        if image.width * image.height > MAX_PIXELS:
-            limit = MAX_PIXELS // 1_000_000
+        if image.width * image.height > most_pixels:
+            limit = most_pixels // 1_000_000
             raise EdgeKDError(
                 f"{describe(image)} pixels, more than {limit} megapixels; scale it down"
             )

@@ -326,3 +326,9 @@ def test_trees_of_studies_and_files_without_suffix(tmp_path):
         "12 DICOM images state no window: shown from their darkest to their brightest value",
         "12 DICOM images do not say whether text is burned in: look before you share them",
     )
+
+
+def test_a_broken_length_of_the_files_meta_information_is_one_line():
+    data = made()
+    with pytest.raises(EdgeKDError, match="corrupt or truncated DICOM file"):
+        dicom.decode(data[:138] + b"\x03\0" + data[140:], 10**6)  # a number of 3 bytes

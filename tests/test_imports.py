@@ -21,8 +21,9 @@ ALLOWED = {
     "measured": {"stored"},
     "records": {"gates", "measured", "scores", "stored"},
     "runtimes": {"records"},
-    "dicom": {"records"},
-    "imaging": {"records", "dicom"},
+    "bounds": {"records"},
+    "dicom": {"records", "bounds"},
+    "imaging": {"records", "bounds", "dicom"},
     "manifests": {"dicom"},
     "medmnist": {"records", "manifests"},
     "layouts": {"dicom", "manifests", "medmnist"},
@@ -73,7 +74,8 @@ ALLOWED = {
     "machine": {"records"},
     "familiar": {"records"},
     "bundle": {"records", "explain", "familiar", "golden", "handover", "imaging", "runtimes"},
-    "device": {"records", "bundle", "confidence", "explain", "familiar", "imaging", "runtimes"},
+    "device": {"records", "bundle", "confidence", "explain", "familiar", "imaging", "runtimes",
+               "stopwatch"},
     "conditions": {"records", "machine", "stopwatch"},
     "energy": {"records", "machine"},
     "roofline": {"records", "runtimes", "machine"},
@@ -114,7 +116,8 @@ ALLOWED = {
                "scorecard", "stopwatch", "strips", "testimony"},
 }  # fmt: skip
 HEAVY = ("torch", "numpy", "timm", "PIL", "onnx", "onnxruntime", "openvino", "nncf", "matplotlib",
-         "pymoo", "pydicom", "pyarrow")  # fmt: skip
+         "pymoo", "pydicom", "pyarrow", "fastapi", "starlette", "uvicorn",
+         "prometheus_client")  # fmt: skip
 
 
 def imported(path):

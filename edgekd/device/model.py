@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +38,11 @@ class Answer(Record):
     warnings: tuple[str, ...]  # what is unusual of the image
     ms: float  # from the file's bytes to the answer
 
+    @property
+    def foremost(self) -> str:
+        """The most probable class, whether or not the model dares to say it."""
+        return max(self.probabilities, key=self.probabilities.__getitem__)
+
 
 class Seen(NamedTuple):
     """An image file, prepared."""
@@ -50,7 +55,14 @@ class Seen(NamedTuple):
 class Model:
     """A bundle that was checked, loaded and asked once."""
 
-    def __init__(self, folder: Path, checked: Checked, *, abstain_below: float | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        checked: Checked,
+        *,
+        abstain_below: float | None,
+        most_pixels: int = imaging.MAX_PIXELS,
+    ) -> None:
         self.manifest: Manifest = checked.manifest
         self.signer, self.trusted = checked.signer, checked.trusted
         self.artifact: Artifact = bundle.loaded(folder)
@@ -64,12 +76,13 @@ class Model:
         self.usual: Familiar | None = None
         if familiar.FILE in inside:
             self.usual = familiar.read(folder / familiar.FILE)
+        self.most_pixels = most_pixels
         self.session: Session = runtimes.open_session(self.artifact, self.profile)
 
     def see(self, data: bytes) -> Seen:
         """An image file's bytes, prepared; EdgeKDError if it cannot be read whole."""
         began = time.perf_counter()
-        pixels = imaging.pixels(data, self.artifact.spec)
+        pixels = imaging.pixels(data, self.artifact.spec, self.most_pixels)
         return Seen(hashlib.sha256(data).hexdigest(), pixels, began)
 
     def answer(self, seen: Sequence[Seen]) -> list[Answer]:
@@ -101,13 +114,24 @@ class Model:
             ms=(now - seen.began) * 1e3,
         )
 
-    def why(self, seen: Seen, label: str) -> np.ndarray | None:
-        """(h, w) float32 Score-CAM map of class `label`; None: there is nothing to show."""
+    def why(
+        self, seen: Seen, label: str, before: Callable[[], None] = lambda: None
+    ) -> np.ndarray | None:
+        """(h, w) float32 Score-CAM map of class `label`; None: there is nothing to show.
+
+        before: called ahead of each batch of masked images, by whichever thread asks for it; what
+        it raises ends the map.
+        """
         classes = self.artifact.spec.classes
         if label not in classes:
             raise EdgeKDError(f'no class "{label}": {", ".join(classes)}')
         image = imaging.normalise(seen.pixels[None], self.artifact.spec)[0]
-        return explain.score_cam(self.session, image, classes.index(label)).map
+
+        def asked(images: np.ndarray) -> Outputs:
+            before()
+            return self.session(images)
+
+        return explain.score_cam(asked, image, classes.index(label)).map
 
 
 def overlay(seen: Seen, heat: np.ndarray) -> bytes:
@@ -115,19 +139,30 @@ def overlay(seen: Seen, heat: np.ndarray) -> bytes:
     return png(explain.overlay(seen.pixels, heat))
 
 
+def veil(seen: Seen, heat: np.ndarray) -> bytes:
+    """PNG to lay over `seen.pixels`: the map's colours, the more opaque the higher it is."""
+    return png(explain.veil(heat, seen.pixels.shape[:2]))
+
+
 def png(pixels: np.ndarray) -> bytes:
-    """PNG of (H, W, 3) uint8."""
+    """PNG of (H, W, 3 or 4) uint8."""
     with io.BytesIO() as buffer:
         Image.fromarray(pixels).save(buffer, "PNG")
         return buffer.getvalue()
 
 
-def open_bundle(path: Path, key: Path | None = None, abstain_below: float | None = None) -> Model:
+def open_bundle(
+    path: Path,
+    key: Path | None = None,
+    abstain_below: float | None = None,
+    most_pixels: int = imaging.MAX_PIXELS,
+) -> Model:
     """The model in a bundle, once every byte of it was checked.
 
     It is unpacked beside what else holds for this machine, once; where `edgekd deploy` put it, it
     lies unpacked beside the file, with what was built for this device. key: file of the public key
-    that must have signed it. abstain_below: in the place of the bundle's own.
+    that must have signed it. abstain_below: in the place of the bundle's own. most_pixels: of an
+    image.
     """
     checked, content = bundle.read(path, key)
     folder = path.resolve().parent
@@ -142,4 +177,4 @@ def open_bundle(path: Path, key: Path | None = None, abstain_below: float | None
     for name, data in content.items():
         if not (folder / name).is_file() or (folder / name).read_bytes() != data:
             raise EdgeKDError(f"{folder / name} is not what was unpacked there: remove {folder}")
-    return Model(folder, checked, abstain_below=abstain_below)
+    return Model(folder, checked, abstain_below=abstain_below, most_pixels=most_pixels)

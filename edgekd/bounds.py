@@ -1,0 +1,93 @@
+"""How much is in a compressed image, before it is decoded: a small file may hold gigabytes.
+
+Only what a header states is read, by hand: the decoders allocate first and compare afterwards.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+from edgekd.records import EdgeKDError
+
+SCANS = 100  # of a progressive JPEG; cameras write 10. Each goes over all pixels again
+INFLATED = 256 << 20  # bytes of a deflated DICOM file
+DEFLATED = b"1.2.840.10008.1.2.1.99"  # its transfer syntax
+_PIECE = 16 << 20
+_LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
+
+
+def check_scans(jpeg: bytes) -> None:
+    """EdgeKDError for a JPEG stream that goes over its pixels more often than any camera does."""
+    # In compressed data 0xFF is followed by 0 or by a marker, so nothing else is counted twice.
+    if (scans := jpeg.count(b"\xff\xda")) > SCANS:
+        raise EdgeKDError(f"JPEG of {scans} scans, {SCANS} at most are read: save it again")
+
+
+def stated(frame: bytes) -> tuple[int, int] | None:
+    """(height, width) that a JPEG, JPEG-LS or JPEG 2000 stream states; None: it states none."""
+    try:
+        if frame.startswith(b"\xff\x4f\xff\x51"):  # JPEG 2000: SIZ comes first
+            width, height, left, top = struct.unpack_from(">4I", frame, 8)
+            return height - top, width - left
+        if not frame.startswith(b"\xff\xd8"):
+            return None
+        at = 2
+        while frame[at] == 0xFF:
+            marker = frame[at + 1]
+            if marker == 0xFF:  # filling
+                at += 1
+                continue
+            length, _, height, width = struct.unpack_from(">HBHH", frame, at + 2)
+            if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:
+                return height, width
+            at += 2 + length
+    except (IndexError, struct.error):
+        pass
+    return None
+
+
+def check_frame(frame: bytes, rows: int, columns: int) -> None:
+    """EdgeKDError unless a compressed DICOM frame states the size that its file states."""
+    if stated(frame) != (rows, columns):
+        wrong = "its pixels are not of the size that it states"
+        raise EdgeKDError(f"corrupt or truncated DICOM file ({wrong})")
+    if frame.startswith(b"\xff\xd8"):
+        check_scans(frame)
+
+
+def check_inflated(dicom: bytes) -> None:
+    """EdgeKDError for a deflated DICOM file of more than INFLATED bytes."""
+    if DEFLATED not in dicom:
+        return
+    syntax, at = _file_meta(dicom)
+    if syntax != DEFLATED:  # the words stand elsewhere
+        return
+    inflate, whole, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, dicom[at:]
+    try:
+        while rest and not inflate.eof:
+            whole += len(inflate.decompress(rest, _PIECE))
+            rest = inflate.unconsumed_tail
+            if whole > INFLATED:
+                raise EdgeKDError(f"DICOM of more than {INFLATED >> 20} MB inflated: no image is")
+    except zlib.error:
+        raise EdgeKDError("corrupt or truncated DICOM file (deflated)") from None
+
+
+def _file_meta(dicom: bytes) -> tuple[bytes, int]:
+    """(transfer syntax, where the data set begins) by PS3.10, 7.1."""
+    at, syntax = 132, b""
+    try:
+        while dicom[at : at + 2] == b"\x02\x00":
+            kind = dicom[at + 4 : at + 6]
+            if not kind.isalpha():
+                raise EdgeKDError("corrupt DICOM file: its file meta information is not explicit")
+            long = kind in _LONG
+            (length,) = struct.unpack_from("<I" if long else "<H", dicom, at + (8 if long else 6))
+            start = at + (12 if long else 8)
+            if dicom[at + 2 : at + 4] == b"\x10\x00":
+                syntax = dicom[start : start + length].rstrip(b"\0 ")
+            at = start + length
+    except struct.error:
+        raise EdgeKDError("corrupt or truncated DICOM file (file meta information)") from None
+    return syntax, at
