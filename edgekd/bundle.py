@@ -60,7 +60,8 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # of every entry
 LARGEST = 2 << 30  # bytes of a bundle
 MOST = 64  # entries
 EXPECTED = "expected.npz"
-DEVICE = ("numpy", "pillow", "pydantic", "typer", "rich")  # what a device has beside its runtime
+# What a device has beside its runtime; the last three are `edgekd serve`'s.
+DEVICE = ("numpy", "pillow", "pydantic", "typer", "rich", "fastapi", "uvicorn", "prometheus-client")
 
 
 class Manifest(Stored):
@@ -226,7 +227,8 @@ def expected(model: Artifact, profile: Profile) -> bytes:
 def requirements(runtime: str) -> tuple[str, ...]:
     """The packages that a device needs, at the versions that are here: "numpy==2.3.1".
 
-    TensorRT is not among them: JetPack brings it.
+    What is not here, such as `edgekd[serve]`, cannot be named. TensorRT is not among them: JetPack
+    brings it.
     """
     needed = sorted([*DEVICE, *([] if runtime == "tensorrt" else [runtime])])
     found = versions(*needed)

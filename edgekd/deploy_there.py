@@ -365,6 +365,11 @@ def _answered(
             f"the service runs as a user of its own, who cannot read {root}: "
             "deploy as another user, or to a folder such as /opt/edgekd"
         )
+    if lacks := service.lacks():
+        notes.append(
+            f"edgekd predict works; the service needs {', '.join(lacks)} too: {sys.executable} -m "
+            f"pip install {' '.join(lacks)}"
+        )
     return Answer(
         root=str(root),
         changed=changed,

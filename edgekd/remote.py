@@ -35,7 +35,7 @@ NEEDED = ("numpy", "pydantic", "PIL")  # there, beside the profile's runtime
 OLDEST = (3, 10)
 LARGEST = 64_000_000  # bytes of a line that is taken from a device
 PIECE = 1 << 18  # bytes that are sent at a time
-SOURCE = (".py", ".j2", ".json", ".toml")
+SOURCE = (".py", ".j2", ".json", ".toml", ".html", ".css", ".js")
 ACCURACY = "test_balanced_accuracy"  # the one metric that a Timing repeats
 # Any Python, even 2, can run it.
 PROBE = """import platform, sys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pwd
 import re
@@ -19,14 +20,15 @@ BACKOFF = 254  # systemd that waits longer after each failure; an older one says
 UP_SECONDS = 120.0  # that it is given to say that it is ready
 POLL_SECONDS = 0.5
 FAILURES = 3  # times that it may fail at that
+NEEDS = ("fastapi", "uvicorn", "prometheus_client")  # modules that serving takes
 COMMAND = "edgekd"  # in a version's folder: its Python with its own source
 
 
 def text(root: Path, *, python: str, user: str, systemd: int) -> str:
     """The unit of what is deployed in `root`. user: "" for one that systemd makes up.
 
-    Nothing is writable but the cache of compiled models. No MemoryDenyWriteExecute: runtimes
-    compile kernels in memory.
+    Nothing is writable but the cache of compiled models and the audit log. No
+    MemoryDenyWriteExecute: runtimes compile kernels in memory.
     """
     current = root / "current"
     cache = root / "cache"
@@ -44,6 +46,10 @@ def text(root: Path, *, python: str, user: str, systemd: int) -> str:
         "NotifyAccess=main",
         f"ExecStart={word(current / COMMAND)} serve {word(current / 'bundle.edgekd')}",
         f"Environment={word(f'XDG_CACHE_HOME={cache}')} PYTHONDONTWRITEBYTECODE=1",
+        # The audit log: /var/lib/edgekd/audit.jsonl, which the user's own `edgekd serve` has not.
+        "Environment=XDG_STATE_HOME=/var/lib",
+        "StateDirectory=edgekd",
+        "StateDirectoryMode=0700",
         "Restart=always",
         "RestartSec=2",
         *backoff,
@@ -155,6 +161,11 @@ def _systemctl(*words: str) -> str:
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return ""
+
+
+def lacks() -> tuple[str, ...]:
+    """Packages that serving takes and this Python has not."""
+    return tuple(n.replace("_", "-") for n in NEEDS if importlib.util.find_spec(n) is None)
 
 
 def readable_by_others(root: Path) -> bool:

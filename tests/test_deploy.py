@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -734,3 +735,30 @@ def test_a_version_that_the_service_does_not_start_with(systemd, deployed):
 def test_another_service_is_left_alone(systemd, deployed, tmp_path):
     assert service.restart(tmp_path / "elsewhere") is None
     assert systemd.process.poll() is None
+
+
+def test_what_was_deployed_serves(base, tmp_path):
+    """As the service starts it, its page included, and nothing is unpacked again."""
+    pytest.importorskip("fastapi", reason="pip install 'edgekd[serve]'")
+    current = base / "current"
+    own = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path / "state")}
+    with subprocess.Popen(
+        [current / "edgekd", "serve", current / "bundle.edgekd", "--port", "0"],
+        stderr=subprocess.PIPE, text=True, env=own,
+    ) as process:  # fmt: skip
+        try:
+            url = re.search(r"http://[\d.:]+", process.stderr.readline())[0]
+            with urllib.request.urlopen(f"{url}/health") as health:
+                assert json.load(health)["status"] == "ok"
+            with urllib.request.urlopen(url) as page:
+                assert b"<title>" in page.read()
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+    assert (tmp_path / "state" / "edgekd" / "audit.jsonl").is_file()
+    assert not (tmp_path / "edgekd").exists()
+
+
+def test_what_serving_lacks_is_said(monkeypatch):
+    monkeypatch.setattr(service, "NEEDS", ("json", "no_such_package"))
+    assert service.lacks() == ("no-such-package",)
