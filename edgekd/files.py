@@ -259,7 +259,7 @@ def _exported(
         limit = exporter.TOLERANCE["fp32"] if tolerance is None else tolerance
         rivals = place.rivals(dataset)
         if not (out / Artifact.FILE).exists() or Artifact.load(out).sha256 != source.sha256:
-            _copied(source, out)  # what all other formats are made of, judged already
+            _copied(source.model_copy(update={"evaluation": None}), out)
         return runs.onnx_of(
             place.student(), out, dataset, place.track, tolerance=limit, rivals=rivals,
             layer=place.layer(dataset),

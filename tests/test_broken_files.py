@@ -75,7 +75,7 @@ def test_swapped_files_are_noticed(folder):
     lambda r: r.update(schema_version=999),
     lambda r: r.update(params="many"),
     lambda r: r.pop("spec"),
-], ids=str)  # fmt: skip
+], ids=lambda change: f"line-{change.__code__.co_firstlineno}")  # fmt: skip
 def test_an_edited_record_is_refused(folder, change):
     record = json.loads((folder / "artifact.json").read_text())
     change(record)
