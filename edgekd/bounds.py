@@ -13,6 +13,7 @@ from edgekd.records import EdgeKDError
 SCANS = 100  # of a progressive JPEG; cameras write 10. Each goes over all pixels again
 INFLATED = 256 << 20  # bytes of a deflated DICOM file
 DEFLATED = b"1.2.840.10008.1.2.1.99"  # its transfer syntax
+JP2 = b"\0\0\0\x0cjP  "  # a JP2 file begins with it
 _PIECE = 16 << 20
 _LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 
@@ -27,6 +28,8 @@ def check_scans(jpeg: bytes) -> None:
 def stated(frame: bytes) -> tuple[int, int] | None:
     """(height, width) that a JPEG, JPEG-LS or JPEG 2000 stream states; None: it states none."""
     try:
+        if frame.startswith(JP2):  # a file where the stream alone should be: scanners write it
+            frame = _codestream(frame)
         if frame.startswith(b"\xff\x4f\xff\x51"):  # JPEG 2000: SIZ comes first
             width, height, left, top = struct.unpack_from(">4I", frame, 8)
             return height - top, width - left
@@ -45,6 +48,22 @@ def stated(frame: bytes) -> tuple[int, int] | None:
     except (IndexError, struct.error):
         pass
     return None
+
+
+def _codestream(jp2: bytes) -> bytes:
+    """The JPEG 2000 stream in a JP2 file, found as decoders do: box by box (ISO 15444-1, I.4)."""
+    at = 0
+    while True:
+        length, kind = struct.unpack_from(">I4s", jp2, at)
+        head = 8
+        if length == 1:
+            (length,) = struct.unpack_from(">Q", jp2, at + 8)
+            head = 16
+        if kind == b"jp2c":
+            return jp2[at + head :]
+        if length < head:  # 0: to the end of the file
+            return b""
+        at += length
 
 
 def check_frame(frame: bytes, rows: int, columns: int) -> None:

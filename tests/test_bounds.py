@@ -24,6 +24,14 @@ def test_what_streams_state():
     assert bounds.stated(saved("JPEG")) == (32, 48)
     assert bounds.stated(saved("JPEG", progressive=True)) == (32, 48)
     assert bounds.stated(saved("JPEG2000", no_jp2=True)) == (32, 48)
+    whole = saved("JPEG2000")  # a JP2 file, which scanners write where the stream should be
+    assert bounds.stated(whole) == (32, 48)
+    decoy = b"\xff\x4f\xff\x51" + bytes(40)
+    boxed = struct.pack(">I4s", 8 + len(decoy), b"uuid") + decoy
+    assert bounds.stated(whole[:12] + boxed + whole[12:]) == (32, 48)  # no decoder looks there
+    long = struct.pack(">I4sQ", 1, b"uuid", 16 + len(decoy)) + decoy
+    assert bounds.stated(whole[:12] + long + whole[12:]) == (32, 48)
+    assert bounds.stated(whole[:12] + bytes(4) + b"uuid" + whole[12:]) is None
     exif = saved("JPEG", exif=b"Exif\0\0" + bytes(300))
     assert bounds.stated(exif[:2] + b"\xff" + exif[2:]) == (32, 48)  # with filling
     for torn in (b"", b"\xff\xd8", saved("JPEG")[:30], b"\xff\x4f\xff\x51", saved("PNG")):

@@ -563,7 +563,8 @@ def test_an_environment_from_wheels(loopback, root, make, tmp_path):
         if "python_version" in line:
             continue
         name, version = re.fullmatch(r"([\w-]+)[=>]=([\w.]+)", line).groups()
-        wheel(house, name, version, {"here.pth": here} if name == "numpy" else {})
+        plain = name.replace("-", "_")  # as a wheel's own name has it
+        wheel(house, plain, version, {"here.pth": here} if name == "numpy" else {})
     found = put(file, root, wheelhouse=house)
     python = Path(found.current.deployed.python)
     assert python.parts[-3:-1] == (python.parent.parent.name, "bin")

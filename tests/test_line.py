@@ -114,7 +114,7 @@ def test_the_bundle_is_what_was_measured_and_tells_nothing_of_this_machine(line,
 
 def test_explanations_stand_beside_strangers(line):
     run, _, explain, _ = line
-    assert explain.exit_code in UNSURE, explain.output
+    assert explain.exit_code in (0, 3, 6), explain.output
     found = Fidelity.parse(json.loads(explain.stdout), "stdout")
     assert found == Fidelity.load(run / "explain")
     assert found.verdict in CODES
