@@ -121,6 +121,32 @@ def facts(data: bytes) -> Facts:
         raise EdgeKDError(f"corrupt or truncated DICOM file ({type(e).__name__})") from None
 
 
+def elements(data: bytes, keywords: Sequence[str]) -> dict[str, Any]:
+    """Values of a DICOM file by keyword, text decoded; what it lacks is left out.
+
+    EdgeKDError as `decode`, and for what is neither text nor a number.
+    """
+    ds = _read(data, ["SpecificCharacterSet", *keywords], stop_before_pixels=True)
+    try:
+        return {k: _plain(ds[k].value, k) for k in keywords if k in ds}
+    except _broken() as e:
+        raise EdgeKDError(f"corrupt or truncated DICOM file ({type(e).__name__})") from None
+
+
+def _plain(value: Any, keyword: str) -> Any:
+    """A value without the character set that it came in."""
+    from pydicom.multival import MultiValue
+    from pydicom.valuerep import PersonName
+
+    if isinstance(value, MultiValue):
+        return [_plain(v, keyword) for v in value]
+    if isinstance(value, (str, PersonName)):
+        return str(value)
+    if value is None or isinstance(value, (int, float)):
+        return value
+    raise EdgeKDError(f"DICOM with a {keyword} that is no text: export it again")
+
+
 @functools.cache
 def _pydicom() -> Any:
     """The package, told not to speak: its warnings quote values."""
