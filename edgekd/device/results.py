@@ -68,9 +68,8 @@ def silence() -> None:
 
 
 def quieten() -> None:
-    """No warnings of those packages, in any thread; call it once the process's filters are set."""
-    for name in ("pydicom", "highdicom", "pynetdicom"):
-        warnings.filterwarnings("ignore", module=name)
+    """No warnings of those packages, in any thread, nor of what calls them here."""
+    warnings.filterwarnings("ignore", module=r"pydicom|highdicom|pynetdicom|edgekd\.d(icom|evice)")
 
 
 def source(data: bytes) -> Source:
@@ -160,7 +159,7 @@ def _report(of: Source, told: Told, model: Model) -> Dataset:
     made, image = model.manifest, told.answer.image
     origin = _as_evidence(of)
     observer = sr.ObserverContext(
-        observer_type=Code("121007", "DCM", "Device"),
+        observer_type=sr.CodedConcept("121007", "DCM", "Device"),
         observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
             uid=highdicom.UID(uid("device", made.model)), name=made.name,
             manufacturer_name=MAKER, model_name=made.name,
@@ -235,4 +234,3 @@ def _said(told: Told, model: Model) -> Iterator[str]:
     judged = f"explanations of this model: {made.verdict or 'not judged'}"
     yield f"Verdict on {judged}{'; used despite it: ' + made.despite if made.despite else ''}"
     yield f"SHA-256 of the image as a file: {told.answer.image}"
-
