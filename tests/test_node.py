@@ -510,6 +510,11 @@ def test_a_foreign_client_and_a_stop_in_order(made, tmp_path, archive):
         assert call(storescu, str(file)) == 0
         capture, report = read(archive)
         assert (capture.PatientID, report.PatientID) == ("4711-Secret", "4711-Secret")
+        report.save_as(tmp_path / "report.dcm", enforce_file_format=True)
+        shown = subprocess.run([dcmtk("dsrdump"), str(tmp_path / "report.dcm")], timeout=30,
+                               capture_output=True, text=True, check=True)  # fmt: skip
+        assert shown.stdout.count("contains NUM:") == 3
+        assert "E: " not in shown.stderr
         assert call(storescu, str(tmp_path / "torn.dcm")) != 0
         p.process.send_signal(signal.SIGTERM)
         assert p.process.wait(20) == 0

@@ -109,7 +109,7 @@ def _common(kind: str, of: Source, told: Told, model: Model, title: str) -> dict
         "series_number": 9901 if kind == "map" else 9902, "instance_number": 1,
         "series_description": f"{MAKER} {title}, not for diagnosis", "manufacturer": MAKER,
         "manufacturer_model_name": model.manifest.name[:64], "software_versions": __version__,
-        "transfer_syntax_uid": ExplicitVRLittleEndian, "specific_character_set": UTF_8,
+        "transfer_syntax_uid": ExplicitVRLittleEndian,
     }  # fmt: skip
 
 
@@ -166,7 +166,7 @@ def _report(of: Source, told: Told, model: Model) -> Dataset:
         ),
     )  # fmt: skip
     algorithm = sr.AlgorithmIdentification(
-        name=made.name, version=f"sha256 {made.model}", manufacturer=MAKER,
+        name=made.name, version=f"sha256 {made.model}",
         parameters=[f"precision {made.precision}", f"runtime {made.profile.runtime}",
                     f"temperature {made.temperature:g}", f"{MAKER} {__version__}"],
     )  # fmt: skip
