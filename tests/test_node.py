@@ -10,7 +10,6 @@ import struct
 import subprocess
 import threading
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -83,21 +82,12 @@ class Archive:
 
     def keep(self, event):
         if self.status == 0x0000:
-            out = io.BytesIO()
-            event.dataset.file_meta = event.file_meta
-            pydicom.dcmwrite(out, _whole(event), enforce_file_format=True)
-            self.got.append(out.getvalue())
+            self.got.append(event.encoded_dataset())
         return self.status
 
     def close(self):
         if self.server is not None:
             self.server.shutdown()
-
-
-def _whole(event):
-    ds = event.dataset
-    ds.file_meta = event.file_meta
-    return ds
 
 
 @pytest.fixture
@@ -576,7 +566,7 @@ main()"""
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 4
     assert done.stderr == f"error: {peers.INSTALL}\n"
-    command[-4:] = ["--port", "x"]  # without it nothing of it is imported
-    assert Path(peers.__file__).is_file()
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert "Invalid value" in done.stderr
+    command[-4:] = ["--port", "0", "--audit", "/dev/null"]  # without --dicom: not needed
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "pynetdicom" not in done.stderr
+    assert "audit log /dev/null is no plain file" in done.stderr
