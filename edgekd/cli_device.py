@@ -162,14 +162,37 @@ def serve(
     max_megapixels: Annotated[
         float, typer.Option("--max-megapixels", min=0.01, max=64, help="Of one image: 422.")
     ] = 32.0,
+    dicom: Annotated[
+        int | None,
+        typer.Option("--dicom", min=0, max=65535, metavar="PORT", help="Take images by DICOM "
+                     "C-STORE as well, at this port of --host; 0: any free one."),
+    ] = None,
+    aet: Annotated[
+        str | None,
+        typer.Option("--aet", metavar="NAME", help="AE title that it is called by. "
+                     "[default: EDGEKD]"),
+    ] = None,
+    send_to: Annotated[
+        str | None,
+        typer.Option("--send-to", metavar="AET@HOST:PORT", help="DICOM node that gets each answer "
+                     "as a Structured Report, and its map as a Secondary Capture."),
+    ] = None,
+    dicom_from: Annotated[
+        list[str] | None,
+        typer.Option("--dicom-from", metavar="AET", help="AE title whose images are taken; "
+                     "repeatable, needed off loopback. [default: any]"),
+    ] = None,
 ) -> None:  # fmt: skip
     """Answer images by HTTP with a bundle's model, and show answers and maps on a web page.
+
+    With --dicom images come by C-STORE too, and answers go to the node --send-to.
 
     Not for diagnosis. To this machine alone, unless --host says otherwise. Exit 0 after SIGTERM,
     when what was accepted is answered.
 
     Examples: edgekd serve cpu.edgekd · edgekd serve cpu.edgekd --host 0.0.0.0 --token-file token
-    --tls-cert cert.pem --tls-key key.pem
+    --tls-cert cert.pem --tls-key key.pem · edgekd serve cpu.edgekd --dicom 11112 --send-to
+    ARCHIVE@10.0.0.2:104
     """
     try:
         from edgekd.device import door
@@ -182,13 +205,22 @@ def serve(
             f"edgekd serve needs {e.name}: pip install 'edgekd[serve]'"
         ) from None
     from edgekd import show
+    from edgekd.device import peers
     from edgekd.device.audit import default
     from edgekd.device.model import open_bundle
 
+    spoken = peers.chosen(dicom, aet, send_to, dicom_from or [])
+    if spoken is not None:
+        try:
+            from edgekd.device import node  # noqa: F401
+        except ModuleNotFoundError as e:
+            if (e.name or "").startswith("edgekd"):
+                raise
+            raise RuntimeUnavailable(peers.INSTALL) from None
     settings = Settings(
         host=host, port=port, token=door.token(token_file), tls_cert=tls_cert, tls_key=tls_key,
         insecure_http=insecure_http, audit=audit or default(), max_bytes=round(max_mb * 1e6),
-        queue=queue, timeout_s=timeout,
+        queue=queue, timeout_s=timeout, dicom=spoken,
     )  # fmt: skip
     server.check(settings)
     pixels = round(max_megapixels * 1e6)

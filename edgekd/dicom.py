@@ -121,6 +121,52 @@ def facts(data: bytes) -> Facts:
         raise EdgeKDError(f"corrupt or truncated DICOM file ({type(e).__name__})") from None
 
 
+def elements(data: bytes, keywords: Sequence[str]) -> dict[str, Any]:
+    """Values of a DICOM file by keyword, text decoded; what it lacks is left out.
+
+    EdgeKDError as `decode`, and for what is neither text nor a number.
+    """
+    ds = _read(data, ["SpecificCharacterSet", *keywords], stop_before_pixels=True)
+    try:
+        return {k: _plain(ds[k].value, k) for k in keywords if k in ds}
+    except _broken() as e:
+        raise EdgeKDError(f"corrupt or truncated DICOM file ({type(e).__name__})") from None
+
+
+def syntaxes() -> list[str]:
+    """UIDs of the transfer syntaxes whose pixels can be decoded here."""
+    _pydicom()
+    from pydicom import uid
+    from pydicom.pixels import get_decoder
+
+    plain = [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian,
+             uid.DeflatedExplicitVRLittleEndian]  # fmt: skip
+    packed = [uid.RLELossless, uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless,
+              uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEGLSNearLossless, uid.JPEG2000Lossless,
+              uid.JPEG2000]  # fmt: skip
+    usable = [s for s in packed if _plugin(s) in get_decoder(s).available_plugins]
+    return [str(s) for s in (*plain, *usable)]
+
+
+def _plugin(syntax: str) -> str:
+    """The package that decodes a compressed transfer syntax: always the same one."""
+    return "pydicom" if syntax == "1.2.840.10008.1.2.5" else "pylibjpeg"  # RLE
+
+
+def _plain(value: Any, keyword: str) -> Any:
+    """A value without the character set that it came in."""
+    from pydicom.multival import MultiValue
+    from pydicom.valuerep import PersonName
+
+    if isinstance(value, MultiValue):
+        return [_plain(v, keyword) for v in value]
+    if isinstance(value, (str, PersonName)):
+        return str(value)
+    if value is None or isinstance(value, (int, float)):
+        return value
+    raise EdgeKDError(f"DICOM with a {keyword} that is no text: export it again")
+
+
 @functools.cache
 def _pydicom() -> Any:
     """The package, told not to speak: its warnings quote values."""
@@ -200,7 +246,7 @@ def _stored(ds: Dataset) -> np.ndarray:
         ) from None
     plugin = ""
     if syntax.is_encapsulated:
-        plugin = "pydicom" if syntax == "1.2.840.10008.1.2.5" else "pylibjpeg"  # RLE
+        plugin = _plugin(syntax)
         if plugin not in decoder.available_plugins:
             raise EdgeKDError(f"DICOM in {syntax.name} needs pylibjpeg: {DECODERS}")
         if plugin == "pylibjpeg":

@@ -74,8 +74,8 @@ ALLOWED = {
     "machine": {"records"},
     "familiar": {"records"},
     "bundle": {"records", "explain", "familiar", "golden", "handover", "imaging", "runtimes"},
-    "device": {"records", "bundle", "confidence", "explain", "familiar", "imaging", "runtimes",
-               "stopwatch"},
+    "device": {"records", "bundle", "confidence", "dicom", "explain", "familiar", "imaging",
+               "runtimes", "stopwatch"},
     "conditions": {"records", "machine", "stopwatch"},
     "energy": {"records", "machine"},
     "roofline": {"records", "runtimes", "machine"},
@@ -117,7 +117,7 @@ ALLOWED = {
 }  # fmt: skip
 HEAVY = ("torch", "numpy", "timm", "PIL", "onnx", "onnxruntime", "openvino", "nncf", "matplotlib",
          "pymoo", "pydicom", "pyarrow", "fastapi", "starlette", "uvicorn",
-         "prometheus_client")  # fmt: skip
+         "prometheus_client", "pynetdicom", "highdicom")  # fmt: skip
 
 
 def imported(path):

@@ -26,6 +26,7 @@ from edgekd.device.door import PATHS, Door, Refusal, is_loopback
 from edgekd.device.facts import Facts, facts
 from edgekd.device.meters import Meters
 from edgekd.device.model import Answer, Model, png, veil
+from edgekd.device.peers import Dicom
 from edgekd.device.work import Full, Told, Unreadable, Work
 from edgekd.records import EdgeKDError, Record
 
@@ -50,6 +51,7 @@ class Settings(NamedTuple):
     max_bytes: int = 64 << 20  # of one image file
     queue: int = 64  # images held at a time
     timeout_s: float = 30.0  # for one request, from its head to its answer
+    dicom: Dicom | None = None  # None: HTTP alone
 
 
 class Reply(Answer):

@@ -30,6 +30,9 @@ class Meters:
         self.rejected = counter("rejected", "Requests refused, and why.", "reason")
         self.answers = counter("answers", "Images answered, by class; abstained.", "answer")
         self.warned = counter("warned", "Images of which something was unusual.")
+        self.stored = counter("dicom_stores", "C-STOREs answered.", "status")
+        self.delivered = counter("dicom_deliveries", "Images whose results were sent on, or lost.",
+                                 "outcome")  # fmt: skip
         self.request_s = histogram(
             "request_seconds", "Head of a request to the end of its answer.", SECONDS, "path"
         )
@@ -44,6 +47,11 @@ class Meters:
                  "runtime": made.profile.runtime, "verdict": made.verdict}  # fmt: skip
         Gauge("edgekd_model_info", "The model that answers.", list(facts),
               registry=self.registry).labels(**facts).set(1)  # fmt: skip
+
+    def waiting(self, held: Callable[[], float]) -> None:
+        """Held: images whose results wait to be sent on."""
+        Gauge("edgekd_dicom_waiting_images", "Images whose results wait to be sent on.",
+              registry=self.registry).set_function(held)  # fmt: skip
 
     def timed(self, kind: str, images: int, seconds: float) -> None:
         """A batch was answered ("predict"), or an image explained."""

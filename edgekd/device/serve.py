@@ -6,12 +6,13 @@ import contextlib
 import signal
 import socket
 import ssl
+import time
 from collections.abc import Callable, Generator
 from typing import Any
 
 import uvicorn
 
-from edgekd.device import notify, patience
+from edgekd.device import notify, patience, peers
 from edgekd.device.api import Bench, Settings, app
 from edgekd.device.audit import Audit
 from edgekd.device.door import is_loopback
@@ -27,6 +28,8 @@ def check(settings: Settings) -> None:
     """EdgeKDError for what would serve strangers."""
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise EdgeKDError("--tls-cert and --tls-key belong together: give both, or none")
+    if settings.dicom is not None:
+        peers.check(settings.dicom, settings.host)
     if is_loopback(settings.host):
         return
     if not settings.token:
@@ -85,6 +88,12 @@ def run(model: Model, settings: Settings, say: Callable[[str], None]) -> None:
         sock = leaving.enter_context(listener(settings))
         bench = Bench(model, settings, audit)
         leaving.callback(bench.work.close, 0)
+        node = None
+        if settings.dicom is not None:
+            from edgekd.device.node import Node
+
+            node = Node(bench, settings.dicom)
+            leaving.callback(node.shut)
         made = config(app(bench), settings)
         bench.work.pulse().result()  # the first call of a runtime takes longest
         audit.write([bench.event("start")])
@@ -93,10 +102,21 @@ def run(model: Model, settings: Settings, say: Callable[[str], None]) -> None:
         where = f"{scheme}://{host}:{sock.getsockname()[1]}"
         who = f"{model.manifest.name} ({model.manifest.precision})"
         ready = f"{where} answers with {who}; audit log {settings.audit}"
+        if node is not None and settings.dicom is not None:
+            ready += (
+                f"\nDICOM: {settings.dicom.aet} on {settings.host} port {node.port}, not "
+                f"encrypted; results go to {settings.dicom.to}"
+            )
+            node.start()
         server = Server(made, lambda: say(ready))
         server.run(sockets=[sock])
+        end = time.monotonic() + settings.timeout_s
+        if node is not None:
+            node.shut()
         if not bench.work.close(settings.timeout_s):
             say(f"stopped with images unanswered: {settings.timeout_s:g} s were not enough")
+        if node is not None and (lost := node.close(max(1.0, end - time.monotonic()))):
+            say(f"stopped with results of {lost} images undelivered: the audit log has which")
         audit.write([bench.event("stop")])
     if server.told == signal.SIGINT:
         raise KeyboardInterrupt
