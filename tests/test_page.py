@@ -287,12 +287,15 @@ def test_a_token_is_asked_for_and_kept_for_this_tab_alone(tab, model, tmp_path):
 
 def test_by_keyboard_alone(tab, client):
     page, *_ = tab
+    chosen = []
+    # Early: the browser has to hear that choosers are handed over before one opens.
+    page.on("filechooser", lambda found: chosen.append(found))
     enter(page, client)
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "file"
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
-    chooser.value.set_files({"name": "x.png", "mimeType": "image/png", "buffer": film()})
+    page.keyboard.press("Enter")
+    wait(lambda: page.wait_for_timeout(20) or chosen)
+    chosen[0].set_files({"name": "x.png", "mimeType": "image/png", "buffer": film()})
     page.locator(f"body[data-state=answer]{DONE}").wait_for()
     page.locator("#opacity").wait_for()
     order = []
