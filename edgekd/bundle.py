@@ -60,8 +60,8 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # of every entry
 LARGEST = 2 << 30  # bytes of a bundle
 MOST = 64  # entries
 EXPECTED = "expected.npz"
-# What a device has beside its runtime; the last three are `edgekd serve`'s.
-DEVICE = ("numpy", "pillow", "pydantic", "typer", "rich", "fastapi", "uvicorn", "prometheus-client")
+DEVICE = ("numpy", "pillow", "pydantic", "typer", "rich")  # what a device has beside its runtime
+SERVE = ("fastapi", "uvicorn", "prometheus-client")  # what `edgekd serve` takes besides
 
 
 class Manifest(Stored):
@@ -230,7 +230,7 @@ def requirements(runtime: str) -> tuple[str, ...]:
     What is not here, such as `edgekd[serve]`, cannot be named. TensorRT is not among them: JetPack
     brings it.
     """
-    needed = sorted([*DEVICE, *([] if runtime == "tensorrt" else [runtime])])
+    needed = sorted([*DEVICE, *SERVE, *([] if runtime == "tensorrt" else [runtime])])
     found = versions(*needed)
     return tuple(f"{p}=={found[p]}" for p in needed if p in found)
 

@@ -11,6 +11,7 @@ from edgekd.options import (
     RUNS,
     Group,
     JsonOption,
+    KeyOption,
     ProfileOption,
     RunOption,
     RunsOption,
@@ -77,9 +78,7 @@ def bundle(
 @bundle_app.command()
 def verify(
     file: Annotated[Path, typer.Argument(help="A bundle.")],
-    key: Annotated[
-        Path | None, typer.Option("--key", help="Public key that must have signed it.")
-    ] = None,
+    key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Is every byte what was bundled, and by whom? Exit 1 if not.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgekd.options import JsonOption, result
+from edgekd.options import JsonOption, KeyOption, result
 from edgekd.records import EdgeKDError
 
 if TYPE_CHECKING:
@@ -23,9 +23,7 @@ def deploy(
         typer.Argument(metavar="HOST[:DIR]", help="As ssh has it; DIR from its home folder, or "
                        "absolute. [default: edgekd]"),
     ] = None,
-    key: Annotated[
-        Path | None, typer.Option("--key", help="Public key that must have signed the bundle.")
-    ] = None,
+    key: KeyOption = None,
     python: Annotated[
         str | None,
         typer.Option("--python", help="Python there: a command, or a path from its home. "

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgekd.options import JsonOption, result
-from edgekd.records import EdgeKDError, RuntimeUnavailable, make_folder, write_atomic
+from edgekd.options import AbstainOption, JsonOption, KeyOption, result
+from edgekd.records import EdgeKDError, RuntimeUnavailable, make_folder, needing, write_atomic
 
 if TYPE_CHECKING:
     from edgekd.device.model import Answer, Model
@@ -25,18 +25,12 @@ def predict(
         list[str], typer.Argument(help="Image files, folders of them, or - for one from stdin.")
     ],
     model: Annotated[Path, typer.Option("--model", "-m", help="A bundle.")],
-    key: Annotated[
-        Path | None, typer.Option("--key", help="Public key that must have signed it.")
-    ] = None,
+    key: KeyOption = None,
     explain: Annotated[
         Path | None,
         typer.Option("--explain", help="Folder for what each answer looks at: PNG, by hash."),
     ] = None,
-    abstain_below: Annotated[
-        float | None,
-        typer.Option("--abstain-below", min=0, max=1, help="Calibrated probability that an answer "
-                     "needs. [default: the bundle's]"),
-    ] = None,
+    abstain_below: AbstainOption = None,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """What a bundle's model says of images: label, probabilities, and what is unusual of them.
@@ -122,9 +116,7 @@ def _plain(label: str) -> str:
 
 def serve(
     bundle: Annotated[Path, typer.Argument(help="A bundle.")],
-    key: Annotated[
-        Path | None, typer.Option("--key", help="Public key that must have signed it.")
-    ] = None,
+    key: KeyOption = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 8080,
     token_file: Annotated[
@@ -144,11 +136,7 @@ def serve(
         typer.Option("--audit", help="Log of all answers; 16 files of 64 MB are kept. "
                      "[default: ~/.local/state/edgekd/audit.jsonl]"),
     ] = None,
-    abstain_below: Annotated[
-        float | None,
-        typer.Option("--abstain-below", min=0, max=1, help="Calibrated probability that an answer "
-                     "needs. [default: the bundle's]"),
-    ] = None,
+    abstain_below: AbstainOption = None,
     queue: Annotated[
         int, typer.Option("--queue", min=1, max=10_000, help="Images held at a time, then 503.")
     ] = 64,
@@ -194,16 +182,12 @@ def serve(
     --tls-cert cert.pem --tls-key key.pem · edgekd serve cpu.edgekd --dicom 11112 --send-to
     ARCHIVE@10.0.0.2:104
     """
-    try:
+    with needing(
+        lambda lacks: RuntimeUnavailable(f"edgekd serve needs {lacks}: pip install 'edgekd[serve]'")
+    ):
         from edgekd.device import door
         from edgekd.device import serve as server
         from edgekd.device.api import Settings
-    except ModuleNotFoundError as e:
-        if (e.name or "").startswith("edgekd"):
-            raise  # ours is missing: a bug, not an install
-        raise RuntimeUnavailable(
-            f"edgekd serve needs {e.name}: pip install 'edgekd[serve]'"
-        ) from None
     from edgekd import show
     from edgekd.device import peers
     from edgekd.device.audit import default
@@ -211,12 +195,8 @@ def serve(
 
     spoken = peers.chosen(dicom, aet, send_to, dicom_from or [])
     if spoken is not None:
-        try:
+        with needing(lambda _: RuntimeUnavailable(peers.INSTALL)):
             from edgekd.device import node  # noqa: F401
-        except ModuleNotFoundError as e:
-            if (e.name or "").startswith("edgekd"):
-                raise
-            raise RuntimeUnavailable(peers.INSTALL) from None
     settings = Settings(
         host=host, port=port, token=door.token(token_file), tls_cert=tls_cert, tls_key=tls_key,
         insecure_http=insecure_http, audit=audit or default(), max_bytes=round(max_mb * 1e6),

@@ -21,7 +21,7 @@ from edgekd.ssh import Device, printable
 
 FOLDER = "edgekd"  # in the home folder there
 OPTION = "--python"
-NEEDED = ("numpy", "pydantic", "PIL", "typer", "rich")
+NEEDED = (*remote.NEEDED, "typer", "rich")
 SIGNED = "cryptography"
 TARGET = re.compile(
     r"(?P<url>ssh://[^/]+)(?P<path>/.*)?|(?P<host>(?:[^@:]+@)?(?:\[[^\]]+\]|[^:\[\]]*))(?::(?P<dir>.*))?",

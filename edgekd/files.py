@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from edgekd import data, imaging, runs
+from edgekd.evaluation import ANSWERS
 from edgekd.records import (
     Artifact,
     EdgeKDError,
@@ -143,7 +144,7 @@ def _deployed(place: Place, chosen: Artifact) -> Artifact:
 def _copied(made: Artifact, out: Path) -> Artifact:
     """The same files in folder `out`; the record, which says that they are there, comes last."""
     (make_folder(out) / Artifact.FILE).unlink(missing_ok=True)
-    for name in made.files:
+    for name in (*made.files, *([ANSWERS] if made.evaluation else [])):
         write_atomic(out / name, (made.folder / name).read_bytes())
     return made.save(out)
 
@@ -259,7 +260,7 @@ def _exported(
         limit = exporter.TOLERANCE["fp32"] if tolerance is None else tolerance
         rivals = place.rivals(dataset)
         if not (out / Artifact.FILE).exists() or Artifact.load(out).sha256 != source.sha256:
-            _copied(source.model_copy(update={"evaluation": None}), out)
+            _copied(source, out)  # what all other formats are made of, judged already
         return runs.onnx_of(
             place.student(), out, dataset, place.track, tolerance=limit, rivals=rivals,
             layer=place.layer(dataset),

@@ -96,6 +96,14 @@ SizeOption = Annotated[
     int | None, typer.Option("--size", min=32, max=1024, help="Pixels a side. [default: profile's]")
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Fixes the result on a CPU.")]
+KeyOption = Annotated[
+    Path | None, typer.Option("--key", help="Public key that must have signed the bundle.")
+]
+AbstainOption = Annotated[
+    float | None,
+    typer.Option("--abstain-below", min=0, max=1, help="Calibrated probability that an answer "
+                 "needs. [default: the bundle's]"),
+]  # fmt: skip
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what was made before.")]
 SetOption = Annotated[

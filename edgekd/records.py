@@ -27,6 +27,7 @@ from edgekd.stored import (
     T,
     Track,
     make_folder,
+    needing,
     sha256,
     unknown,
     untracked,
@@ -46,7 +47,7 @@ else:
 __all__ = [  # one door: the others import these from here
     "SCHEMA", "Conditions", "EdgeKDError", "Energy", "GateMissed", "Journal", "Layer", "Metric",
     "Peak", "Record", "Roofline", "RuntimeUnavailable", "Stored", "T", "Track", "make_folder",
-    "sha256", "unknown", "untracked", "user_cache", "versions", "write_atomic",
+    "needing", "sha256", "unknown", "untracked", "user_cache", "versions", "write_atomic",
 ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekd import bundle, explain, golden, imaging, runtimes, there
+from edgekd import bundle, explain, fidelity, golden, imaging, runtimes, there
 from edgekd.records import (
     Artifact,
     EdgeKDError,
@@ -46,9 +46,7 @@ class SelfTest(Record):
     logits: float | None  # as golden.Verified
     features: float | None
     tolerance: float
-    maps: tuple[
-        float | None, ...
-    ]  # r of each golden sample's map; None: undefined, as it has to be
+    maps: tuple[float | None, ...]  # r of each golden sample's; None: undefined, as it has to be
     least: float  # r that is asked for
     p50_ms: float
     p95_ms: float | None  # None: too slow for as many calls as it takes
@@ -172,9 +170,8 @@ def alike(a: np.ndarray | None, b: np.ndarray | None) -> float:
         return float("nan")
     if not np.ptp(a) and not np.ptp(b):
         return 1.0
-    if not np.ptp(a) or not np.ptp(b):
-        return float("nan")
-    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+    r = fidelity.pearson(a, b)
+    return float("nan") if r is None else r
 
 
 def _latency(artifact: Artifact, profile: Profile) -> np.ndarray:

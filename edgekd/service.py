@@ -12,6 +12,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from edgekd.bundle import SERVE
 from edgekd.records import write_atomic
 
 UNIT = "edgekd.service"
@@ -20,7 +21,7 @@ BACKOFF = 254  # systemd that waits longer after each failure; an older one says
 UP_SECONDS = 120.0  # that it is given to say that it is ready
 POLL_SECONDS = 0.5
 FAILURES = 3  # times that it may fail at that
-NEEDS = ("fastapi", "uvicorn", "prometheus_client")  # modules that serving takes
+NEEDS = tuple(name.replace("-", "_") for name in SERVE)  # modules
 COMMAND = "edgekd"  # in a version's folder: its Python with its own source
 
 
@@ -84,11 +85,7 @@ def word(value: object) -> str:
 
 
 def _in_a_home(root: Path) -> bool:
-    return root.parts[:2] in (("/", "home"), ("/", "root")) or root.parts[:3] == (
-        "/",
-        "run",
-        "user",
-    )
+    return any(root.is_relative_to(home) for home in ("/home", "/root", "/run/user"))
 
 
 def write(root: Path, python: str) -> tuple[str, ...]:

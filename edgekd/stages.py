@@ -136,7 +136,7 @@ def bench_page(place: Place, timings: list[Timing], given: str) -> Path:
 
     return page.write(
         place.folder / "bench", timings, title=f"EdgeKD bench: {place.folder.name}",
-        command=f"edgekd bench {given} --run {place.folder}".replace("  ", " "),
+        command=" ".join(x for x in ("edgekd bench", given, f"--run {place.folder}") if x),
     )  # fmt: skip
 
 
@@ -242,7 +242,8 @@ def bundle(
     from edgekd import bundle as bundles
 
     dataset = place.dataset()
-    last = place.candidates(dataset)[-1]
+    candidates = place.candidates(dataset)
+    last = candidates[-1]
     for folder, kind, command in (
         (place.folder / "bench" / last.folder.name, Timing, "bench"),
         (place.folder / "explain", Fidelity, "explain"),
@@ -265,9 +266,10 @@ def bundle(
         source = Artifact.load(place.folder / "onnx")
     path = out or place.folder / f"{place.folder.name}{bundles.SUFFIX}"
     with tempfile.TemporaryDirectory() as empty:
-        page = report(
-            place, cases=1, pictures=False, out=Path(empty), intended_use=intended_use
-        ).read_bytes()
+        page = _page(
+            place, dataset, candidates, cases=1, pictures=False, out=Path(empty),
+            intended_use=intended_use,
+        ).read_bytes()  # fmt: skip
     # The device's profile stands in the bundle, also where its runtime or device is not here: what
     # must be built there, and how fast it has to be, is the device's to say.
     here, _ = runs.host(place.run.profile, last)
@@ -282,23 +284,28 @@ def bundle(
     return path, made
 
 
-def report(
+def report(place: Place, *, cases: int, pictures: bool = True) -> Path:
+    """The run's page, `<run>/report.html`, of what is finished: models, timings, explanations.
+
+    Beside it report.json and cases.csv. pictures: False leaves every pixel out.
+    """
+    dataset = place.dataset()
+    return _page(place, dataset, place.candidates(dataset), cases=cases, pictures=pictures)
+
+
+def _page(
     place: Place,
+    dataset: data.Dataset,
+    candidates: list[Artifact],
     *,
     cases: int,
-    pictures: bool = True,
+    pictures: bool,
     out: Path | None = None,
     intended_use: str = "",
 ) -> Path:
-    """The run's page, `<run>/report.html`, of what is finished: models, timings, explanations.
-
-    Beside it report.json and cases.csv. pictures: False leaves every pixel out. out: another folder
-    than the run's.
-    """
+    """As `report`; out: another folder than the run's."""
     from edgekd import report as page
 
-    dataset = place.dataset()
-    candidates = place.candidates(dataset)
     rows = []
     for c in candidates:
         folder = place.folder / "bench" / c.folder.name

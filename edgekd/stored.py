@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -149,6 +149,18 @@ def make_folder(path: Path) -> Path:
         raise EdgeKDError(
             f"cannot write to folder {path}: {e.strerror}; choose another with --runs or --run"
         ) from None
+
+
+@contextlib.contextmanager
+def needing(error: Callable[[str], EdgeKDError]) -> Iterator[None]:
+    """A package that is imported within and is not installed is `error`, made of its name."""
+    try:
+        yield
+    except ModuleNotFoundError as e:
+        name = e.name or ""
+        if name.startswith("edgekd"):
+            raise  # ours is missing: a bug, not an install
+        raise error(name) from None
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

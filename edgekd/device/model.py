@@ -53,7 +53,7 @@ class Seen(NamedTuple):
 
 
 class Model:
-    """A bundle that was checked, loaded and asked once."""
+    """A bundle that was checked, and is loaded."""
 
     def __init__(
         self,

@@ -118,9 +118,8 @@ class Node:
             (evt.EVT_DIMSE_RECV, self._arrived), (evt.EVT_FSM_TRANSITION, self._moved),
         ]  # fmt: skip
         try:
-            address: Any = socket.getaddrinfo(host, self.settings.port, type=socket.SOCK_STREAM)[0][
-                4
-            ]
+            found = socket.getaddrinfo(host, self.settings.port, type=socket.SOCK_STREAM)[0]
+            address: Any = found[4]
             made: Any = ae.make_server(address, evt_handlers=handlers, server_class=Server)
         except (OSError, OverflowError) as e:
             why = getattr(e, "strerror", None) or e

@@ -17,7 +17,6 @@ from edgekd.device.peers import Dicom
 KEEP_S = 3600.0  # that results are tried for; then the audit log says that they are lost
 REFUSALS = 5  # by a node that was reached, of the same results: then likewise
 BACK_OFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # between tries, the last one from then on
-
 HURRY_S = 0.5  # the same, once a stop was asked for
 
 

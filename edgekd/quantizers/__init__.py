@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
-from edgekd.records import EdgeKDError, Kind, unknown
+from edgekd.records import EdgeKDError, Kind, needing, unknown
 
 
 class How(NamedTuple):
@@ -55,13 +55,13 @@ def get(name: str) -> Engine:
     """The engine called `name`, imported now and not before."""
     if name not in names():
         raise EdgeKDError(unknown("engine", name, [*names(), "auto"]))
-    try:
-        with quiet():
-            return cast(Engine, importlib.import_module(f"{__name__}.{name}"))
-    except ModuleNotFoundError as e:
-        if (e.name or "").startswith("edgekd"):
-            raise  # ours is missing: a bug, not an install
-        raise EdgeKDError(f"quantize needs {e.name}: pip install 'edgekd[quantize]'") from None
+    with (
+        quiet(),
+        needing(
+            lambda lacks: EdgeKDError(f"quantize needs {lacks}: pip install 'edgekd[quantize]'")
+        ),
+    ):
+        return cast(Engine, importlib.import_module(f"{__name__}.{name}"))
 
 
 def method(engine: str, name: str | None) -> str:

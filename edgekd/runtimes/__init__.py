@@ -14,7 +14,14 @@ from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 
-from edgekd.records import Artifact, EdgeKDError, Profile, RuntimeUnavailable, unknown
+from edgekd.records import (
+    Artifact,
+    EdgeKDError,
+    Profile,
+    RuntimeUnavailable,
+    needing,
+    unknown,
+)
 
 NEWEST = 23  # operator set that is read; edgekd export writes 18
 
@@ -84,14 +91,12 @@ def names() -> list[str]:
 def get(name: str) -> Runtime:
     """The runtime called `name`, imported now and not before."""
     check(name)
-    try:
+    with needing(
+        lambda lacks: RuntimeUnavailable(
+            f"runtime {name} needs {lacks}: pip install 'edgekd[{name}]'"
+        )
+    ):
         return cast(Runtime, importlib.import_module(f"{__name__}.{name}"))
-    except ModuleNotFoundError as e:
-        if (e.name or "").startswith("edgekd"):
-            raise  # ours is missing: a bug, not an install
-        raise RuntimeUnavailable(
-            f"runtime {name} needs {e.name}: pip install 'edgekd[{name}]'"
-        ) from e
 
 
 def here(profile: Profile) -> bool:
