@@ -270,6 +270,63 @@ def latency_peers(result: dict) -> list[str]:
     ]  # fmt: skip
 
 
+def footprint(result: dict) -> list[str]:
+    """What a device carries, and how long it waits."""
+    f = result["figures"]
+    head = ["environment", "installed", "`predict`, memory at most", "with a map",
+            "`serve`, memory at most", "cold `predict`", "a bare script"]  # fmt: skip
+    shown = []
+    for row in result["table"]:
+        own = {k: f[f"{k}_{row['runtime']}"] for k in (
+            "installed_mb", "predict_peak_mb", "explain_peak_mb", "serve_peak_mb", "cold_ms",
+            "cold_bare_ms")}  # fmt: skip
+        memory = [f"{v:.0f} MB" for k, v in own.items() if k.endswith("_mb")]
+        times = [f"{v / 1e3:.2f} s" for k, v in own.items() if k.endswith("_ms")]
+        shown.append([f"`edgekd[{row['extras']}]`", *memory, *times])
+    return [
+        f"On a device, without torch ({where(result)}, `benchmarks/footprint.py`): what is "
+        "installed, Python left out; memory; and from the start of a process to its answer to one "
+        "image, of `edgekd predict`, which checks the bundle and knows what is unusual, beside a "
+        "script of ten lines for the same file:",
+        "",
+        *rows(head, *shown),
+    ]
+
+
+def serve_load(result: dict) -> list[str]:
+    """200 clients."""
+    f = result["figures"]
+    return [
+        f"`edgekd serve` asked by {f['clients']:.0f} clients at a time for {f['seconds']:.0f} s, "
+        f"on the cores that the clients take too ({where(result)}, `benchmarks/serve_load.py`; "
+        f"network: {result['bundle']}): {f['answers_per_s']:.0f} answers a second, p50 "
+        f"{f['predict_p50_ms']:.0f} and p99 {f['predict_p99_ms']:.0f} ms, "
+        f"{f.get('status_503', 0):.0f} refused until later, memory at most "
+        f"{max(f['memory_mb_first_half'], f['memory_mb_second_half']):.0f} MB, "
+        f"{f['answers_missing_in_audit'] + f['answers_missing_after_kill']:.0f} answers missing "
+        "in the audit log, a kill included."
+    ]
+
+
+def unusual(result: dict) -> list[str]:
+    """What is warned of."""
+    kinds = dict.fromkeys(r["kind"] for r in result["table"])
+    nets = list(dict.fromkeys(r["learnt"] for r in result["table"]))
+    shown = []
+    for kind in kinds:
+        own = {r["learnt"]: r for r in result["table"] if r["kind"] == kind}
+        cells = [f"{100 * own[n]['warned']:.0f} % ({own[n]['auroc']:.2f}, "
+                 f"{own[n]['auroc_unsure']:.2f})" if n in own else "-" for n in nets]  # fmt: skip
+        shown.append([kind, *cells])
+    return [
+        f"Images that a network has no business with ({where(result)}, `benchmarks/unusual.py`): "
+        "the share that `edgekd predict` warns of, and in brackets the AUROC of its score, and of "
+        "one minus the network's own probability:",
+        "",
+        *rows(["images", *nets], *shown),
+    ]
+
+
 def leakage(result: dict) -> list[str]:
     """What a random split adds."""
     f = result["figures"]
@@ -282,7 +339,8 @@ def leakage(result: dict) -> list[str]:
 
 SECTIONS = (
     line, papers, once_for_all, latency_prediction, search, quantize, distill_speed,
-    scorecam_speed, verdict, latency_peers, stopwatch, leakage,
+    scorecam_speed, verdict, latency_peers, stopwatch, footprint,
+    unusual, serve_load, leakage,
 )  # fmt: skip
 
 

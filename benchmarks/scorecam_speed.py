@@ -24,7 +24,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from workbench import FLIP, RUNS, arguments, data_folder, edgekd, keep, own_stdout
+from workbench import (
+    FLIP,
+    RUNS,
+    arguments,
+    data_folder,
+    edgekd,
+    keep,
+    own_stdout,
+    untrained,
+)
 
 from edgekd import data, explain, export, fidelity, imaging, models, quantize, runtimes
 from edgekd.records import Artifact, Profile, Spec
@@ -66,7 +75,7 @@ def made(data_path: Path, folder: Path, net: str, quick: bool) -> None:
         waist = models.load(trained)
     else:
         spec = Spec(classes=data.open_dataset(data_path).classes, size=(size, size))
-        waist, trained = random_weights(model, spec)
+        waist, trained = untrained(model, spec)
     spec = trained.spec
 
     def prepared(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -84,18 +93,6 @@ def made(data_path: Path, folder: Path, net: str, quick: bool) -> None:
     x, y = prepared("test", (2 if quick else images) + (net != "vgg19"))
     val_x, val_y = prepared("val", CERTIFIED)
     np.savez(folder / "arrays.npz", x=x, y=y, val_x=val_x, val_y=val_y)
-
-
-def random_weights(model: str, spec: Spec) -> tuple[models.Waist, Artifact]:
-    """A network as it is initialised: what it says does not matter to the clock."""
-    import torch
-
-    torch.manual_seed(0)
-    net = models.classifier(model, len(spec.classes)).eval()
-    params, macs = models.count(net, spec.size)
-    record = Artifact(kind="teacher", role="teacher", model=model, spec=spec, params=params,
-                      macs=macs, files={models.WEIGHTS: "0" * 64})  # fmt: skip
-    return models.Waist(net, spec.size).eval(), record
 
 
 def library(folder: Path, way: str) -> Explain:
@@ -144,7 +141,7 @@ def network(folder: Path) -> Any:
     """The Waist that the files were made from."""
     if (folder / "student").is_dir():
         return models.load(Artifact.load(folder / "student"))
-    return random_weights("vgg19", Artifact.load(folder / "onnx").spec)[0]
+    return untrained("vgg19", Artifact.load(folder / "onnx").spec)[0]
 
 
 def serve(folder: Path, way: str) -> None:

