@@ -170,6 +170,9 @@ def serve(
         typer.Option("--dicom-from", metavar="AET", help="AE title whose images are taken; "
                      "repeatable, needed off loopback. [default: any]"),
     ] = None,
+    insecure_dicom: Annotated[
+        bool, typer.Option("--insecure-dicom", help="DICOM over a network, which nothing encrypts.")
+    ] = False,
 ) -> None:  # fmt: skip
     """Answer images by HTTP with a bundle's model, and show answers and maps on a web page.
 
@@ -180,7 +183,7 @@ def serve(
 
     Examples: edgekd serve cpu.edgekd · edgekd serve cpu.edgekd --host 0.0.0.0 --token-file token
     --tls-cert cert.pem --tls-key key.pem · edgekd serve cpu.edgekd --dicom 11112 --send-to
-    ARCHIVE@10.0.0.2:104
+    ARCHIVE@10.0.0.2:104 --insecure-dicom
     """
     with needing(
         lambda lacks: RuntimeUnavailable(f"edgekd serve needs {lacks}: pip install 'edgekd[serve]'")
@@ -193,7 +196,7 @@ def serve(
     from edgekd.device.audit import default
     from edgekd.device.model import open_bundle
 
-    spoken = peers.chosen(dicom, aet, send_to, dicom_from or [])
+    spoken = peers.chosen(dicom, aet, send_to, dicom_from or [], insecure_dicom)
     if spoken is not None:
         with needing(lambda _: RuntimeUnavailable(peers.INSTALL)):
             from edgekd.device import node  # noqa: F401

@@ -530,6 +530,24 @@ def test_a_foreign_client_and_a_stop_in_order(made, tmp_path, archive):
             ["--dicom", "0", "--send-to", "A@b:104", "--host", "0.0.0.0"],
             "so say whose images are taken: --dicom-from AET",
         ),
+        (
+            [
+                "--dicom",
+                "0",
+                "--send-to",
+                "A@localhost:104",
+                "--host",
+                "0.0.0.0",
+                "--dicom-from",
+                "CT",
+            ],
+            "not encrypted here, and --host 0.0.0.0 would",
+        ),
+        (
+            ["--dicom", "0", "--send-to", "A@10.0.0.2:104"],
+            "and --send-to 10.0.0.2 would take patients' names over a network: --insecure-dicom",
+        ),
+        (["--insecure-dicom"], "--insecure-dicom does nothing without --dicom"),
     ],
 )
 def test_what_it_does_not_start_with(made, arguments, words):
@@ -552,6 +570,11 @@ def test_addresses():
     found = peers.chosen(104, None, "ARCHIVE@[::1]:104", ["CT 1"])
     assert found == peers.Dicom(104, peers.Peer("ARCHIVE", "::1", 104), "EDGEKD", ("CT 1",))
     assert peers.chosen(None, None, None, []) is None
+
+
+def test_a_network_that_is_trusted():
+    far = peers.chosen(104, None, "ARCHIVE@10.0.0.2:104", ["CT"], insecure=True)
+    peers.check(far, "0.0.0.0")
 
 
 @pytest.mark.parametrize("missing", ["pynetdicom", "highdicom"])

@@ -30,12 +30,16 @@ class Dicom(NamedTuple):
     to: Peer  # where results go
     aet: str = AET
     callers: tuple[str, ...] = ()  # AE titles that are accepted; empty: any
+    insecure: bool = False  # may cross a network, which nothing encrypts
 
 
-def chosen(port: int | None, aet: str | None, to: str | None, callers: list[str]) -> Dicom | None:
+def chosen(
+    port: int | None, aet: str | None, to: str | None, callers: list[str], insecure: bool = False
+) -> Dicom | None:
     """What the command line asks for; None: no DICOM. EdgeKDError for what makes no sense."""
     if port is None:
-        given = [("--aet", aet), ("--send-to", to), ("--dicom-from", callers)]
+        given = [("--aet", aet), ("--send-to", to), ("--dicom-from", callers),
+                 ("--insecure-dicom", insecure)]  # fmt: skip
         if idle := [name for name, value in given if value]:
             raise EdgeKDError(f"{idle[0]} does nothing without --dicom: give --dicom PORT too")
         return None
@@ -44,15 +48,22 @@ def chosen(port: int | None, aet: str | None, to: str | None, callers: list[str]
             "--dicom needs --send-to AET@HOST:PORT: results go to a DICOM node, nowhere else"
         )
     names = tuple(_title(c, "--dicom-from") for c in callers)
-    return Dicom(port, _peer(to), _title(aet or AET, "--aet"), names)
+    return Dicom(port, _peer(to), _title(aet or AET, "--aet"), names, insecure)
 
 
 def check(dicom: Dicom, host: str) -> None:
-    """EdgeKDError for what would take images from anyone on a network."""
+    """EdgeKDError for what would take images from anyone, or show them to a network unasked."""
     if not is_loopback(host) and not dicom.callers:
         raise EdgeKDError(
             f"--host {host} can be reached from elsewhere and DICOM has no password, so say whose "
             "images are taken: --dicom-from AET, once for each"
+        )
+    far = [f"{option} {name}" for option, name in (("--host", host), ("--send-to", dicom.to.host))
+           if not is_loopback(name)]  # fmt: skip
+    if far and not dicom.insecure:
+        raise EdgeKDError(
+            f"DICOM is not encrypted here, and {' and '.join(far)} would take patients' names over "
+            "a network: --insecure-dicom where that network is trusted, or something else encrypts"
         )
 
 
