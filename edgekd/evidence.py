@@ -172,10 +172,10 @@ def _certified(
     place: Place, teacher: Artifact, dataset: data.Dataset, variant: explain.Variant
 ) -> explain.Fast:
     """How few channels give the teacher's maps, told by validation images."""
-    session, _ = runtimes.open_streams(teacher, runs.host(place.run.profile, teacher)[0])
+    profile = runs.host(place.run.profile, teacher)[0]
+    session, _ = runtimes.open_streams(teacher, profile)
     few = runs.sample_images(dataset, teacher.spec, "val", CERTIFY)
-    labels = session(few).logits.argmax(1)
-    return explain.fast_share(session, few, labels, variant=variant)
+    return examine.certified(session, teacher, profile, few, variant)
 
 
 def _layer_by_layer(place: Place, ask: Question, count: int, out: Path) -> None:

@@ -8,7 +8,7 @@ from squares import CORNERS, session, squares
 
 from edgekd import examine
 from edgekd.examine import Asked
-from edgekd.explain import ask, class_maps, random_head
+from edgekd.explain import ask, class_maps, fast_share, random_head
 from edgekd.fidelity import Cases, localisation
 from edgekd.imaging import normalise
 from edgekd.records import Artifact, Profile, Spec
@@ -105,6 +105,25 @@ def test_another_question_is_asked(net, tmp_path, change):
     before = sum(seen)
     examined(run, tmp_path, n=2, **change)
     assert sum(seen) > before + 100
+
+
+def test_a_share_of_channels_is_certified_once(net, tmp_path, monkeypatch):
+    run, seen = counted(session(net))
+    images = normalise(pictures(3, 5)[0], SPEC)
+
+    def certified(images=images, **change):
+        return examine.certified(run, artifact(tmp_path, **change), CPU, images, "evidence")
+
+    first = certified()
+    assert first == fast_share(session(net), images, run(images).logits.argmax(1))
+    before = sum(seen)
+    assert certified() == first
+    assert sum(seen) == before
+    certified(name="n")
+    certified(images[:2])
+    monkeypatch.setattr("edgekd.explain.ALIKE", 0.5)
+    certified()
+    assert sum(seen) > before + 8 * 10  # each of them anew
 
 
 def test_a_healthy_model(net, tmp_path):
