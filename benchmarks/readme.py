@@ -236,6 +236,34 @@ def verdict(result: dict) -> list[str]:
         "preparation, a planted marker:",
         "",
         *rows(["student", "files", "verdicts", "resamples that pass", "not as wished"], *shown),
+        "",
+        *looks(result["table"]),
+    ]
+
+
+def looks(table: list[dict]) -> list[str]:
+    """Where the maps of teacher, student and deployed file look, beside what they should see."""
+
+    def figure(row: dict, name: str, form: str) -> str:
+        value, low, high, null = row["figures"][name]
+        return f"{form} [{form}, {form}] ({form})".format(value, low, high, null)
+
+    files = {"teacher": "teacher", "student": "student, FP32",
+             "int8 that quantize lets pass": "deployed, INT8"}  # fmt: skip
+    shown = []
+    for student in dict.fromkeys((r["set"], r["net"]) for r in table):
+        own = {r["case"]: r for r in table if (r["set"], r["net"]) == student}
+        for case, title in files.items():
+            if "energy" in own.get(case, {"figures": {}})["figures"]:
+                cells = [figure(own[case], name, form) for name, form in (
+                    ("energy", "{:.2f}"), ("enrichment", "{:.1f}"), ("hit", "{:.2f}"))]  # fmt: skip
+                shown.append([" ".join(student), title, *cells])
+    return [
+        "Energy of the maps inside the mask (a planted finding, a tumour, the lungs), that over "
+        "the mask's share of the picture, and the pointing game, with 95 % intervals and in brackets "
+        "what another patient's map of the same answer has there:",
+        "",
+        *rows(["student", "file", "energy inside", "times its area", "peak inside"], *shown),
     ]
 
 
