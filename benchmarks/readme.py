@@ -260,8 +260,8 @@ def looks(table: list[dict]) -> list[str]:
                 shown.append([" ".join(student), title, *cells])
     return [
         "Energy of the maps inside the mask (a planted finding, a tumour, the lungs), that over "
-        "the mask's share of the picture, and the pointing game, with 95 % intervals and in brackets "
-        "what another patient's map of the same answer has there:",
+        "the mask's share of the picture, and the pointing game, with 95 % intervals and in "
+        "brackets what another patient's map of the same answer has there:",
         "",
         *rows(["student", "file", "energy inside", "times its area", "peak inside"], *shown),
     ]
