@@ -27,6 +27,7 @@ pytest.importorskip("highdicom", reason="pip install 'edgekd[dicom]'")
 
 import highdicom
 import pydicom
+from pydicom.uid import JPEG2000Lossless, RLELossless
 from pynetdicom import AE, evt
 from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import (
@@ -124,11 +125,15 @@ def listening(model, folder, archive, callers=(), **settings):
 
 
 @contextlib.contextmanager
-def asked(node, called="EDGEKD", calling="MODALITY", kinds=(ComputedRadiographyImageStorage,)):
+def asked(
+    node, called="EDGEKD", calling="MODALITY", kinds=(ComputedRadiographyImageStorage,),
+    syntax=EXPLICIT,
+):  # fmt: skip
     """An association with the node."""
     ae = AE(calling)
-    for kind in (*kinds, Verification):
-        ae.add_requested_context(kind, EXPLICIT)
+    for kind in kinds:
+        ae.add_requested_context(kind, syntax)
+    ae.add_requested_context(Verification, EXPLICIT)
     assoc = ae.associate("127.0.0.1", node.port, ae_title=called)
     try:
         yield assoc
@@ -218,6 +223,21 @@ def test_an_image_comes_back_as_a_map_and_a_report(model, tmp_path, archive, cap
     assert 'edgekd_dicom_stores_total{status="0x0000"} 2.0' in metrics
     kept = (tmp_path / "audit.jsonl").read_text() + metrics + "".join(capfd.readouterr())
     assert not [x for x in SECRETS if x in kept]
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
+def test_a_compressed_image_has_the_answer_of_its_pixels(model, tmp_path, archive, syntax):
+    plain, packed = stored(), stored()
+    packed.compress(syntax, generate_instance_uid=False)
+    with listening(model, tmp_path, archive) as (node, _):
+        assert status(node, plain) == 0
+        capture, report = read(archive)
+        assert status(node, packed, syntax=syntax) == 0
+        wait(lambda: len(archive.got) == 4)
+        other_capture, other_report = read(archive)
+    np.testing.assert_array_equal(capture.pixel_array, other_capture.pixel_array)
+    assert comments(report)[:-1] == comments(other_report)[:-1]
+    assert capture.SOPInstanceUID != other_capture.SOPInstanceUID  # other bytes came
 
 
 def test_uids_are_of_the_image_the_model_and_its_settings(model):
