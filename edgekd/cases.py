@@ -84,6 +84,9 @@ def captions(shown: Sequence[Comparison]) -> dict[tuple[str, str], str]:
             share = a.figures.get("identification")
             if a.figures.get("lost") and c.name in asked:
                 said.append("✗ lost: could be a stranger's")
+            if a.explained != a.answer:  # a student shows what speaks for its own answer
+                whose = "r" if c.verdict and c.verdict.step == "distillation" else "map and r"
+                said.append(f"{whose} of {a.explained}")
             if share is not None:
                 said.append(f"nearer than {100 * share:.0f} % of strangers")
             if a.label not in seen:

@@ -45,7 +45,7 @@ from edgekd.records import (
 )
 from edgekd.stages import Place
 
-MAPS = "maps.npz"  # name of a comparison -> (N, g, g) float32, of the class that is explained
+MAPS = "maps.npz"  # name of a comparison -> (N, g, g) float32, see `chain`
 LAYERS = "layers.npz"  # "teacher|stage3 40x16x16|<image>|average" (h, w), |heat, |seconds
 CERTIFY = 8  # validation images on which fast maps are held against exact ones
 SWAYED = 4  # images that the report shows with a marker
@@ -240,9 +240,11 @@ def _examined(
 def chain(
     links: Sequence[Link], ask: Question, margins: Margins
 ) -> tuple[list[Comparison], dict[str, np.ndarray]]:
-    """Each link beside what it was compressed from, and judged; and the maps compared, by name.
+    """Each link beside what it was compressed from, and judged; and maps to be shown, by name.
 
-    The first is compared with itself. A student's files are compared with its first, FP32.
+    The first is compared with itself. A student's files are compared with its first, FP32. Maps are
+    of the class that the teacher answers, and from the student on, of the one that the student
+    answers: what is shown of a file is what its student's is to be seen beside.
     """
     first = links[0]
     student = next((x for x in links if x.artifact.role == "student"), first)
@@ -251,7 +253,8 @@ def chain(
     for link in links:
         of = first if link in (first, student) else student
         explained = of.found.logits.argmax(1)
-        maps[link.name] = link.found.of(explained).maps
+        own = link.found.logits.argmax(1) if link is student else explained
+        maps[link.name] = link.found.of(own).maps
         comparison = compared(link, of, explained, ask)
         if link is not first:
             if of is not first:  # a file of the student, beside the teacher too

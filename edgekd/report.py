@@ -82,7 +82,7 @@ def write(
         rows=rows,
         summary=list(_summary(rows, fidelity)),
         tiles=list(_tiles(rows, fidelity)),
-        models=list(_models(rows)),
+        models=[x for x in _models(rows) if any(cell != "–" for cell in x[1])],
         scores=scorecard.of([(r.name, r.artifact) for r in rows]),
         where=_where(rows, profile),
         latency=_latency(rows, profile),

@@ -229,6 +229,13 @@ def test_a_chain_of_three(net, whole, tmp_path):
     assert [c.verdict and c.verdict.step for c in comparisons] == [
         None, "distillation", "quantisation",
     ]  # fmt: skip
+    # the teacher is of another opinion: INT8 shows what its student does
+    other = teacher._replace(found=teacher.found._replace(logits=-teacher.found.logits))
+    _, maps = evidence.chain([other, whole, low], question(), MARGINS)
+    answers = whole.found.logits.argmax(1)
+    assert (answers != other.found.logits.argmax(1)).all()
+    np.testing.assert_array_equal(maps[whole.name], whole.found.of(answers).maps)
+    np.testing.assert_array_equal(maps[low.name], low.found.of(answers).maps)
     assert "teacher_pearson" in comparisons[2].aggregate
     assert "teacher_pearson" not in comparisons[1].aggregate
     assert comparisons[2].aggregate["pearson"].value > comparisons[2].aggregate[

@@ -164,6 +164,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path):
     [
         ({"fidelity": None, "panels": []}, "Do the explanations agree"),
         ({"rows": rows(timed=False)}, "Latency of one image"),
+        ({"rows": rows(timed=False)}, "latency p50"),
         ({"rows": rows()[:1], "fidelity": None, "panels": []}, "student int8"),
     ],
 )

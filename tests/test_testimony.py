@@ -254,10 +254,18 @@ def test_classes_and_changed_answers_are_counted(tmp_path):
 def test_captions_say_lost_and_the_worst_of_each_class():
     found = cases.captions(fidelity().comparisons)
     near = "nearer than 75 % of strangers"
-    assert found["hash1", MODELS[2]] == f"✗ lost: could be a stranger's; {near}; lowest r of cyst"
+    lost = "✗ lost: could be a stranger's; map and r of cyst"  # it answers otherwise
+    assert found["hash1", MODELS[2]] == f"{lost}; {near}; lowest r of cyst"
     assert found["hash0", MODELS[2]] == near
     assert found["hash5", MODELS[2]] == f"{near}; lowest r of {EVIL}"
     assert ("hash1", MODELS[0]) not in found
+
+
+def test_a_student_of_another_opinion_shows_its_own_map():
+    teacher, student, _ = fidelity().comparisons
+    images = [a.model_copy(update={"explained": EVIL}) for a in student.images]
+    found = cases.captions([teacher, student.model_copy(update={"images": images})])
+    assert f"r of {EVIL}" in found["hash1", student.name].split("; ")
 
 
 def test_the_gallery_keeps_its_order_with_and_without_pictures(tmp_path):
