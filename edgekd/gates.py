@@ -44,7 +44,7 @@ class Margins(Record):
     identification: float = Field(default=0.95, ge=0, le=1)  # own image's map before a stranger's
     lost: float = Field(default=0.1, ge=0, le=1)  # share of maps that could be a stranger's
     faithfulness: float = Field(default=0.05, ge=0)  # insertion - deletion that may be lost
-    localisation: float = Field(default=0.05, ge=0)  # energy inside masks that may be lost
+    localisation: float = Field(default=0.25, ge=0)  # share of energy inside masks that may be lost
     shortcut: float = Field(default=0.05, ge=0, le=1)  # what a marker may move the answer
     shortcut_more: float = Field(default=0.02, ge=0, le=1)  # beyond the reference, if that is more
     undefined: float = Field(default=0.05, ge=0, le=1)  # share of images without a map

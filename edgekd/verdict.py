@@ -98,8 +98,8 @@ def _kept(step: Step, reference: Comparison, other: Comparison, margins: Margins
         yield _gate("faithful", f"insertion less deletion beyond {reference.name}'s",
                     a, -margins.faithfulness, least=True)  # fmt: skip
     if a := paired.get("energy"):
-        yield _gate("energy", f"energy inside the masks beyond {reference.name}'s",
-                    a, -margins.localisation, least=True)  # fmt: skip
+        what = f"energy inside the masks beyond {reference.name}'s, as a share of it"
+        yield _gate("energy", what, a, -margins.localisation, least=True)
     for key, a in other.checks.items():
         if key.startswith("shortcut: "):
             yield _shortcut(key, a, paired.get(key), margins)

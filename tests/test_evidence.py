@@ -12,6 +12,7 @@ from test_examine import CPU, SPEC, artifact, pictures
 
 from edgekd import evaluation, evidence, examine, export, runtimes, stages
 from edgekd.evidence import Link, Question
+from edgekd.fidelity import localisation
 from edgekd.gates import Margins
 from edgekd.imaging import normalise
 from edgekd.records import EdgeKDError
@@ -217,6 +218,30 @@ def test_maps_of_the_next_patient(whole, tmp_path):
     c = comparisons[1]
     assert c.verdict.state == "fail"
     assert {"kappa", "identification", "lost"} <= {g.name for g in c.verdict.missed}
+
+
+def test_maps_that_leave_small_masks(whole):
+    """Of 0.05 of all energy most may be lost, and still it is less than 0.05."""
+    found = whole.found
+    answers = found.logits.argmax(1)
+    own = found.of(answers).maps  # (N, 14, 14)
+    cells = np.zeros_like(own, bool)
+    order = own.reshape(N, -1).argsort(1)
+    for i in range(N):
+        cells[i].ravel()[order[i, 150:154]] = True  # of 196: warm, not hot
+    weak = np.where(cells[:, None], 0.05 * found.maps, found.maps)
+    other = whole._replace(name="student int8", found=found._replace(maps=weak))
+    masks = cells.repeat(24, 1).repeat(24, 2)[:, ::14, ::14]
+    ask = question()._replace(masks=masks)
+    c = evidence.chain([whole, other], ask, MARGINS)[0][1]
+    assert c.aggregate["energy"].value < 0.05
+    inside = [
+        np.diag(localisation(x.of(answers).maps, masks)["energy"]) for x in (found, other.found)
+    ]
+    assert c.paired["energy"].value == pytest.approx(inside[1].mean() / inside[0].mean() - 1)
+    (gate,) = [g for g in c.verdict.gates if g.name == "energy"]
+    assert gate.state == "fail"
+    assert gate.high < -0.25
 
 
 def test_a_chain_of_three(net, whole, tmp_path):

@@ -58,7 +58,7 @@ CASES = [
     ("paired__accuracy_pt", -1.9, -2.0, -5),
     ("paired__answers", 0.92, 0.9, 0.4),
     ("paired__faithful", -0.03, -0.05, -0.2),
-    ("paired__energy", -0.03, -0.05, -0.2),
+    ("paired__energy", -0.2, -0.25, -0.6),
 ]
 
 
