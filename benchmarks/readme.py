@@ -237,8 +237,27 @@ def verdict(result: dict) -> list[str]:
         "",
         *rows(["student", "files", "verdicts", "resamples that pass", "not as wished"], *shown),
         "",
+        between(result),
+        "",
         *looks(result["table"]),
     ]
+
+
+def between(result: dict) -> str:
+    """Where the margins lie, between what is honest and what is broken."""
+
+    def ends(honest: bool, name: str) -> list[float]:
+        return [r["figures"][name][0] for r in result["table"] if r["honest"] is honest
+                and r["step"] == "quantisation" and name in r["figures"]]  # fmt: skip
+
+    margins = result["margins"]
+    kappa, lost = ((ends(True, k), ends(False, k)) for k in ("kappa", "lost"))
+    return (
+        f"The margins lie between: kappa of honest files {min(kappa[0]):.2f} and more, of broken "
+        f"ones {max(kappa[1]):.2f} at most, at least {margins['kappa']:g} is asked; maps lost "
+        f"{max(lost[0]):.2f} at most, {min(lost[1]):.2f} and more, at most {margins['lost']:g} is "
+        "allowed."
+    )
 
 
 def looks(table: list[dict]) -> list[str]:

@@ -42,7 +42,7 @@ class Margins(Record):
     answers: float = Field(default=0.9, ge=0, le=1)  # share of test images answered alike
     kappa: float = Field(default=0.8, le=1)  # 0: as alike as strangers' maps, 1: the same map
     identification: float = Field(default=0.95, ge=0, le=1)  # own image's map before a stranger's
-    lost: float = Field(default=0.1, ge=0, le=1)  # share of maps that could be a stranger's
+    lost: float = Field(default=0.15, ge=0, le=1)  # share of maps that could be a stranger's
     faithfulness: float = Field(default=0.05, ge=0)  # insertion - deletion that may be lost
     localisation: float = Field(default=0.25, ge=0)  # share of energy inside masks that may be lost
     shortcut: float = Field(default=0.05, ge=0, le=1)  # what a marker may move the answer
