@@ -1,5 +1,6 @@
 """The server: answers that are the model's own, bounds that hold, and order in what it leaves."""
 
+import asyncio
 import base64
 import http.client
 import io
@@ -29,7 +30,7 @@ pytest.importorskip("onnxruntime", reason="pip install 'edgekd[onnxruntime]'")
 
 from edgekd import explain
 from edgekd.cli import app
-from edgekd.device import door, notify, patience
+from edgekd.device import api, door, notify, patience
 from edgekd.device import model as device
 from edgekd.device.audit import AuditFailed
 
@@ -273,6 +274,40 @@ def test_bodies_together_are_bounded(served, monkeypatch):
         client.post("/predict", data)
         wait(lambda: bench.arriving == bench.work.bytes == 0)
     assert client.post("/predict", film())[0] == 200
+
+
+def test_of_too_many_large_bodies_those_that_fit_arrive(served):
+    """Six that come side by side, where four may: not one more is refused."""
+    _, bench = served
+    most, began = bench.settings.max_bytes, asyncio.Event()
+
+    class Body:
+        headers: ClassVar[dict[str, str]] = {}
+
+        def __init__(self):
+            self.state = SimpleNamespace(held=0)
+
+        async def stream(self):
+            yield bytes(most // 2)
+            await began.wait()
+            yield bytes(most // 2)
+
+    async def one(body):
+        try:
+            return await api._within(time.monotonic() + 10, bench._body(body), TimeoutError())
+        finally:
+            bench.arriving -= body.state.held
+
+    async def all_of_them():
+        tasks = [asyncio.create_task(one(Body())) for _ in range(6)]
+        await asyncio.sleep(0.01)
+        began.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    found = asyncio.run(all_of_them())
+    assert sum(isinstance(x, bytes) and len(x) == most // 2 * 2 for x in found) == 4
+    assert [x.status for x in found if not isinstance(x, bytes)] == [503, 503]
+    assert bench.arriving == 0
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,8 @@ class Bench:
                 if request.state.held > most:
                     raise too_large
                 if self.arriving + self.work.bytes > BODIES * most:
+                    self.arriving -= request.state.held  # at once, or all of them would be refused
+                    request.state.held = 0
                     raise Refusal(503, "too many large images at a time: ask again in a second",
                                   "memory", unread=True)  # fmt: skip
                 parts.append(part)
