@@ -326,7 +326,7 @@ def test_no_answer_in_time_is_a_failure(model, tmp_path, archive, monkeypatch):
         assert status(node, stored()) == 0x0110
         may.set()
         wait(lambda: node.bench.work.held == 0)
-        assert status(node, stored()) == 0
+        wait(lambda: status(node, stored()) == 0)  # half a second may be too little
         wait(lambda: len(archive.got) == 2)
 
 
