@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 from torch.nn import functional as F
-from workbench import arguments, data_folder, keep
+from workbench import arguments, data_folder, keep, untrained
 
 from edgekd import data, distill, models, phantom, spaces, supernet, training
 from edgekd.augment import view
@@ -33,15 +33,12 @@ BATCH = 32
 TEACHERS = {"vgg19": 128, "visformer_small": 224}
 
 
-def untrained(name: str, spec: Spec, out: Path) -> Artifact:
-    """A teacher with random weights: what it says does not matter to the clock."""
-    torch.manual_seed(0)
-    net = models.classifier(name, len(spec.classes))
-    make_folder(out)
-    models.save_weights(net, out / models.WEIGHTS)
-    params, macs = models.count(net, spec.size)
-    return Artifact(kind="teacher", role="teacher", model=name, spec=spec, params=params, macs=macs,
-                    files={models.WEIGHTS: sha256(out / models.WEIGHTS)}).save(out)  # fmt: skip
+def saved(name: str, spec: Spec, out: Path) -> Artifact:
+    """A teacher with random weights, in a folder."""
+    waist, record = untrained(name, spec)
+    path = make_folder(out) / models.WEIGHTS
+    models.save_weights(waist.net, path)
+    return record.model_copy(update={"files": {models.WEIGHTS: sha256(path)}}).save(out)
 
 
 def plain_loop(
@@ -169,7 +166,7 @@ def main() -> None:
 
         for model, pixels in ({"test_resnet": 64} if given.quick else TEACHERS).items():
             seen = spec.model_copy(update={"size": (pixels, pixels)})
-            teacher = untrained(model, seen, work / model)
+            teacher = saved(model, seen, work / model)
             steps = {"plain": plain_loop(folder, teacher, student(), spec, kd_loss)}
             if loss := torchdistill_loss():
                 steps["torchdistill"] = plain_loop(folder, teacher, student(), spec, loss)

@@ -6,8 +6,8 @@ Two environments are made as a device's are, one with edgekd[onnxruntime,serve,d
 edgekd[openvino,serve]: what they weigh, and the memory and the time of `edgekd predict` and
 `edgekd serve` in them. A cold answer, from the start of the process to its end, is told beside a
 bare script's for the same file: numpy, Pillow and the runtime, nothing checked. They take turns.
-The network is EfficientNet-Lite0 at 128 pixels, in FP32. Needs a
-package index for the environments; five minutes on 2 cores. --quick (two turns) keeps nothing.
+The network is EfficientNet-Lite0 at 128 pixels, in FP32. Needs a package index for the
+environments; three minutes on 2 cores. --quick (two turns) keeps nothing.
 """
 
 from __future__ import annotations
@@ -51,8 +51,6 @@ logits = onnxruntime.InferenceSession(sys.argv[1]).run(None, {"image": x})[0]"""
     "openvino": """import openvino
 logits = openvino.Core().compile_model(sys.argv[1], "CPU")(x)[0]""",
 }
-
-
 PEAK = """
 import resource, subprocess, sys
 subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
@@ -66,7 +64,8 @@ class Place(NamedTuple):
     runtime: str
     venv: Path
     bundle: Path
-    bare: list[str]  # the bare script's command, but for the image
+    model: Path  # the file that is in the bundle
+    script: Path  # the bare one
 
     @property
     def python(self) -> str:
@@ -77,6 +76,10 @@ class Place(NamedTuple):
         """The command for one image."""
         return [self.python, "-m", "edgekd", "predict", str(image), "-m", str(self.bundle),
                 "--json", *map(str, more)]  # fmt: skip
+
+    def bare(self, image: Path) -> list[str]:
+        """The bare script's."""
+        return [self.python, str(self.script), str(self.model), str(image)]
 
 
 def environment(folder: Path, extras: str) -> Path:
@@ -180,8 +183,7 @@ def main() -> None:
         image.write_bytes(film(0))
         for runtime, made, model in bundles(folder):
             own = environment(root / runtime, EXTRAS[runtime])
-            bare = [str(own / "bin" / "python"), str(script(folder, runtime)), str(model)]
-            place = Place(runtime, own, made, bare)
+            place = Place(runtime, own, made, model, script(folder, runtime))
             told, more = looked_at(place, image, folder, 2 if given.quick else TURNS)
             figures |= {f"{k}_{runtime}": v for k, v in told.items()}
             table.append({"runtime": runtime, "extras": EXTRAS[runtime], **more})
@@ -201,7 +203,7 @@ def looked_at(
     if not list((folder / "maps" / place.runtime).glob("*.png")):
         sys.exit(f"no map in {place.runtime}")
     packages = weights(place.venv)
-    ways = {"edgekd": place.predict(image), "bare": [*place.bare, str(image)]}
+    ways = {"edgekd": place.predict(image), "bare": place.bare(image)}
     ms: dict[str, list[float]] = {k: [] for k in ways}
     for i in range(turns + 1):
         for way in ways if i % 2 else reversed(ways):

@@ -326,8 +326,9 @@ def _paired(link: Link, of: Link, explained: np.ndarray, ask: Question) -> dict[
     if ask.masks is not None:
         inside = [np.diag(fidelity.localisation(x.found.of(explained).maps, ask.masks)["energy"])
                   for x in (link, of)]  # fmt: skip
-        if (usual := np.nanmean(inside[1])) > 0:
-            differences["energy"] = (inside[0] - inside[1]) / usual
+        usual = inside[1][~np.isnan(inside[1])]
+        if usual.any():
+            differences["energy"] = (inside[0] - inside[1]) / usual.mean()
     moved = [examine.excess(x.found, x.artifact.temperature) for x in (link, of)]
     for i, name in enumerate(examine.names_of_markers(link.artifact)):
         differences[f"shortcut: {name}"] = moved[0][:, i] - moved[1][:, i]

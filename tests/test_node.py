@@ -326,7 +326,8 @@ def test_no_answer_in_time_is_a_failure(model, tmp_path, archive, monkeypatch):
         assert status(node, stored()) == 0x0110
         may.set()
         wait(lambda: node.bench.work.held == 0)
-        wait(lambda: status(node, stored()) == 0)  # half a second may be too little
+        node.bench.settings = node.bench.settings._replace(timeout_s=30)  # on a busy machine
+        assert status(node, stored()) == 0
         wait(lambda: len(archive.got) == 2)
 
 
@@ -551,16 +552,7 @@ def test_a_foreign_client_and_a_stop_in_order(made, tmp_path, archive):
             "so say whose images are taken: --dicom-from AET",
         ),
         (
-            [
-                "--dicom",
-                "0",
-                "--send-to",
-                "A@localhost:104",
-                "--host",
-                "0.0.0.0",
-                "--dicom-from",
-                "CT",
-            ],
+            ["--dicom", "0", "--send-to", "A@[::1]:104", "--host", "0.0.0.0", "--dicom-from", "CT"],
             "not encrypted here, and --host 0.0.0.0 would",
         ),
         (

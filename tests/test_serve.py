@@ -296,7 +296,7 @@ def test_of_too_many_large_bodies_those_that_fit_arrive(served):
         try:
             return await api._within(time.monotonic() + 10, bench._body(body), TimeoutError())
         finally:
-            bench.arriving -= body.state.held
+            bench._let_go(body)
 
     async def all_of_them():
         tasks = [asyncio.create_task(one(Body())) for _ in range(6)]
@@ -363,7 +363,7 @@ def test_a_full_queue(model, tmp_path, slow):
 
 
 def test_an_answer_that_takes_too_long(model, tmp_path, slow):
-    with in_thread(model, tmp_path, timeout_s=0.5) as (client, _):
+    with in_thread(model, tmp_path, timeout_s=0.5) as (client, bench):
         slow.clear()
         status, _, told = client.post("/predict", film())
         assert (status, told["error"][:20]) == (504, "no answer within 0.5")
@@ -371,7 +371,8 @@ def test_an_answer_that_takes_too_long(model, tmp_path, slow):
         assert client.get("/health")[2]["status"] == "the model does not answer"
         slow.set()
         wait(lambda: client.get("/health")[0] == 200)
-        wait(lambda: client.post("/predict", film())[0] == 200)  # half a second may be too little
+        bench.settings = bench.settings._replace(timeout_s=30)  # a busy machine needs more
+        assert client.post("/predict", film())[0] == 200
 
 
 def test_slow_senders_are_cut_off(model, tmp_path, monkeypatch):
@@ -399,12 +400,13 @@ def test_slow_senders_are_cut_off(model, tmp_path, monkeypatch):
 
 def test_who_asks_and_never_reads_is_cut_off(model, tmp_path, monkeypatch):
     monkeypatch.setattr(patience, "READ_S", 0.3)
-    with in_thread(model, tmp_path, timeout_s=0.5) as (client, _):
+    with in_thread(model, tmp_path, timeout_s=0.5) as (client, bench):
         with socket.create_connection(("127.0.0.1", client.port), timeout=10) as s:
             asked = b"GET /page.js HTTP/1.1\r\nhost: localhost\r\n\r\n" * 500_000
             with pytest.raises(ConnectionError):
                 s.sendall(asked)
-        wait(lambda: client.post("/predict", film())[0] == 200)
+        bench.settings = bench.settings._replace(timeout_s=30)  # a busy machine needs more
+        assert client.post("/predict", film())[0] == 200
 
 
 def _received(s):

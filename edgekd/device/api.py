@@ -157,8 +157,13 @@ class Bench:
             except Full:
                 raise Refusal(503, TOO_MANY, "queue") from None
         finally:
-            self.arriving -= request.state.held
+            self._let_go(request)
         return await self._told(future, end)
+
+    def _let_go(self, request: Request) -> None:
+        """Its body no longer counts as arriving."""
+        self.arriving -= request.state.held
+        request.state.held = 0
 
     async def _told(self, future: Future[Told], end: float) -> Told:
         late = Refusal(504, f"no answer within {self.settings.timeout_s:g} s: ask again, or with a "
@@ -190,8 +195,7 @@ class Bench:
                 if request.state.held > most:
                     raise too_large
                 if self.arriving + self.work.bytes > BODIES * most:
-                    self.arriving -= request.state.held  # at once, or all of them would be refused
-                    request.state.held = 0
+                    self._let_go(request)  # at once, or all of them would be refused
                     raise Refusal(503, "too many large images at a time: ask again in a second",
                                   "memory", unread=True)  # fmt: skip
                 parts.append(part)
