@@ -5,11 +5,12 @@
 On real MRI slices at 128 pixels: the `cpu` profile's file, chosen by search, distilled and
 quantised, beside four networks of timm as they are taken today, in OpenVINO (as it is, which is
 bfloat16 where the processor has it, and NNCF's defaults) and in ONNX Runtime (FP32, its static
-quantisation, Intel Neural Compressor's defaults); and VGG19 in FP32 in the same runtime.
+quantisation, and Intel Neural Compressor's, Optimum's and Olive's); and VGG19 in FP32 in the same
+runtime.
 EfficientNet-Lite0 is fine-tuned from ImageNet weights, which are at hand; the other three begin at
 random and get as many epochs more as they like (24). Every file has a process of its own, in three
 rounds; they take turns, call by call, and after 2 seconds of rest. The best peer is the fastest
-file whose balanced accuracy is within a point of the most accurate. VGG19 is trained for one epoch:
+file whose balanced accuracy is within a point of the most accurate peer's. VGG19 is trained for one epoch:
 its speed alone is asked. About two hours on 2 cores, nearly all of it training; interrupted, it
 goes on where it stopped. --quick (one epoch, 64 pixels) keeps nothing.
 """
@@ -24,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import elsewhere
 import numpy as np
 from workbench import (
     FLIP,
@@ -42,7 +44,7 @@ from edgekd.records import Artifact, Profile
 from edgekd.stopwatch import ratio_interval, settle, time_ms
 
 PEERS = ("tf_efficientnet_lite0", "mobilenetv3_large_100", "mobilenetv2_120d", "resnet18")
-WAYS = ("openvino", "openvino nncf", "ort", "ort static", "ort inc")
+WAYS = ("openvino", "openvino nncf", "ort", "ort static", "ort inc", "ort optimum", "ort olive")
 ROUNDS, TURNS, CALLS, RESTS = 3, 8, 60, 5
 PAUSE_S = 2.0
 NEAR = 0.01  # of the most accurate peer
@@ -131,6 +133,9 @@ def peer_files(
     onnx.checker.check_model(str(folder / "static.onnx"))
     whole = runs.onnx_of(made, folder / "whole", dataset)
     quantize.quantize(whole, calibration, folder / "inc", engine="inc", runtime="onnxruntime")
+    for tool in elsewhere.PACKAGES:
+        elsewhere.quantise(tool, folder.parent, folder / "fp32.onnx", calibration,
+                           folder / f"{tool}.onnx")  # fmt: skip
     (folder / "done").touch()
 
 
@@ -153,9 +158,8 @@ def opened(folder: Path, way: str) -> Answer:
         return lambda x: compiled(x)[0]
     import onnxruntime
 
-    path = {"ort": folder / "fp32.onnx", "ort static": folder / "static.onnx",
-            "ort inc": folder / "inc" / "model.onnx"}[way]  # fmt: skip
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    file = {"ort": "fp32.onnx", "ort inc": "inc/model.onnx"}.get(way, f"{way.split()[-1]}.onnx")
+    session = onnxruntime.InferenceSession(str(folder / file), providers=["CPUExecutionProvider"])
     return lambda x: session.run(["logits"], {"image": x})[0]
 
 
@@ -248,6 +252,7 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
     print("best peer:", best["file"])
     return {
         "speedup_over_best_peer": best["times"],
+        "speedup_over_fastest_peer": min(r["times"] for r in peers),
         "accuracy_minus_best_peer_pt":
             100 * (ours["balanced_accuracy"] - best["balanced_accuracy"]),
         "speedup_over_vgg19": teacher["times"],
