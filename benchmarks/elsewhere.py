@@ -3,7 +3,7 @@
 Each gets an environment of its own that lies over this one, as their requirements contradict each
 other; `quantise` asks there. Their packages must be installable: without them, what asked fails.
 
-    python benchmarks/elsewhere.py optimum|olive fp32.onnx images.npy out.onnx   (in that environment)
+    python benchmarks/elsewhere.py optimum|olive fp32.onnx images.npy out.onnx  # run there
 """
 
 from __future__ import annotations

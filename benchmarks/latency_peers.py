@@ -10,9 +10,9 @@ runtime.
 EfficientNet-Lite0 is fine-tuned from ImageNet weights, which are at hand; the other three begin at
 random and get as many epochs more as they like (24). Every file has a process of its own, in three
 rounds; they take turns, call by call, and after 2 seconds of rest. The best peer is the fastest
-file whose balanced accuracy is within a point of the most accurate peer's. VGG19 is trained for one epoch:
-its speed alone is asked. About two hours on 2 cores, nearly all of it training; interrupted, it
-goes on where it stopped. --quick (one epoch, 64 pixels) keeps nothing.
+file whose balanced accuracy is within a point of the most accurate peer's. VGG19 is trained for one
+epoch: its speed alone is asked. About three hours on 2 cores, nearly all of it training;
+interrupted, it goes on where it stopped. --quick (one epoch, 64 pixels) keeps nothing.
 """
 
 from __future__ import annotations
