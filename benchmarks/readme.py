@@ -302,15 +302,25 @@ def stopwatch(result: dict) -> list[str]:
 def latency_peers(result: dict) -> list[str]:
     """The chosen file beside what is deployed without EdgeKD."""
     f = result["figures"]
-    shown = [[r["file"], f"{r['balanced_accuracy']:.3f}", f"{r['p50_ms']:.2f} ms",
-              f"{r['times']:.2f} [{r['low']:.2f}, {r['high']:.2f}]", f"{r['rest_ms']:.1f} ms"]
-             for r in sorted(result["table"], key=lambda r: r["times"])]  # fmt: skip
+    shown = []
+    for r in sorted(result["table"], key=lambda r: r["times"]):
+        right = r["balanced_accuracy"]
+        shown.append([r["file"], "-" if right is None else f"{right:.3f}", f"{r['p50_ms']:.2f} ms",
+                      f"{r['times']:.2f} [{r['low']:.2f}, {r['high']:.2f}]",
+                      f"{r['rest_ms']:.1f} ms"])  # fmt: skip
     return [
-        "The file that EdgeKD chose for the `cpu` profile beside timm's networks as they are "
-        f"taken today, {result['size']} px, real MRI slices ({where(result)}, "
-        f"`benchmarks/latency_peers.py`): {f['speedup_over_best_peer']:.2f} times as fast as the "
-        f"best peer, {f['accuracy_minus_best_peer_pt']:+.1f} points of balanced accuracy beside "
-        f"it, {f['speedup_over_vgg19']:.0f} times as fast as VGG19 in FP32:",
+        f"The file that EdgeKD chose for the `cpu` profile ({result['chosen']}) beside timm's "
+        f"networks as they are taken today, {result['size']} px, real MRI slices "
+        f"({where(result)}, `benchmarks/latency_peers.py`): {f['speedup_over_best_peer']:.2f} "
+        f"times as fast as the best peer ({result['best_peer']}), at "
+        f"{f['accuracy_minus_best_peer_pt']:+.1f} points of balanced accuracy; "
+        f"{f['speedup_over_fastest_peer']:.2f} times as fast as the fastest "
+        f"({result['fastest_peer']}), at {f['accuracy_minus_fastest_peer_pt']:+.1f} points; "
+        f"{f['accuracy_minus_most_accurate_peer_pt']:+.1f} points beside the most accurate; and "
+        f"{f['speedup_over_vgg19']:.0f} times as fast as VGG19 in FP32. At "
+        f"{f['roofline_fraction']:.2f} of what this machine can do, the best peer at "
+        f"{f['roofline_fraction_best_peer']:.2f}. Lite0 begins from ImageNet weights, as the "
+        "chosen file's supernet did; the other three at random:",
         "",
         *rows(["file", "balanced accuracy", "p50", "times the chosen file's",
                "a call after 2 s of rest"], *shown),
