@@ -102,8 +102,8 @@ def measured(runs: Path, net: str, runtime: str, split: Split) -> list[dict[str,
     profile = PROFILES[runtime]
     made = {c.name: Artifact.load(folder / c.name) for c in choice.candidates if c.p50_ms}
     rounds = bench.in_rounds(
-        [bench.Runner(a, profile) for a in made.values()], bench.short(SECONDS), rounds=ROUNDS,
-        on_device=True, seed=1,
+        [bench.Runner(a, profile, True) for a in made.values()], bench.short(SECONDS),
+        rounds=ROUNDS, seed=1,
     )  # fmt: skip
     timed = dict(zip(made, map(bench.joined, rounds), strict=True))
     ms = {name: percentiles(t.samples_ms) for name, t in timed.items()}

@@ -26,7 +26,7 @@ from edgekd.stopwatch import ratio_interval
 SIZE = 128
 REPEATS, TRIES = 5, 20
 CPU = Profile.read("cpu")
-SECONDS = 1.0  # of calls of each file in each process
+HOW = short(1.0, throughput=False)  # 1 s of calls of each file in each process
 
 
 def made(folder: Path) -> dict[str, Artifact]:
@@ -57,8 +57,8 @@ def repeated(files: dict[str, Artifact], repeats: int, rounds: int) -> list[dict
     names = list(files)
     rows = []
     for repeat in range(repeats):
-        each = bench.in_rounds([Runner(a, CPU) for a in files.values()], short(SECONDS),
-                               rounds=rounds, on_device=True, seed=100 * repeat)  # fmt: skip
+        each = bench.in_rounds([Runner(a, CPU, True) for a in files.values()], HOW,
+                               rounds=rounds, seed=100 * repeat)  # fmt: skip
         blocks = [[t.block_medians_ms for t in x] for x in each]
         for i, j in ((0, 1), (0, 2), (1, 2)):
             times, low, high = ratio_interval(blocks[i], blocks[j])
@@ -70,17 +70,17 @@ def repeated(files: dict[str, Artifact], repeats: int, rounds: int) -> list[dict
 
 def planted(files: dict[str, Artifact], tries: int) -> list[dict[str, Any]]:
     """What the gate says of an equal build and of two slow ones."""
-    good = Runner(files["mid int8"], CPU)
-    one_thread = Runner(files["mid int8"], CPU.model_copy(update={"threads": 1}))
-    builds = {"equal": good, "one thread": one_thread, "fp32": Runner(files["mid fp32"], CPU)}
-    how = short(SECONDS)
+    good = Runner(files["mid int8"], CPU, True)
+    one_thread = good._replace(profile=CPU.model_copy(update={"threads": 1}))
+    builds = {"equal": good, "one thread": one_thread,
+              "fp32": good._replace(artifact=files["mid fp32"])}  # fmt: skip
     rows = []
     for attempt in range(tries):
-        before = bench.measure([good], how, on_device=True, seed=attempt)[0]
+        before = bench.measure([good], HOW, seed=attempt)[0]
         for name, build in builds.items():
-            given: dict[str, Any] = {"rounds": 3, "on_device": True, "seed": attempt}
-            for found in (against.other_file(build, good, how, **given),
-                          against.record(build, before, how, **given)):  # fmt: skip
+            given: dict[str, Any] = {"rounds": 3, "seed": attempt}
+            for found in (against.other_file(build, good, HOW, **given),
+                          against.record(build, before, HOW, **given)):  # fmt: skip
                 rows.append({"what": "planted", "build": name, "against": found.how,
                              "state": found.state, "times": found.times, "low": found.low,
                              "high": found.high})  # fmt: skip

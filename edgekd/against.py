@@ -45,7 +45,6 @@ def other_file(
     *,
     rounds: int = ROUNDS,
     tolerance: float | None = None,
-    on_device: bool,
     seed: int = 0,
     track: Track = untracked,
 ) -> Against:
@@ -53,9 +52,7 @@ def other_file(
 
     tolerance: percent that it may be slower; None: TOLERANCE.
     """
-    both = bench.in_rounds(
-        [own, other], how, rounds=rounds, on_device=on_device, seed=seed, track=track
-    )
+    both = bench.in_rounds([own, other], how, rounds=rounds, seed=seed, track=track)
     blocks = [[t.block_medians_ms for t in x] for x in both]
     figures = ratio_interval(blocks[0], blocks[1], seed)
     return _judged("turns", both[0], bench.joined(both[1]), figures, tolerance)
@@ -68,7 +65,6 @@ def record(
     *,
     rounds: int = ROUNDS,
     tolerance: float | None = None,
-    on_device: bool,
     seed: int = 0,
     track: Track = untracked,
 ) -> Against:
@@ -86,7 +82,7 @@ def record(
         )
     if not before.yardstick_ms:
         raise EdgeKDError("that timing does not tell the machine's pace: run edgekd bench anew")
-    (now,) = bench.in_rounds([own], how, rounds=rounds, on_device=on_device, seed=seed, track=track)
+    (now,) = bench.in_rounds([own], how, rounds=rounds, seed=seed, track=track)
     paces = [_pace(t) for t in now]
     return _judged("record", now, before, _apart(paces, _pace(before), seed), tolerance)
 

@@ -43,14 +43,14 @@ from edgekd.worker import UNAVAILABLE, WARMUP, film_bytes
 
 BLOCKS = 8  # turns of each artifact, or more:
 BLOCK_S = 10.0  # seconds, at most, of one
-PAUSED = 10.0  # seconds of think time, about, that each gap is tried for
+PAUSED = 10.0  # seconds of think time, about, that each gap of each file is tried for
 
 
 class How(Record):
     """How long to look, and at what."""
 
     seconds: float = 10.0  # of calls of each file, unless `enough` are had before; warm-up apart
-    least: int = ENOUGH[90]  # calls of each, however long they take
+    least: int = ENOUGH[95]  # calls of each, however long they take: a budget is of p95
     enough: int | None = ENOUGH[99]  # None: all the seconds
     attempts: int = 3  # runs of all turns, as long as the blocks of some file do not agree
     throughput: bool = True
@@ -145,6 +145,7 @@ class Runner(NamedTuple):
 
     artifact: Artifact
     profile: Profile
+    on_device: bool  # this machine and runtime are those that the file is meant for
 
 
 def bench(
@@ -162,8 +163,8 @@ def bench(
     on_device: this machine is the profile's device. EdgeKDError if a file does not run.
     """
     folders = places(artifacts, out)
-    runners = [Runner(a, profile) for a in artifacts]
-    timings = measure(runners, how, on_device=on_device, seed=seed, track=track)
+    runners = [Runner(a, profile, on_device) for a in artifacts]
+    timings = measure(runners, how, seed=seed, track=track)
     return [t.save(folder) for t, folder in zip(timings, folders, strict=True)]
 
 
@@ -179,7 +180,6 @@ def measure(
     runners: Sequence[Runner],
     how: How,
     *,
-    on_device: bool,
     seed: int = 0,
     track: Track = untracked,
 ) -> list[Timing]:
@@ -202,7 +202,7 @@ def measure(
     if how.cold:
         _cold(runners, found, how, track)
     told = watch.end(_cpu_s() - spent)
-    return [_timing(r, f, here, told, on_device) for r, f in zip(runners, found, strict=True)]
+    return [_timing(r, f, here, told) for r, f in zip(runners, found, strict=True)]
 
 
 def _cpu_s() -> float:
@@ -216,7 +216,6 @@ def in_rounds(
     how: How,
     *,
     rounds: int,
-    on_device: bool,
     seed: int = 0,
     track: Track = untracked,
 ) -> list[list[Timing]]:
@@ -224,15 +223,15 @@ def in_rounds(
 
     One file is some percent faster in one process than in the next.
     """
-    each = [measure(runners, how, on_device=on_device, seed=seed + i, track=track)
-            for i in range(rounds)]  # fmt: skip
+    each = [measure(runners, how, seed=seed + i, track=track) for i in range(rounds)]
     return [list(x) for x in zip(*each, strict=True)]
 
 
 def joined(rounds: Sequence[Timing]) -> Timing:
-    """The first of some rounds of one file, with the samples and turns of all."""
+    """The first of some rounds of one file, with the samples, turns and noise of all."""
     return rounds[0].model_copy(
         update={
+            "noise": tuple(dict.fromkeys(line for t in rounds for line in t.noise)),
             "samples_ms": tuple(x for t in rounds for x in t.samples_ms),
             "block_medians_ms": tuple(x for t in rounds for x in t.block_medians_ms),
             "yardstick_ms": tuple(x for t in rounds for x in t.yardstick_ms),
@@ -281,10 +280,11 @@ def _turns(
     track: Track,
     what: str,
 ) -> list[dict[str, Any]]:
-    """samples_ms, block_medians_ms and yardstick_ms of each; one works, the others sleep."""
+    """samples_ms, block_medians_ms, yardstick_ms and cores_busy; one works, the others sleep."""
     taken: list[dict[str, Any]] = [
         {"samples_ms": [], "block_medians_ms": [], "yardstick_ms": []} for _ in workers
     ]
+    busy: list[list[float]] = [[] for _ in workers]
     blocks = BLOCKS if how.enough else max(BLOCKS, math.ceil(how.seconds / BLOCK_S))
     runs = [math.ceil(max(how.least, min(how.seconds * 1e3 / ms, how.enough or math.inf)) / blocks)
             for ms in call_ms]  # fmt: skip
@@ -295,8 +295,9 @@ def _turns(
         taken[i]["samples_ms"] += block["samples_ms"]
         taken[i]["block_medians_ms"].append(float(np.median(block["samples_ms"])))
         taken[i]["yardstick_ms"].append(block["yardstick_ms"])
+        busy[i].append(block["cores_busy"])
         watch.tick()
-    return taken
+    return [t | {"cores_busy": float(np.median(b))} for t, b in zip(taken, busy, strict=True)]
 
 
 def _idle(
@@ -304,22 +305,19 @@ def _idle(
 ) -> None:
     """Single calls after a pause, as a bedside device is asked: nobody warms it up.
 
-    All rest at the same time, and are asked one by one, evenly spread over the gap.
+    One file after the other, so that the whole machine rests from one answer to the next question.
     """
     for f in found:
         f["idle_ms"] = {}
     for gap in how.idle_s:
         count = int(np.clip(PAUSED / gap, 2, 10))
-        for f in found:
-            f["idle_ms"][f"{gap:g}"] = []
-        began = time.monotonic()
-        each = gap / len(workers)
-        asked = [(k, i) for k in range(count + 1) for i in range(len(workers))]
-        for k, i in track(asked, f"after {gap:g} s of think time", len(asked)):
-            time.sleep(max(0.0, began + k * gap + i * each - time.monotonic()))
-            ms = workers[i].ask(once=True)["ms"]
-            if k:  # the first call begins the pause
-                found[i]["idle_ms"][f"{gap:g}"].append(ms)
+        asked = [i for i in range(len(workers)) for _ in range(count)]
+        for i in track(asked, f"after {gap:g} s of think time", len(asked)):
+            calls = found[i]["idle_ms"].setdefault(f"{gap:g}", [])
+            if not calls:  # it begins the first pause
+                workers[i].ask(once=True)
+            time.sleep(gap)
+            calls.append(workers[i].ask(once=True)["ms"])
 
 
 Where = tuple[str, str, int]
@@ -396,10 +394,9 @@ def _timing(
     found: dict[str, Any],
     here: Machine,
     told: conditions.Conditions,
-    on_device: bool,
 ) -> Timing:
     """The record of one artifact from what its worker `found`."""
-    artifact, profile = runner
+    artifact, profile, on_device = runner
     over = over_budget(
         profile.budget,
         p95_ms=percentiles(found["samples_ms"])["p95"],

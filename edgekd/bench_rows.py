@@ -231,10 +231,18 @@ def _made(found: Sequence[Shown]) -> Cells:
     yield "model", lambda s: Cell(s.timing.model.partition("_top1")[0])
     yield "precision", lambda s: Cell(s.timing.precision)
     yield "executed precision", _executed
+    yield "cores kept busy", _busy
     if len({(s.timing.runtime, s.timing.device) for s in found}) > 1:
         yield "runtime", lambda s: Cell(f"{s.timing.runtime} on {s.timing.device}")
     yield "profile's device", lambda s: Cell("yes") if s.timing.on_device else Cell("NO", "", True)
     yield "balanced accuracy", _accuracy
+
+
+def _busy(s: Shown) -> Cell:
+    if s.timing.cores_busy is None:
+        return NONE
+    asked = f"{s.timing.threads} threads asked for" if s.timing.threads else "threads: its choice"
+    return Cell(f"{s.timing.cores_busy:.1f}", asked)
 
 
 def _calls(found: Sequence[Shown]) -> Cells:
@@ -295,6 +303,7 @@ def _trust() -> Cells:
 
 WHY = {  # line -> why it may be absent
     "executed precision": "not asked, or the runtime does not tell",
+    "cores kept busy": "an older edgekd timed it",
     "balanced accuracy": "not judged on the test split",
     "energy of one image": "this machine does not tell",
     "power at rest": "this machine does not tell",
@@ -399,7 +408,7 @@ def _fields(s: Shown, gaps: Sequence[str]) -> Iterator[tuple[str, Any]]:
     t = s.timing
     yield "name", s.name
     for key in ("model", "role", "precision", "executed", "artifact_sha256", "runtime", "device",
-                "threads", "batch"):  # fmt: skip
+                "threads", "cores_busy", "batch"):  # fmt: skip
         yield key, getattr(t, key)
     yield "on_profile_device", str(t.on_device).lower()
     yield "machine", machine(t.machine)

@@ -203,9 +203,9 @@ def _timed(
     judged: Sequence[Judged], profile: Profile, seconds: float, seed: int, track: Track
 ) -> list[Timing]:
     """All of them in turns on the profile's device."""
-    runners = [bench.Runner(j.artifact, profile) for j in judged]
+    runners = [bench.Runner(j.artifact, profile, True) for j in judged]
     how = bench.short(seconds, throughput=False)
-    rounds = bench.in_rounds(runners, how, rounds=ROUNDS, on_device=True, seed=seed, track=track)
+    rounds = bench.in_rounds(runners, how, rounds=ROUNDS, seed=seed, track=track)
     return [bench.joined(of_one) for of_one in rounds]
 
 

@@ -44,7 +44,7 @@ def meter(device: str, root: Path = Path("/")) -> Meter | None:
     """
     if rails := _rails(root):
         return Ina3221(rails)
-    if device.startswith("cuda"):  # RAPL knows nothing of a card
+    if device.lower().startswith(("cuda", "tensorrt")):  # RAPL knows nothing of a card
         return Nvml()
     if zones := _zones(root):
         return Rapl(zones)

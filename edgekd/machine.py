@@ -11,12 +11,15 @@ from pathlib import Path
 
 from edgekd.records import Machine
 
+# What stands in a processor's name and does not tell it from others; its clock and graphics end it.
+NO_NAME = r"\((r|tm)\)|\b(cpu|processor|\d+-core|developer kit|\d+th gen)\b|@.*| w/ .*| with .*"
+
 
 def this() -> Machine:
     """The machine we run on, as far as it can be read; nothing that tells whose it is."""
     cpu = _cpu_model()
-    words = re.sub(r"\((r|tm)\)|\bcpu\b|\d+th gen|@.*", " ", cpu.lower())
-    name = "-".join(re.findall(r"[a-z0-9.]+", words)[:2]) or "unknown"
+    words = re.findall(r"[a-z0-9.]+", re.sub(NO_NAME, " ", cpu.lower()))
+    name = "-".join(words[:4]) or "unknown"
     clock = clock_mhz()
     gpus = [field(p, "Model") for p in Path("/proc/driver/nvidia/gpus").glob("*/information")]
     return Machine(

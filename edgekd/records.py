@@ -308,11 +308,12 @@ class Timing(Stored):
     artifact_sha256: str
     runtime: str
     device: str
-    threads: int
+    threads: int  # asked for; 0: the runtime chooses
+    cores_busy: float | None = None  # CPU seconds in a second of timed calls: what it chose
     batch: int = 1
     samples_ms: tuple[float, ...]
     block_medians_ms: tuple[float, ...] = ()  # of the turns the samples were taken in, in order
-    warmup: int  # untimed calls before each block; the first block began when they were steady
+    warmup: int  # untimed calls before each block, and before the first until they were steady
     attempts: int = 1  # runs of all blocks: more than one where their medians did not agree
     stable: bool = True  # they agree within 10 % at last
     noise: tuple[str, ...] = ()  # what makes these figures doubtful, in words

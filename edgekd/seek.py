@@ -120,7 +120,7 @@ def search(
     chosen = fastest_within(front.members, slack)
     measured: list[Measured] = []
     machine = None
-    if measure and not table.estimated:
+    if measure and not table.estimated and runs.here(profile):  # a table may come from a device
 
         def timed(members: Sequence[Member]) -> Machine:
             made, here = measure_front(
@@ -286,7 +286,9 @@ def measure_front(
         images = imaging.normalise(data.load_pixels(samples, spec), spec)
         subnet = net.extract(member.arch)
         artifacts.append(
-            trial.deployed(subnet, member.arch, spec, precision, images, out / "trials")
+            trial.deployed(
+                subnet, member.arch, spec, precision, images, out / "trials", profile.runtime
+            )
         )
     # Most were evaluated to learn from: those are not judged again.
     judged = judge_all([m.arch for m in members], judge, supernet.folder / EVALUATED,

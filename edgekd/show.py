@@ -360,6 +360,7 @@ def against(found: Against) -> Group:
     table.add_row("precision", *(t.precision for t in pair))
     table.add_row("runtime", *(f"{t.runtime} on {t.device}" for t in pair))
     table.add_row("median", *(f"{percentiles(t.samples_ms)['p50']:.2f} ms" for t in pair))
+    table.add_row("profile's device", *("yes" if t.on_device else "NO" for t in pair))
     how = {"turns": "in turns", "record": "each in multiples of the machine's pace, that day"}
     verdict = f"{found.state.upper()}, {how[found.how]}: {found.reason}"
     return Group(table, plain(verdict))

@@ -183,20 +183,21 @@ def bench_against(
     from edgekd.bench import Runner
 
     candidates, profile, on_device = _measurable(place, runtime)
-    own = Runner(candidates[-1], profile)
-    given: dict[str, Any] = {"rounds": rounds, "tolerance": tolerance, "on_device": on_device,
-             "track": place.track}  # fmt: skip
+    own = Runner(candidates[-1], profile, on_device)
+    given: dict[str, Any] = {"rounds": rounds, "tolerance": tolerance, "track": place.track}
     path = Path(other)
     if other in runtimes.names():
         module, named = runtimes.get(other), on_cpu(place.run.profile, other)
+        meant = named == place.run.profile
         files = [c for c in candidates[::-1] if c.path.suffix in module.SUFFIXES
                  and c.role == own.artifact.role]  # fmt: skip
         if not files:
             raise EdgeKDError(f"runtime {other} loads no file of the student in {place.folder}")
-        found = against.other_file(own, Runner(files[0], named), how, **given)
+        found = against.other_file(own, Runner(files[0], named, meant), how, **given)
     elif (path / Artifact.FILE).is_file():
         beside = Artifact.load(path)
-        found = against.other_file(own, Runner(beside, runs.host(profile, beside)[0]), how, **given)
+        used, meant = runs.host(profile, beside)
+        found = against.other_file(own, Runner(beside, used, on_device and meant), how, **given)
     elif path.name == Timing.FILE or (path / Timing.FILE).is_file():
         folder = path.parent if path.name == Timing.FILE else path
         found = against.record(own, Timing.load(folder), how, **given)
@@ -216,13 +217,19 @@ def check_budget(timings: list[Timing]) -> None:
         raise GateMissed(f"{last.model} {last.precision} is over budget: {over}")
 
 
-def doubtful(timings: list[Timing], *, strict: bool) -> str:
-    """Why these figures decide nothing; empty if they do. strict: noise is enough."""
-    if unsteady := [t for t in timings if not t.stable]:
-        names = ", ".join(f"{t.role} {t.precision}" for t in unsteady)
-        return f"not steady after {unsteady[0].attempts} attempts: {names}; leave the machine alone"
-    noisy = [line for t in timings for line in t.noise]
-    return f"refused (--strict): {noisy[0]}" if strict and noisy else ""
+def unsteady(timings: list[Timing]) -> str:
+    """Whose blocks did not agree, so that their figures decide nothing; empty if all did."""
+    found = [t for t in timings if not t.stable]
+    if not found:
+        return ""
+    names = ", ".join(f"{t.role} {t.precision}" for t in found)
+    return f"not steady after {found[0].attempts} attempts: {names}; leave the machine alone"
+
+
+def noisy(timings: list[Timing], *, strict: bool) -> str:
+    """Why a `strict` user refuses these figures; empty if there is no noise."""
+    noise = [line for t in timings for line in t.noise]
+    return f"refused (--strict): {noise[0]}" if strict and noise else ""
 
 
 def bundle(

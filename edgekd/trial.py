@@ -14,11 +14,17 @@ CALIBRATION = 8  # images: the ranges do not change the speed
 
 
 def deployed(
-    net: SubNet, arch: Arch, spec: Spec, precision: str, images: np.ndarray, out: Path
+    net: SubNet,
+    arch: Arch,
+    spec: Spec,
+    precision: str,
+    images: np.ndarray,
+    out: Path,
+    runtime: str = "openvino",
 ) -> Artifact:
     """`net` in `out` as ONNX (fp32) or as a quantised IR (int8), by the stages' own code.
 
-    images: (n, 3, H, W) float32 at the Arch's resolution.
+    images: (n, 3, H, W) float32 at the Arch's resolution. runtime: that loads the file.
     """
     if precision not in ("fp32", "int8"):
         raise EdgeKDError(f"a sub-net can be tried in fp32 or int8 here, not in {precision}")
@@ -37,4 +43,7 @@ def deployed(
     onnx = export.to_onnx(waist, trained, few, out / f"{spaces.title(arch)}-fp32", tolerance=0.1)
     if precision == "fp32":
         return onnx
-    return quantize.quantize(onnx, few, out / f"{spaces.title(arch)}-int8")
+    engine = "nncf" if runtime == "openvino" else "ort"
+    return quantize.quantize(
+        onnx, few, out / f"{spaces.title(arch)}-int8", engine=engine, runtime=runtime
+    )

@@ -2,7 +2,7 @@
 
 It reads requests from stdin and answers on stdout, one JSON object a line:
   {"folder", "profile", "seed"}  -> {"load_ms", "first_ms", "resident_mb", "call_ms"}, always first
-  {"runs": n}                    -> {"samples_ms": [n], "yardstick_ms"}
+  {"runs": n}                    -> {"samples_ms": [n], "cores_busy", "yardstick_ms"}
   {"once": true}                 -> {"ms"}: one call, at once, after whatever pause
   {"memory": true}               -> {"peak_mb"}, of all until now
   {"throughput_s", "batch"}      -> {"throughput_ips", ..._batch, ..._hint, "absent"}
@@ -62,9 +62,16 @@ def open_file(folder: Path, profile: Profile, seed: int) -> Opened:
     return Opened(artifact, profile, session, image, load_ms, float(first_ms))
 
 
-def samples(opened: Opened, runs: int) -> np.ndarray:
-    """(runs,) ms, host to host, one image a call."""
-    return time_ms(lambda: opened.session(opened.image), warmup=WARMUP, runs=runs)
+def samples(opened: Opened, runs: int) -> dict[str, Any]:
+    """Times in ms of `runs` calls, host to host, one image each; and how many cores that kept busy.
+
+    The latter reads back how many threads a runtime really uses, whatever it was asked for.
+    """
+    time_ms(lambda: opened.session(opened.image), warmup=WARMUP, runs=0)
+    used = time.process_time()
+    ms = time_ms(lambda: opened.session(opened.image), warmup=0, runs=runs)
+    busy = (time.process_time() - used) * 1e3 / float(ms.sum())
+    return {"samples_ms": ms.tolist(), "cores_busy": busy}
 
 
 def throughput(opened: Opened, batch: int, seconds: float) -> dict[str, Any]:
@@ -179,8 +186,7 @@ def serve(requests: Iterable[str], answer: Callable[[dict[str, Any]], None]) -> 
 def _answered(opened: Opened, request: dict[str, Any]) -> dict[str, Any]:
     """The answer to any but the first request."""
     if "runs" in request:
-        return {"samples_ms": samples(opened, request["runs"]).tolist(),
-                "yardstick_ms": yardstick()}  # fmt: skip
+        return samples(opened, request["runs"]) | {"yardstick_ms": yardstick()}
     if "once" in request:
         return {"ms": float(time_ms(lambda: opened.session(opened.image), warmup=0, runs=1)[0])}
     if "memory" in request:

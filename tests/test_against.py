@@ -28,7 +28,7 @@ def rounds(monkeypatch):
     return made
 
 
-RUNNER = Runner(None, None)
+RUNNER = Runner(None, None, on_device=True)
 
 
 def paced(times, pace=(1, 1.5, 1, 1.5), seed=0):
@@ -42,7 +42,7 @@ def paced(times, pace=(1, 1.5, 1, 1.5), seed=0):
 )
 def test_in_turns(rounds, times, state):
     rounds += [paced(times, seed=1), paced(1.0, seed=2)]
-    found = against.other_file(RUNNER, RUNNER, How(), on_device=True)
+    found = against.other_file(RUNNER, RUNNER, How())
     assert found.state == state
     assert found.low < found.times < found.high
     assert found.times == pytest.approx(times, rel=0.03)
@@ -52,10 +52,10 @@ def test_in_turns(rounds, times, state):
 
 def test_as_much_slower_as_is_allowed_is_not_decided(rounds):
     rounds += [paced(1.05, seed=1), paced(1.0, seed=2)]
-    found = against.other_file(RUNNER, RUNNER, How(), on_device=True)
+    found = against.other_file(RUNNER, RUNNER, How())
     assert found.state == "inconclusive"
     assert "--rounds" in found.reason
-    more = against.other_file(RUNNER, RUNNER, How(), tolerance=20, on_device=True)
+    more = against.other_file(RUNNER, RUNNER, How(), tolerance=20)
     assert more.state == "pass"
 
 
@@ -66,7 +66,7 @@ def test_beside_another_day(rounds, times, state):
            for t in paced(1.0, pace=(1, 1, 1))]  # fmt: skip
     rounds.append(now)
     before = timing(np.full(8, 4.0), [1.0] * 8)
-    found = against.record(RUNNER, before, How(), on_device=True)
+    found = against.record(RUNNER, before, How())
     assert found.state == state
     assert found.times == pytest.approx(times, rel=0.03)
     assert (found.how, found.tolerance) == ("record", 10)
@@ -74,13 +74,13 @@ def test_beside_another_day(rounds, times, state):
 
 def test_another_machine_is_no_regression(rounds):
     with pytest.raises(EdgeKDError, match="times of two machines"):
-        against.record(RUNNER, timing([1.0], machine=MACHINE), How(), on_device=True)
+        against.record(RUNNER, timing([1.0], machine=MACHINE), How())
     old = timing([1.0]).model_copy(update={"yardstick_ms": ()})
     with pytest.raises(EdgeKDError, match="does not tell the machine's pace"):
-        against.record(RUNNER, old, How(), on_device=True)
+        against.record(RUNNER, old, How())
 
 
 def test_it_is_kept(rounds, tmp_path):
     rounds += [paced(1.0, seed=1), paced(1.0, seed=2)]
-    found = against.other_file(RUNNER, RUNNER, How(), on_device=True).save(tmp_path)
+    found = against.other_file(RUNNER, RUNNER, How()).save(tmp_path)
     assert against.Against.load(tmp_path) == found

@@ -103,7 +103,7 @@ def test_bench(tmp_path):
         assert "onnxruntime" in t.versions
     assert (timings[0].accuracy, timings[1].accuracy) == (accuracy, None)
     less = QUICK.model_copy(update={"throughput": False})
-    (bare,) = b.measure([b.Runner(arts[0], profile)], less, on_device=True)
+    (bare,) = b.measure([b.Runner(arts[0], profile, True)], less)
     assert (bare.throughput_ips, bare.throughput_batch) == (None, None)
     assert 10 < bare.peak_mb < 1000
     assert (timings[1].precision, timings[1].role) == ("int8", "teacher")
@@ -180,6 +180,7 @@ def test_all_that_a_bench_looks_at(tmp_path, monkeypatch):
         assert len(t.idle_ms["0.02"]) == 3
         assert len(t.cold_ms) == 1
         assert t.cold_ms[0] > t.load_ms > 0
+        assert 0.01 < t.cores_busy < 1.5  # of the one thread that it may use
         assert t.first_ms > 0
         assert 0 < t.resident_mb <= t.peak_mb
         assert min(len(x) for x in (t.prepare_ms, t.whole_ms, t.explain_ms)) >= 3
@@ -190,6 +191,9 @@ def test_all_that_a_bench_looks_at(tmp_path, monkeypatch):
         )
 
 
+TURN = {"samples_ms": [1.0], "cores_busy": 1.0, "yardstick_ms": 1.0}
+
+
 class Paced:
     """A worker whose blocks take what a list says, one after the other."""
 
@@ -198,7 +202,7 @@ class Paced:
 
     def ask(self, runs):
         ms = self.left.pop(0)
-        return {"samples_ms": [ms] * runs, "yardstick_ms": 1.0}
+        return TURN | {"samples_ms": [ms] * runs}
 
 
 def agreed(monkeypatch, attempts, *blocks_ms):
@@ -223,13 +227,11 @@ def test_the_attempt_that_agrees_best_is_kept(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("call_ms", "calls"), [(1, 664), (20, 504), (1000, 64), (100, 104)]
-)  # 662; 10 s / 20 ms; at least 64; 10 s: each rounded up to whole blocks
-def test_as_many_calls_as_p99_needs_or_ten_seconds_or_64(call_ms, calls):
+    ("call_ms", "calls"), [(1, 664), (20, 504), (1000, 136), (50, 200)]
+)  # 662; 10 s / 20 ms; at least 130; 10 s: each rounded up to whole blocks
+def test_as_many_calls_as_p99_needs_or_ten_seconds_or_130(call_ms, calls):
     asked = []
-    worker = SimpleNamespace(
-        ask=lambda runs: asked.append(runs) or {"samples_ms": [1.0], "yardstick_ms": 1.0}
-    )
+    worker = SimpleNamespace(ask=lambda runs: asked.append(runs) or TURN)
     watch = SimpleNamespace(tick=lambda: None)
     b._turns([worker], [call_ms], b.How(), watch, lambda items, *_: items, "")
     assert sum(asked) == calls
@@ -238,9 +240,7 @@ def test_as_many_calls_as_p99_needs_or_ten_seconds_or_64(call_ms, calls):
 
 def test_a_long_watch_has_more_turns():
     asked = []
-    worker = SimpleNamespace(
-        ask=lambda runs: asked.append(runs) or {"samples_ms": [1.0], "yardstick_ms": 1.0}
-    )
+    worker = SimpleNamespace(ask=lambda runs: asked.append(runs) or TURN)
     watch = SimpleNamespace(tick=lambda: None)
     how = b.How(seconds=300, enough=None)
     b._turns([worker], [10.0], how, watch, lambda items, *_: items, "")
@@ -248,17 +248,21 @@ def test_a_long_watch_has_more_turns():
     assert sum(asked) == 30_000
 
 
-def test_a_pause_is_as_long_as_it_says(monkeypatch):
-    """Three files, 6 s: each is asked every 6 s, the others 2 s before and after."""
+def test_a_pause_is_a_pause_of_the_whole_machine(monkeypatch):
+    """Two files, calls of 5 s, 6 s of think time: from an answer to whatever comes next."""
     now, asked = [100.0], []
-    monkeypatch.setattr(b.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(b.time, "sleep", lambda s: now.__setitem__(0, now[0] + s))
 
     def worker(i):
-        return SimpleNamespace(ask=lambda once: asked.append((i, now[0])) or {"ms": 1.0})
+        def ask(once):
+            asked.append((i, now[0]))
+            now[0] += 5
+            return {"ms": 1.0}
 
-    found = [{}, {}, {}]
-    how = b.How(idle_s=(6.0,))
-    b._idle([worker(i) for i in range(3)], found, how, lambda items, *_: items)
-    assert [f["idle_ms"] for f in found] == [{"6": [1.0, 1.0]}] * 3
-    assert asked == [(i % 3, 100.0 + 2 * i) for i in range(9)]
+        return SimpleNamespace(ask=ask)
+
+    found = [{}, {}]
+    b._idle([worker(0), worker(1)], found, b.How(idle_s=(6.0,)), lambda items, *_: items)
+    assert [f["idle_ms"] for f in found] == [{"6": [1.0, 1.0]}] * 2
+    began = [100.0, 127.0]  # a call, two pauses and calls; then the other file
+    assert asked == [(i, began[i] + 11 * k) for i in range(2) for k in range(3)]

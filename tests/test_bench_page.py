@@ -47,7 +47,7 @@ def whole(**change):
         "role": "student", "precision": "int8", "executed": "int8", "first_ms": 17.0,
         "cold_ms": (801.0, 812.0, 833.0), "idle_ms": {"0.5": (2.5, 2.6, 2.9), "5": (3.1, 3.2, 9.0)},
         "prepare_ms": (1.25, 1.35, 1.45), "explain_ms": (210.0, 220.0), "whole_ms": (4.1, 4.2, 4.3),
-        "resident_mb": 87.0,
+        "resident_mb": 87.0, "cores_busy": 1.94,
         "energy": Energy(source="RAPL package-0", joules=0.0432, idle_watts=3.21),
         "layers": (
             Layer(name="head", kind="MatMul", precision="fp32", ms=0.2, share=0.1),
@@ -242,7 +242,7 @@ def test_ratios_that_the_caller_knows_are_shown(tmp_path):
 
 
 def test_the_terminal_says_the_same_and_prints_the_noise():
-    text = terminal([timing(), whole(stable=False, attempts=3)]).replace("\N{NO-BREAK SPACE}", " ")
+    text = " ".join(terminal([timing(), whole(stable=False, attempts=3)]).split())
     for said in ("NOT stable after 3 runs", "noise: student int8: the clock fell by 12 %",
                  "noise: student int8: its turns do not agree within 10 %",
                  "balanced accuracy (not judged on the test split)",

@@ -77,6 +77,13 @@ def test_rapl_that_only_root_may_read(tree, monkeypatch):
         energy.meter("CPU", tree.root)
 
 
+@pytest.mark.parametrize("device", ["cuda:0", "CUDA", "Tensorrt"])  # TensorRT, ONNX Runtime
+def test_a_card_is_not_what_rapl_counts(tree, monkeypatch, device):
+    zone(tree, "0", "package-0", 1)
+    monkeypatch.setattr(energy, "Nvml", lambda: "the card's")
+    assert energy.meter(device, tree.root) == "the card's"
+
+
 def test_a_jetson_has_one_rail_that_feeds_all(tree, clock):
     channel(tree, 1, 1, "VDD_IN", 5000, 2000)  # 10 W
     channel(tree, 1, 2, "VDD_CPU_GPU_CV", 5000, 1000)

@@ -400,6 +400,8 @@ def test_a_stand_in_runs_as_the_deployed_file_does(tmp_path):
     net = supernet.build(arch, 3).eval()
     supernet.recalibrate(net, [torch.from_numpy(images)])
     spec = Spec(classes=("a", "b", "c"), size=(64, 64))
+    for_ort = trial.deployed(net, arch, spec, "int8", images, tmp_path / "ort", "onnxruntime")
+    assert for_ort.path.suffix == ".onnx"
     real = trial.deployed(net, arch, spec, "int8", images, tmp_path)
     stand_in = tmp_path / "standin.onnx"
     stand_in.write_bytes(standin.network(arch, 3, "int8"))

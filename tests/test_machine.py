@@ -21,9 +21,11 @@ def test_machine():
     ("cpu", "name"),
     [
         ("AMD EPYC", "amd-epyc-2c"),
-        ("Intel(R) Xeon(R) Platinum 8375C CPU @ 2.90GHz", "intel-xeon-2c"),
-        ("13th Gen Intel(R) Core(TM) i7-1365U", "intel-core-2c"),
-        ("NVIDIA Jetson Orin Nano Developer Kit", "nvidia-jetson-2c"),
+        ("Intel(R) Xeon(R) Platinum 8375C CPU @ 2.90GHz", "intel-xeon-platinum-8375c-2c"),
+        ("13th Gen Intel(R) Core(TM) i7-1365U", "intel-core-i7-1365u-2c"),
+        ("NVIDIA Jetson Orin Nano Developer Kit", "nvidia-jetson-orin-nano-2c"),
+        ("AMD Ryzen 7 7840U w/ Radeon 780M Graphics", "amd-ryzen-7-7840u-2c"),
+        ("AMD EPYC 7B13 64-Core Processor", "amd-epyc-7b13-2c"),
         ("", "unknown-2c"),
     ],
 )

@@ -6,8 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_runtimes import artifact, exported, profile  # noqa: F401
+from typer.testing import CliRunner
 
-from edgekd import data, evidence, files, runs, stages
+from edgekd import cli_bench, data, evidence, files, runs, stages
+from edgekd.against import Against
+from edgekd.cli import app
 from edgekd.records import (
     Artifact,
     EdgeKDError,
@@ -62,6 +65,37 @@ def test_the_budget_judges_the_deployed_file_on_its_own_device():
         stages.check_budget([timing(over_budget={}), timing()])
     stages.check_budget([timing(), timing(over_budget={})])
     stages.check_budget([timing(on_device=False)])
+
+
+@pytest.mark.parametrize(
+    ("found", "options", "code"),
+    [
+        ({}, [], 3),  # over budget
+        ({"stable": False}, [], 6),  # by figures that decide nothing
+        ({"noise": ["others ran"]}, [], 3),
+        ({"noise": ["others ran"]}, ["--strict"], 6),
+        ({"over_budget": {}}, ["--strict"], 0),
+    ],
+)
+def test_what_bench_ends_with(monkeypatch, found, options, code):
+    monkeypatch.setattr(cli_bench, "place", lambda *_: None)
+    monkeypatch.setattr(stages, "bench", lambda *_, **__: [timing(**found)])
+    monkeypatch.setattr(stages, "bench_page", lambda *_: "bench.html")
+    assert CliRunner().invoke(app, ["bench", "--json", *options]).exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("noise", "options", "code"),
+    [((), ["--strict"], 0), (("others ran",), [], 0), (("others ran",), ["--strict"], 6)],
+)
+def test_a_noisy_comparison_can_be_refused(monkeypatch, noise, options, code):
+    own = timing(noise=noise)
+    found = Against(own=own, other=own, how="turns", rounds=1, times=1, low=1, high=1, tolerance=5,
+                    state="pass", reason="no slower")  # fmt: skip
+    monkeypatch.setattr(cli_bench, "place", lambda *_: None)
+    monkeypatch.setattr(stages, "bench_against", lambda *_, **__: found)
+    asked = CliRunner().invoke(app, ["bench", "--against", "onnxruntime", *options])
+    assert asked.exit_code == code
 
 
 def test_int8_may_lose_so_much_and_no_more():

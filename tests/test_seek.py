@@ -122,6 +122,15 @@ def test_the_front_is_measured_on_the_device_as_deployed(work, supernet, tmp_pat
         assert m.accuracy == judge(m.predicted.arch)
 
 
+def test_a_device_that_is_not_here_is_not_measured(work, supernet, tmp_path, monkeypatch):
+    """Its latency table came from it, exported."""
+    made = latency.estimate(BOX, "fp32", classes=3).model_copy(update={"estimated": False})
+    monkeypatch.setattr(latency, "find", lambda *_: made)
+    npu = BOX.model_copy(update={"device": "NPU"})
+    _, sought = seek.search(work, npu, supernet, tmp_path, **BRIEF, measure=2)
+    assert (sought.measured, sought.machine, sought.estimated) == ((), None, False)
+
+
 def member(ms, accuracy):
     return Member(arch=spaces.uniform(SPACE, "min", 32), accuracy=accuracy, p50_ms=ms, p95_ms=ms,
                   params=1, size_bytes=1)  # fmt: skip

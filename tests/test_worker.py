@@ -42,9 +42,13 @@ def opened(fake, profile=PROFILE):
     return worker.open_file(fake[0], profile, 0)
 
 
-def test_samples(fake):
+def test_samples(fake, monkeypatch):
     found = opened(fake)
-    assert worker.samples(found, 5).tolist() == [3] * 5
+    used = iter([1.0, 1.027])  # s of CPU: 27 ms in 5 calls of 3
+    monkeypatch.setattr(worker.time, "process_time", lambda: next(used))
+    taken = worker.samples(found, 5)
+    assert taken["samples_ms"] == [3] * 5
+    assert taken["cores_busy"] == pytest.approx(1.8)
     assert found.first_ms == 3
 
 
@@ -110,6 +114,7 @@ def test_serve(fake):
     )
     assert answers[0].keys() == {"load_ms", "first_ms", "resident_mb", "call_ms"}
     assert answers[0]["call_ms"] == answers[0]["first_ms"] == 3
+    assert answers[1].pop("cores_busy") >= 0
     assert answers[1] == {"samples_ms": [3, 3], "yardstick_ms": 0}
     assert answers[2] == {"ms": 3}
     assert answers[3]["throughput_batch"] in (1, 2)
