@@ -80,7 +80,7 @@ def text(root: Path, *, python: str, user: str, systemd: int) -> str:
 
 
 def word(value: object) -> str:
-    """One word of a unit's line; `there.place` refuses what quotes do not keep."""
+    """One word of a unit's line; `deploy.Target` refuses what quotes do not keep."""
     return f'"{value}"'
 
 

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import edgekd
-from edgekd import bundle
+from edgekd import bundle, signing
 from edgekd.cli import app
 from edgekd.records import Artifact, EdgeKDError, Profile
 
@@ -23,7 +23,7 @@ CPU = Profile(name="cpu", runtime="onnxruntime", device="CPU")
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
     folder = tmp_path_factory.mktemp("keys")
-    return bundle.new_key(folder / "a.pem"), bundle.new_key(folder / "b.pem")
+    return signing.new_key(folder / "a.pem"), signing.new_key(folder / "b.pem")
 
 
 def make(out, key=None, intended_use="research", **change):
@@ -180,12 +180,12 @@ def test_keys(tmp_path, keys):
     private = keys[0].with_suffix("")
     assert private.stat().st_mode & 0o777 == 0o600
     with pytest.raises(EdgeKDError, match="cannot be had again"):
-        bundle.new_key(private)
-    for load, path in ((bundle.private_key, keys[0]), (bundle.public_key, private)):
+        signing.new_key(private)
+    for load, path in ((signing.private_key, keys[0]), (signing.public_key, private)):
         with pytest.raises(EdgeKDError, match="key"):
             load(path)
     with pytest.raises(EdgeKDError, match="cannot read the key"):
-        bundle.public_key(tmp_path / "none")
+        signing.public_key(tmp_path / "none")
 
 
 def test_openssh_keys_are_read_too(tmp_path):

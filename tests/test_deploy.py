@@ -22,7 +22,17 @@ import pytest
 from typer.testing import CliRunner
 
 import edgekd
-from edgekd import bundle, deploy, deploy_env, deploy_there, golden, runtimes, selftest, service
+from edgekd import (
+    bundle,
+    deploy,
+    deploy_env,
+    deploy_there,
+    golden,
+    runtimes,
+    selftest,
+    service,
+    signing,
+)
 from edgekd.cli import app
 from edgekd.deploy_there import Deployed
 from edgekd.records import Artifact, Budget, EdgeKDError, Profile, RuntimeUnavailable, sha256
@@ -36,7 +46,7 @@ CPU = Profile(name="cpu", runtime="onnxruntime", device="CPU", threads=1)
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
     folder = tmp_path_factory.mktemp("keys")
-    return bundle.new_key(folder / "a.pem"), bundle.new_key(folder / "b.pem")
+    return signing.new_key(folder / "a.pem"), signing.new_key(folder / "b.pem")
 
 
 @pytest.fixture
