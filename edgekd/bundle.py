@@ -19,11 +19,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import tempfile
 import uuid
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -46,10 +47,12 @@ from edgekd.records import (
 R = TypeVar("R", bound=Record)
 SUFFIX = ".edgekd"
 SIGNATURE = "signature.json"
+UNPACKED = "unpacked"  # folder, beside a bundle that was deployed, of all that is in it
 BUILT = "built"  # folder, beside what is unpacked, of a model that was made on the device
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of every entry
 LARGEST = 2 << 30  # bytes of a bundle
 MOST = 64  # entries
+INSIDE = re.compile(r"(model|onnx)/\w[\w .+-]*")  # entries of an artifact
 EXPECTED = "expected.npz"
 DEVICE = ("numpy", "pillow", "pydantic", "typer", "rich")  # what a device has beside its runtime
 SERVE = ("fastapi", "uvicorn", "prometheus-client")  # what `edgekd serve` takes besides
@@ -74,6 +77,10 @@ class Manifest(Stored):
     buildable: bool  # has onnx/, for what must be built on the device
     requirements: tuple[str, ...]
     files: dict[str, str]  # path -> sha256
+
+
+FILES = (Manifest.FILE, SIGNATURE, EXPECTED, familiar.FILE, Timing.FILE, Fidelity.FILE,
+         "report.html", "card.md", "requirements.txt", "sbom.cdx.json")  # fmt: skip
 
 
 class Checked(NamedTuple):
@@ -332,9 +339,8 @@ def _read(path: Path) -> dict[str, bytes]:
             if len(entries) > MOST or len(set(names)) < len(names):
                 raise EdgeKDError(f"{path} has too many entries, or two of one name: no bundle")
             for e in entries:
-                parts = PurePosixPath(e.filename).parts
-                plain = e.filename == "/".join(parts) and ".." not in parts
-                if not plain or "\\" in e.filename or not 1 <= len(parts) <= 2 or parts[0] == "/":
+                # By name, for it is unpacked beside source that runs, and records that are ours.
+                if e.filename not in FILES and not INSIDE.fullmatch(e.filename):
                     raise EdgeKDError(f"{path} has an entry {e.filename!r}: no bundle has")
                 if e.compress_type != zipfile.ZIP_STORED or e.flag_bits & 1:
                     raise EdgeKDError(f"{path}: {e.filename} is compressed or locked: no bundle is")

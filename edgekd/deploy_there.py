@@ -2,7 +2,8 @@
 
     DIR/current -> versions/NAME-HASH    switched by the rename of a new link, never before its test
     DIR/previous -> versions/...         where `--rollback` goes
-    DIR/versions/NAME-HASH/              bundle.edgekd, what is in it, src/, edgekd, deployed.json
+    DIR/versions/NAME-HASH/              bundle.edgekd, src/, edgekd, deployed.json
+    DIR/versions/NAME-HASH/unpacked/     what is in the bundle, and what was built of it
     DIR/incoming/                        uploads that are not finished
     DIR/venv-KEY/, cache/, edgekd.service
 
@@ -36,7 +37,7 @@ KEEP = 3  # versions, the current and the previous one among them
 SECONDS = 3600  # that a self-test may take: an engine is built in it
 BUNDLE = "bundle.edgekd"
 HALF, OLD = ".new-", ".old-"  # what versions/ has under such names is nobody's
-UNPACKED = 3  # times the bundle's size: the file, its content, what is built of it
+ROOM = 3  # times the bundle's size: the file, its content, what is built of it
 
 
 class Request(Record):
@@ -102,22 +103,22 @@ def install(root: Path, request: Request, say: there.Say) -> Answer:
         there.end_with_stdin()
         if name == _linked(root, "current"):
             return _answered(root, changed=False)
-        test(root / "versions" / name, root)
+        test(root / "versions" / name, root, sys.executable)
         return _switched(root, name)
     announced = deploy_env.Sent(request.sha256, request.size, request.sha256)
     upload = root / deploy_env.INCOMING / request.sha256
-    deploy_env.receive(upload.parent, [announced], say, needed=UNPACKED * request.size)
+    deploy_env.receive(upload.parent, [announced], say, needed=ROOM * request.size)
     there.end_with_stdin()
     track = there.telling(say)
     with _full_is_told(root), _half(root) as half:
         whole = half / "whole"
         for step in track(("unpack", "test"), "deploying"):
             if step == "unpack":
-                found = bundle.extract(upload, whole, key)
+                found = bundle.extract(upload, whole / bundle.UNPACKED, key)
                 name = _free(root, f"{_plain(found.manifest.name)}-{request.sha256[:12]}")
                 _add(whole, upload, root / "versions" / name)
             else:
-                tested = test(whole, root)
+                tested = test(whole, root, sys.executable)
         assert name is not None  # unpacked
         _finish(whole, found, request.sha256, tested)
         whole.rename(root / "versions" / name)
@@ -159,7 +160,8 @@ def rollback(root: Path) -> Answer:
         raise EdgeKDError(f"there is no previous version in {root} to go back to")
     if wrong := _wrong(root / "versions" / then):
         raise EdgeKDError(f"the previous version {then} is damaged ({wrong}): it stays as it is")
-    test(root / "versions" / then, root)
+    folder = root / "versions" / then
+    test(folder, root, Deployed.load(folder).python)
     return _switched(root, then)
 
 
@@ -206,17 +208,15 @@ def _add(whole: Path, upload: Path, final: Path) -> None:
     command.chmod(0o755)
 
 
-def test(folder: Path, root: Path) -> selftest.SelfTest:
-    """The self-test of a version, with its own Python and source; EdgeKDError if it fails."""
-    python = sys.executable
-    if (folder / Deployed.FILE).is_file():
-        python = Deployed.load(folder).python
+def test(folder: Path, root: Path, python: str) -> selftest.SelfTest:
+    """The self-test of a version, with its own source and Python; EdgeKDError if it fails."""
+    inside = folder / bundle.UNPACKED
     cache = root / "cache"
     cache.mkdir(exist_ok=True)
     own = os.environ | {"PYTHONPATH": str(folder / "src"), "XDG_CACHE_HOME": str(cache)}
     try:
         done = subprocess.run(
-            [python, "-m", "edgekd.selftest"], input=json.dumps(str(folder)) + "\n", cwd=root,
+            [python, "-m", "edgekd.selftest"], input=json.dumps(str(inside)) + "\n", cwd=root,
             capture_output=True, text=True, errors="replace", env=own, timeout=SECONDS, check=False,
         )  # fmt: skip
     except OSError as e:
@@ -230,7 +230,7 @@ def test(folder: Path, root: Path) -> selftest.SelfTest:
         raise EdgeKDError(f"the self-test ended with code {done.returncode}: {words}") from None
     if "error" in last:
         error = RuntimeUnavailable if last.get("unavailable") else EdgeKDError
-        raise error(f"the self-test failed: {last['error'].replace(f'{folder}/', '')}")
+        raise error(f"the self-test failed: {last['error'].replace(f'{inside}/', '')}")
     return selftest.SelfTest.parse(last["result"], "the self-test")
 
 
@@ -339,10 +339,11 @@ def _wrong(folder: Path) -> str:
         deployed = Deployed.load(folder)
         if sha256(folder / BUNDLE) != deployed.bundle_sha256:
             return f"{BUNDLE} was changed"
-        for name, digest in bundle.Manifest.load(folder).files.items():
-            if sha256(folder / name) != digest:
+        inside = folder / bundle.UNPACKED
+        for name, digest in bundle.Manifest.load(inside).files.items():
+            if sha256(inside / name) != digest:
                 return f"{name} was changed"
-        bundle.loaded(folder)
+        bundle.loaded(inside)
         if source_sha256(folder / "src" / "edgekd") != deployed.source_sha256:
             return "edgekd's source was changed"
         if not Path(deployed.python).exists():

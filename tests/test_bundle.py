@@ -1,5 +1,6 @@
 """What a device gets is what was bundled, by whom, or it is refused."""
 
+import hashlib
 import io
 import json
 import zipfile
@@ -125,7 +126,7 @@ def test_signed_anew_by_another(made, tmp_path, keys):
     ("change", "words"),
     [
         (lambda c: c.pop("card.md"), "lacks card.md"),
-        (lambda c: c.update({"more.py": b""}), "has more.py, which"),
+        (lambda c: c.update({"onnx/more": b""}), "has onnx/more, which"),
         (lambda c: c.update({"card.md": b"other"}), "card.md is not what was bundled"),
         (lambda c: c.pop("bundle.json"), "it is no bundle"),
         (lambda c: c.update({"bundle.json": b"{"}), "is no JSON"),
@@ -141,15 +142,19 @@ def test_what_is_not_as_bundled(made, change, words):
 
 
 @pytest.mark.parametrize(
-    "name", ["../evil", "/evil", "a/../../evil", "a\\evil", "a/b/c", "./evil", "a//b", "model/"]
-)
+    "name",
+    ["../evil", "/evil", "a/../../evil", "a\\evil", "a/b/c", "./evil", "a//b", "model/", "model/..",
+     "model/../evil", "model/a/evil", "MODEL/evil", "src/sitecustomize.py", "deployed.json",
+     "built/artifact.json", "unpacked/x", "edgekd", "bundle.edgekd"],
+)  # fmt: skip
 def test_no_entry_leads_out(made, tmp_path, name):
     with io.BytesIO() as buffer:
         with zipfile.ZipFile(buffer, "w") as whole:
-            whole.writestr(name, b"x")
+            whole.writestr(zipfile.ZipInfo(name), b"x")
         made.write_bytes(buffer.getvalue())
-    with pytest.raises(EdgeKDError, match=r"has an entry|no bundle"):
-        bundle.extract(made, tmp_path / "deep" / "there")
+    for ask in (bundle.check, lambda p: bundle.extract(p, tmp_path / "deep" / "there")):
+        with pytest.raises(EdgeKDError, match=r"has an entry"):
+            ask(made)
     assert not list(tmp_path.rglob("evil"))
 
 
@@ -216,3 +221,21 @@ def test_the_commands(made, tmp_path, keys):
     told = run(app, ["bundle", "key", str(tmp_path / "k.pem")])
     assert told.exit_code == 0
     assert (tmp_path / "k.pem.pub").is_file()
+
+
+def test_signed_code_is_code_all_the_same(made, keys):
+    """Whoever has the key vouches for a model, not for what runs beside it."""
+
+    def change(content):
+        content["src/sitecustomize.py"] = b"raise SystemExit"
+        manifest = bundle.Manifest.parse(json.loads(content["bundle.json"]), "bundle.json")
+        files = manifest.files | {
+            "src/sitecustomize.py": hashlib.sha256(b"raise SystemExit").hexdigest()
+        }
+        first = (manifest.model_copy(update={"files": files}).model_dump_json() + "\n").encode()
+        told = signing.signed(first, signing.private_key(keys[0].with_suffix("")))
+        content.update({"bundle.json": first, "signature.json": told.model_dump_json().encode()})
+
+    rewritten(made, change)
+    with pytest.raises(EdgeKDError, match=r"has an entry 'src/sitecustomize\.py': no bundle has"):
+        bundle.check(made, keys[0])

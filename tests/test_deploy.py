@@ -97,7 +97,7 @@ def answers(root):
     """The current version, if every byte of it is right and it says what it has to."""
     folder = (root / "current").resolve()
     found = bundle.check(folder / "bundle.edgekd")
-    model = Artifact.load(folder / "model")
+    model = Artifact.load(folder / "unpacked" / "model")
     assert found.manifest.model == model.sha256
     session = runtimes.open_session(model, found.manifest.profile)
     assert golden.verify(model, session, "onnxruntime", "CPU").ok
@@ -533,7 +533,7 @@ def test_back_to_what_is_damaged_or_not_there(loopback, deployed, root, make, tm
         deploy_there.rollback(root)
     first = answers(root)
     second = put(make("second"), root)
-    path = root / "versions" / first / "model" / "model.onnx"
+    path = root / "versions" / first / "unpacked" / "model" / "model.onnx"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(EdgeKDError, match=r"good-\w+ is damaged \(model/model.onnx was changed\)"):
         deploy_there.rollback(root)

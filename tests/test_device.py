@@ -134,8 +134,9 @@ def test_what_was_unpacked_and_changed_since_is_refused(made, cache):
 def test_where_it_was_deployed_it_is_not_unpacked_again(made, tmp_path, cache):
     """And what was built there is what runs."""
     there = tmp_path / "versions" / "tiny-1"
-    bundle.extract(made, there)
+    bundle.extract(made, there / bundle.UNPACKED)
     shutil.copy(made, there / "bundle.edgekd")
+    there /= bundle.UNPACKED
     shutil.copytree(there / "model", there / bundle.BUILT)
     built = Artifact.load(there / "model").model_copy(update={"model": "built here"})
     built.save(there / bundle.BUILT)
