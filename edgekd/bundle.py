@@ -23,9 +23,9 @@ import re
 import tempfile
 import uuid
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -317,7 +317,7 @@ def _checked(path: Path, content: Mapping[str, bytes], key: Path | None) -> Chec
     manifest = _manifest(path, content)
     signer = ""
     if SIGNATURE in content:
-        signature = _parsed(signing.Signature, content[SIGNATURE], f"{path}: {SIGNATURE}")
+        signature = _parsed(signing.Signature.parse, content[SIGNATURE], f"{path}: {SIGNATURE}")
         signer = signing.verified(path, content[Manifest.FILE], signature)
     if key is not None:
         wanted = signing.fingerprint(signing.public_key(key))
@@ -355,7 +355,7 @@ def _manifest(path: Path, content: Mapping[str, bytes]) -> Manifest:
     """The manifest, if the other entries are those that it names."""
     if Manifest.FILE not in content:
         raise EdgeKDError(f"{path} has no {Manifest.FILE}: it is no bundle")
-    manifest = _parsed(Manifest, content[Manifest.FILE], f"{path}: {Manifest.FILE}")
+    manifest = _parsed(Manifest.read, content[Manifest.FILE], f"{path}: {Manifest.FILE}")
     others = content.keys() - {Manifest.FILE, SIGNATURE}
     if missing := manifest.files.keys() - others:
         raise EdgeKDError(f"{path} lacks {min(missing)}: copy it again")
@@ -367,9 +367,9 @@ def _manifest(path: Path, content: Mapping[str, bytes]) -> Manifest:
     return manifest
 
 
-def _parsed(kind: type[R], data: bytes, source: str) -> R:
+def _parsed(parse: Callable[[Any, str], R], data: bytes, source: str) -> R:
     """A record from JSON of unknown making."""
     try:
-        return kind.parse(json.loads(data), source)
+        return parse(json.loads(data), source)
     except (ValueError, RecursionError) as e:
         raise EdgeKDError(f"{source} is no JSON: {e}") from None

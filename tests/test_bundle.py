@@ -132,6 +132,16 @@ def test_signed_anew_by_another(made, tmp_path, keys):
         (lambda c: c.update({"bundle.json": b"{"}), "is no JSON"),
         (lambda c: c.update({"bundle.json": b"[]"}), "bundle.json"),
         (lambda c: c.update({"bundle.json": b"{}"}), "bundle.json"),
+        (
+            lambda c: c.update(
+                {
+                    "bundle.json": c["bundle.json"].replace(
+                        b'"schema_version": 1,', b'"schema_version": 99,', 1
+                    )
+                }
+            ),
+            r"bundle\.json has schema version 99, this edgekd reads 1",
+        ),
     ],
 )
 def test_what_is_not_as_bundled(made, change, words):
