@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import tempfile
 import uuid
@@ -74,7 +75,7 @@ class Manifest(Stored):
     verdict: str  # of its explanations: "pass", "fail", ...; empty: not judged
     abstain_below: float  # calibrated probability: no answer is given under it; 0: always one
     despite: str  # why it was bundled although that is no pass; empty: it is
-    buildable: bool  # has onnx/, for what must be built on the device
+    buildable: bool  # has ONNX in the model's precision, for what must be built on the device
     requirements: tuple[str, ...]
     files: dict[str, str]  # path -> sha256
 
@@ -99,7 +100,7 @@ class Given(NamedTuple):
 
     model: Artifact
     profile: Profile  # the device's
-    source: Artifact | None = None  # ONNX that `model` was made from; None: it is ONNX itself
+    source: Artifact | None = None  # ONNX that says the same; None: `model` is, or there is none
     timing: Timing | None = None
     fidelity: Fidelity | None = None
     report: bytes = b""  # the page, without pictures
@@ -121,6 +122,11 @@ def make(
     key: PEM file of an Ed25519 private key; None: unsigned.
     """
     model, fidelity = given.model, given.fidelity
+    if given.source is not None and not rebuilds(given.source, model):
+        raise EdgeKDError(
+            f"{given.source.path} is no ONNX in {model.precision}: {model.path} cannot be built "
+            "from it; bundle it without"
+        )
     profile = given.profile.model_copy(update={"latency_table": ""})  # a path of ours
     wanted = requirements(profile.runtime)
     content = dict(_contents(given, intended_use, wanted))
@@ -300,6 +306,7 @@ def unpack(content: Mapping[str, bytes], folder: Path) -> None:
         for name, data in content.items():
             make_folder((whole / name).parent)
             write_atomic(whole / name, data)
+        whole.chmod(0o755)  # nobody else's to write to, whatever the umask
         try:
             whole.rename(folder)
         except OSError:  # another process was quicker
@@ -307,9 +314,55 @@ def unpack(content: Mapping[str, bytes], folder: Path) -> None:
 
 
 def loaded(folder: Path) -> Artifact:
-    """What an unpacked bundle runs: the file that was built on this device, or the bundle's own."""
+    """What an unpacked bundle runs: its own file, or what had to be built of it on this device.
+
+    No signature covers what was built: EdgeKDError unless it is of this bundle, and nobody but us
+    and root can have put it there.
+    """
+    model = Artifact.load(folder / "model")
     built = folder / BUILT
-    return Artifact.load(built if (built / Artifact.FILE).is_file() else folder / "model")
+    if not built.exists():
+        return model
+    needed = must_be_built(model, Manifest.load(folder).profile)
+    source = source_of(model) if needed else None
+    if source is None:
+        raise EdgeKDError(f"{built} is there, but nothing is built of this bundle: remove it")
+    for path in (folder, built, *built.iterdir()):
+        status = path.lstat()
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+            raise EdgeKDError(
+                f"others can write to {path}, and no signature covers what was built on a device: "
+                "chmod or chown it, if you know where it is from, or deploy the bundle anew"
+            )
+    found = Artifact.load(built)
+    own = {name: getattr(model, name) for name in ("folder", "kind", "files", "parents")}
+    same = found.model_copy(update=own) == model and found.parents == {source.kind: source.sha256}
+    if not same or found.files.get(golden.FILE) != model.files[golden.FILE]:
+        raise EdgeKDError(
+            f"{built} was not built of this bundle: remove it, deploy the bundle anew"
+        )
+    return found
+
+
+def must_be_built(model: Artifact, profile: Profile) -> bool:
+    """Whether a device makes what it loads: TensorRT's plan fits one GPU."""
+    if profile.runtime == "tensorrt":
+        return True
+    return model.path.suffix not in runtimes.get(profile.runtime).SUFFIXES
+
+
+def source_of(model: Artifact) -> Artifact | None:
+    """The ONNX that a bundle's model can be built from, itself or in onnx/; None: there is none."""
+    beside = model.folder.parent / "onnx"
+    if model.path.suffix == ".onnx" or not (beside / Artifact.FILE).is_file():
+        return model if model.path.suffix == ".onnx" else None
+    source = Artifact.load(beside)
+    return source if rebuilds(source, model) else None
+
+
+def rebuilds(source: Artifact, model: Artifact) -> bool:
+    """Whether `source` is ONNX in the model's precision: in another it would be another model."""
+    return source.path.suffix == ".onnx" and source.precision == model.precision
 
 
 def _checked(path: Path, content: Mapping[str, bytes], key: Path | None) -> Checked:

@@ -480,4 +480,5 @@ def _answer(line: bytes, say: there.Say) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    os.umask(os.umask(0o077) | 0o022)  # what is deployed is nobody else's to write to
     sys.exit(there.answer(_answer, EdgeKDError, (RuntimeUnavailable,)))

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import edgekd
-from edgekd import bundle, signing
+from edgekd import bundle, signing, stages
 from edgekd.cli import app
 from edgekd.records import Artifact, EdgeKDError, Profile
 
@@ -249,3 +250,28 @@ def test_signed_code_is_code_all_the_same(made, keys):
     rewritten(made, change)
     with pytest.raises(EdgeKDError, match=r"has an entry 'src/sitecustomize\.py': no bundle has"):
         bundle.check(made, keys[0])
+
+
+def test_onnx_of_another_precision_rebuilds_nothing(tmp_path):
+    """A run's ONNX is FP32; of what was quantised afterwards it knows nothing."""
+    onnx = Artifact.load(TINY)
+    run = tmp_path / "run"
+    shutil.copytree(TINY, run / "onnx")
+    shutil.copytree(TINY, run / "int8")
+    small = onnx.model_copy(update={"precision": "int8"}).save(run / "int8")
+    (tmp_path / "model.xml").touch()
+
+    def ir(precision, parents):
+        files = {"model.xml": "0" * 64}
+        change = {"files": files, "precision": precision, "parents": parents, "folder": tmp_path}
+        return onnx.model_copy(update=change)
+
+    assert stages._source(run, ir("fp32", {"onnx": onnx.sha256})).folder == run / "onnx"
+    assert stages._source(run, ir("int8", {"onnx": small.sha256})).folder == run / "int8"  # QDQ
+    assert stages._source(run, ir("fp16", {"onnx": onnx.sha256})) is None
+    assert stages._source(run, ir("int8", {"onnx": "0" * 64})) is None
+    assert stages._source(run, onnx) is None
+    with pytest.raises(
+        EdgeKDError, match=r"model\.onnx is no ONNX in int8: \S+model\.xml cannot be"
+    ):
+        make(tmp_path / "x.edgekd", model=ir("int8", {}), source=onnx)

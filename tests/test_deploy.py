@@ -349,6 +349,17 @@ def test_what_must_be_built_on_the_device(unpacked, monkeypatch):
     assert built.path == folder / "built" / "model.plan"
     assert built.parents == {"onnx": Artifact.load(TINY).sha256}
     assert selftest.run(folder).built  # and not again
+    for path in (folder, folder / "built", folder / "built" / "model.plan"):
+        mode = path.stat().st_mode & 0o777
+        path.chmod(mode | 0o020)
+        with pytest.raises(EdgeKDError, match=rf"others can write to {path}, and no signature"):
+            bundle.loaded(folder)
+        path.chmod(mode)
+    classes = built.spec.model_copy(update={"classes": built.spec.classes[::-1]})
+    for change in ({"spec": classes}, {"parents": {"onnx": "0" * 64}}, {"precision": "fp16"}):
+        built.model_copy(update=change).save(folder / "built")
+        with pytest.raises(EdgeKDError, match="built was not built of this bundle"):
+            bundle.loaded(folder)
     shutil.rmtree(folder / "built")
     model = Artifact.load(folder / "model")
     (folder / "model" / "model.onnx").rename(folder / "model" / "model.xml")
