@@ -32,6 +32,7 @@ from edgekd import (
     selftest,
     service,
     signing,
+    versions,
 )
 from edgekd.cli import app
 from edgekd.deploy_there import Deployed
@@ -133,10 +134,9 @@ def nothing_half(root):
     """Nothing in versions/ but whole versions; no link but to one."""
     for path in (root / "versions").iterdir():
         assert not path.name.startswith("."), path
-        assert deploy_there._wrong(path) == ""
-    for link in ("current", "previous"):
-        if (root / link).is_symlink():
-            assert (root / link / "deployed.json").is_file()
+        assert versions.wrong(path) == ""
+    assert versions.current(root)
+    assert versions.previous(root) != versions.current(root)
 
 
 def test_install_again_upgrade_back(loopback, root, make, keys, tmp_path):
@@ -514,12 +514,12 @@ def test_only_so_many_are_kept(root, make, monkeypatch):
         folder.mkdir(parents=True)
         made(folder, at=f"2026-01-0{i + 1}")
     (root / "versions" / "damaged").mkdir()
-    for link, name in (("current", "v0"), ("previous", "v1")):
-        deploy_there._link(root, link, name)
+    for name in ("v1", "v0"):
+        versions.switch(root, name)
     (root / "venv-used" / "bin").mkdir(parents=True)
     (root / "venv-other" / "bin").mkdir(parents=True)
     made(root / "versions" / "v4", at="2026-01-05", python=str(root / "venv-used/bin/python"))
-    assert deploy_there._prune(root) == ("v3", "v2", "damaged")
+    assert versions.prune(root) == ("v3", "v2", "damaged")
     assert sorted(p.name for p in (root / "versions").iterdir()) == ["v0", "v1", "v4"]
     assert sorted(p.name for p in root.glob("venv-*")) == ["venv-used"]
 
@@ -652,11 +652,15 @@ def test_no_option_is_taken_for_a_host(root, make):
 
 def test_a_folder_that_is_not_ours(root):
     (root / "current").mkdir(parents=True)
+    (root / "versions" / "v1").mkdir(parents=True)
     with pytest.raises(EdgeKDError, match="current is no link of ours"):
-        deploy_there._linked(root, "current")
-    (root / "previous").symlink_to("/etc")
+        versions.current(root)
+    (root / "current").rmdir()
+    made(root / "versions" / "v1")
+    versions.switch(root, "v1")
+    (root / "versions" / "v1" / "previous").symlink_to("/etc")
     with pytest.raises(EdgeKDError, match="leads to /etc, no version of ours"):
-        deploy_there._linked(root, "previous")
+        versions.previous(root)
 
 
 @pytest.mark.parametrize("name", ["../../etc", ".hidden", "a/b", "-rf", "é" * 99, ""])
@@ -749,9 +753,95 @@ def test_a_version_that_the_service_does_not_start_with(systemd, deployed):
     ):
         deploy_there._switched(deployed, "v2")
     assert (deployed / "current").readlink().name == "v1"
-    assert (deployed / "previous").readlink().name == first
+    assert versions.previous(deployed) == first
     assert systemd.started[-1] == "v1"
     assert "v2" in systemd.started
+
+
+def test_an_end_while_the_service_starts(systemd, deployed, monkeypatch):
+    """As when the device is shut down: it has not started with the new version yet."""
+    first = systemd.started[0]
+    systemd.broken = ("v1",)
+    asked = []
+
+    def ended(*_):
+        asked.append(1)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(service.time, "sleep", ended)
+    with pytest.raises(KeyboardInterrupt):
+        deploy_there._switched(deployed, "v1")
+    assert versions.current(deployed) == first
+    assert systemd.started[-1] == first
+    assert versions.previous(deployed) is None
+
+
+CUT = """
+import pathlib, sys, time
+from edgekd import deploy_there, there
+def restart(root):
+    print("switched", flush=True, file=sys.stderr)
+    time.sleep(1)
+    return False
+deploy_there.service.restart = restart
+deploy_there.versions.wrong = lambda folder: ""
+deploy_there.test = lambda *_: None
+sys.exit(there.answer(deploy_there._answer, deploy_there.EdgeKDError))
+"""
+
+
+def test_a_connection_that_is_cut_while_the_service_starts(deployed):
+    """What is left to do there is done, though nobody hears of it: here, to go back."""
+    first = versions.current(deployed)
+    (deployed / "versions" / "v1").mkdir()
+    made(deployed / "versions" / "v1")
+    versions.switch(deployed, "v1")
+    with subprocess.Popen(
+        [sys.executable, "-c", CUT], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        request = deploy_there.Request(command="rollback", root=str(deployed))
+        process.stdin.write(request.model_dump_json() + "\n")
+        process.stdin.flush()
+        assert process.stderr.readline() == "switched\n"
+        assert versions.current(deployed) == first
+        process.stdin.close()
+        assert process.wait(30) == 0
+        assert f"does not start with {first}: v1 is current again" in process.stdout.read()
+    assert versions.current(deployed) == "v1"
+    assert versions.previous(deployed) == first
+
+
+def test_a_kill_between_any_two_steps_of_a_switch(root, monkeypatch):
+    """There is something current, and another version to go back to, all the while."""
+    for name in ("v1", "v2", "v3"):
+        (root / "versions" / name).mkdir(parents=True)
+        made(root / "versions" / name)
+    versions.switch(root, "v1")
+    versions.switch(root, "v2")
+    real = {name: getattr(Path, name) for name in ("unlink", "symlink_to", "replace")}
+
+    def killed(name, at, steps):
+        def step(self, *more, **options):
+            steps.append(name)
+            if len(steps) == at:
+                raise KeyboardInterrupt
+            return real[name](self, *more, **options)
+
+        return step
+
+    for at in range(1, 7):
+        steps = []
+        with monkeypatch.context() as patch:
+            for name in real:
+                patch.setattr(Path, name, killed(name, at, steps))
+            with pytest.raises(KeyboardInterrupt):
+                versions.switch(root, "v3")
+        assert (versions.current(root), versions.previous(root)) == ("v2", "v1")
+    assert steps == [*real, *real]  # it was killed before each of them
+    versions.switch(root, "v3")
+    assert (versions.current(root), versions.previous(root)) == ("v3", "v2")
 
 
 def test_another_service_is_left_alone(systemd, deployed, tmp_path):
