@@ -16,6 +16,7 @@ import time
 import urllib.request
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -677,7 +678,10 @@ def test_the_unit(root, user, version, tmp_path):
     (folder / "current" / "edgekd").write_text("#!/bin/sh\n")
     (folder / "current" / "edgekd").chmod(0o755)
     python = "/home/pi/venv/bin/python" if user else "/usr/bin/python3"
-    made = service.text(folder, python=python, user=user and "root", systemd=version)
+    groups = ("video", "render")
+    made = service.text(folder, python=python, user=user and "root", systemd=version, groups=groups)
+    assert ("SupplementaryGroups=video render" in made.splitlines()) == (not user)
+    assert "PrivateDevices" not in made
     assert ("ProtectHome=read-only" in made) == bool(user)
     assert ("RestartSteps" in made) == (version >= 254)
     assert ("DynamicUser=yes" in made) == (not user)
@@ -695,6 +699,21 @@ def test_the_unit(root, user, version, tmp_path):
     said = [x for x in done.stderr.splitlines() if service.UNIT in x and "Restart" not in x]
     assert not said
     assert done.returncode == 0 or "Failed to" in done.stderr
+
+
+def test_a_made_up_user_gets_at_the_gpu(root, monkeypatch):
+    """As far as its groups are there: in one that is not, systemd starts nothing."""
+    root.mkdir(parents=True)
+    here = [SimpleNamespace(gr_name=name) for name in ("root", "render")]
+    monkeypatch.setattr(service.grp, "getgrall", lambda: here)
+    monkeypatch.setattr(service.os, "geteuid", lambda: 0)
+    service.write(root, "/usr/bin/python3")
+    lines = (root / service.UNIT).read_text().splitlines()
+    assert "DynamicUser=yes" in lines
+    assert "SupplementaryGroups=render" in lines
+    monkeypatch.setattr(service.grp, "getgrall", list)
+    service.write(root, "/usr/bin/python3")
+    assert "SupplementaryGroups" not in (root / service.UNIT).read_text()
 
 
 class Systemd:
