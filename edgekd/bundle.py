@@ -22,7 +22,6 @@ import json
 import os
 import re
 import tempfile
-import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,7 +29,17 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
-from edgekd import __version__, explain, familiar, golden, handover, imaging, runtimes, signing
+from edgekd import (
+    __version__,
+    explain,
+    familiar,
+    golden,
+    handover,
+    imaging,
+    packages,
+    runtimes,
+    signing,
+)
 from edgekd.familiar import Familiar
 from edgekd.records import (
     Artifact,
@@ -41,7 +50,6 @@ from edgekd.records import (
     Stored,
     Timing,
     make_folder,
-    versions,
     write_atomic,
 )
 
@@ -55,8 +63,6 @@ LARGEST = 2 << 30  # bytes of a bundle
 MOST = 64  # entries
 INSIDE = re.compile(r"(model|onnx)/\w[\w .+-]*")  # entries of an artifact
 EXPECTED = "expected.npz"
-DEVICE = ("numpy", "pillow", "pydantic", "typer", "rich")  # what a device has beside its runtime
-SERVE = ("fastapi", "uvicorn", "prometheus-client")  # what `edgekd serve` takes besides
 
 
 class Manifest(Stored):
@@ -128,7 +134,7 @@ def make(
             "from it; bundle it without"
         )
     profile = given.profile.model_copy(update={"latency_table": ""})  # a path of ours
-    wanted = requirements(profile.runtime)
+    wanted = packages.requirements(profile.runtime)
     content = dict(_contents(given, intended_use, wanted))
     manifest = Manifest(
         name=out.name.removesuffix(SUFFIX),
@@ -179,7 +185,7 @@ def _contents(
     lines = (f"- {key}: {value}\n" for key, value in handover.card(given.model, intended_use))
     yield "card.md", "".join(("# Model card\n\n", *lines)).encode()
     yield "requirements.txt", "".join(f"{x}\n" for x in wanted).encode()
-    yield "sbom.cdx.json", sbom(given.model, wanted)
+    yield "sbom.cdx.json", packages.sbom(given.model, wanted)
 
 
 def _json(record: Record) -> bytes:
@@ -220,43 +226,6 @@ def expected(model: Artifact, profile: Profile) -> bytes:
     with io.BytesIO() as buffer:
         np.savez(buffer, maps=np.stack([blank if m is None else m for m in maps]), answers=answers)
         return buffer.getvalue()
-
-
-def requirements(runtime: str) -> tuple[str, ...]:
-    """The packages that a device needs, at the versions that are here: "numpy==2.3.1".
-
-    What is not here, such as `edgekd[serve]`, cannot be named. TensorRT is not among them: JetPack
-    brings it.
-    """
-    needed = sorted([*DEVICE, *SERVE, *([] if runtime == "tensorrt" else [runtime])])
-    found = versions(*needed)
-    return tuple(f"{p}=={found[p]}" for p in needed if p in found)
-
-
-def sbom(model: Artifact, wanted: Sequence[str]) -> bytes:
-    """CycloneDX 1.6: the model and the packages that run it; the same input, the same bytes."""
-    components: list[dict[str, object]] = [
-        {
-            "type": "machine-learning-model", "bom-ref": "model", "name": model.model,
-            "version": model.sha256[:16],
-            "hashes": [{"alg": "SHA-256", "content": model.sha256}],
-        },
-        {"type": "application", "bom-ref": "edgekd", "name": "edgekd", "version": __version__,
-         "purl": f"pkg:pypi/edgekd@{__version__}"},
-    ]  # fmt: skip
-    for line in wanted:
-        name, _, version = line.partition("==")
-        components.append(
-            {"type": "library", "bom-ref": name, "name": name, "version": version,
-             "purl": f"pkg:pypi/{name}@{version}"}
-        )  # fmt: skip
-    serial = uuid.uuid5(uuid.NAMESPACE_URL, f"edgekd:{model.sha256}:{','.join(wanted)}")
-    bom = {
-        "bomFormat": "CycloneDX", "specVersion": "1.6", "serialNumber": f"urn:uuid:{serial}",
-        "version": 1, "components": components,
-        "dependencies": [{"ref": "edgekd", "dependsOn": [c["bom-ref"] for c in components[2:]]}],
-    }  # fmt: skip
-    return (json.dumps(bom, indent=1) + "\n").encode()
 
 
 def _zipped(content: Mapping[str, bytes]) -> bytes:

@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from edgekd import __version__, bundle, deploy_env, selftest, service, there, versions
+from edgekd import __version__, bundle, deploy_env, packages, selftest, service, there, versions
 from edgekd.records import EdgeKDError, Record, RuntimeUnavailable, write_atomic
 from edgekd.versions import BUNDLE, Deployed, Version
 
@@ -245,6 +245,13 @@ def _answered(
             f"the service runs as a user of its own, who cannot read {root}: "
             "deploy as another user, or to a folder such as /opt/edgekd"
         )
+    if not current.wrong and current.deployed.python == sys.executable:
+        inside = root / "versions" / now / bundle.UNPACKED
+        if other := packages.others(bundle.Manifest.load(inside).requirements):
+            notes.append(
+                "the self-test was passed with other versions than those (in brackets) that the "
+                f"bundle was made with: {', '.join(other)}"
+            )
     if lacks := service.lacks():
         notes.append(
             f"edgekd predict works; the service needs {', '.join(lacks)} too: {sys.executable} -m "

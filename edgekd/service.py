@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgekd.bundle import SERVE
+from edgekd.packages import SERVE
 from edgekd.records import write_atomic
 
 UNIT = "edgekd.service"

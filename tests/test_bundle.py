@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import edgekd
-from edgekd import bundle, signing, stages
+from edgekd import bundle, packages, signing, stages
 from edgekd.cli import app
 from edgekd.records import Artifact, EdgeKDError, Profile
 
@@ -62,11 +63,13 @@ def test_what_is_in_it_is_what_it_says(made, tmp_path, keys):
     assert model.evaluation is None
     with np.load(tmp_path / "there" / bundle.EXPECTED) as kept:
         assert kept["maps"].shape[0] == len(kept["answers"]) == 3
-    assert found.manifest.requirements == bundle.requirements("onnxruntime")
+    assert found.manifest.requirements == packages.requirements("onnxruntime")
     assert any(r.startswith("onnxruntime==") for r in found.manifest.requirements)
     bom = json.loads((tmp_path / "there" / "sbom.cdx.json").read_text())
     assert bom["bomFormat"] == "CycloneDX"
-    assert {c["name"] for c in bom["components"]} >= {"edgekd", "numpy", "onnxruntime"}
+    needed = [f"{c['name']}=={c['version']}" for c in bom["components"] if c["type"] == "library"]
+    assert tuple(needed) == found.manifest.requirements
+    assert "edgekd" in {c["name"] for c in bom["components"]}
 
 
 def test_any_flipped_byte_is_noticed(made, tmp_path):
@@ -275,3 +278,53 @@ def test_onnx_of_another_precision_rebuilds_nothing(tmp_path):
         EdgeKDError, match=r"model\.onnx is no ONNX in int8: \S+model\.xml cannot be"
     ):
         make(tmp_path / "x.edgekd", model=ir("int8", {}), source=onnx)
+
+
+def test_the_packages_are_those_of_the_project():
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+
+    def plain(lines):
+        return {re.match(r"[\w-]+", line)[0] for line in lines if "python_version" not in line}
+
+    assert plain(project["dependencies"]) == {*packages.DEVICE}
+    assert plain(extras["serve"]) == {*packages.SERVE}
+    assert plain(extras["dicom"]) == {*packages.DICOM}
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """installed("a", "1.0", "b>=2") is a package of that name here, which needs those lines."""
+    house = tmp_path / "house"
+    monkeypatch.syspath_prepend(house)
+
+    def add(name, version, *needs):
+        info = house / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+        lines += [f"Requires-Dist: {x}" for x in needs]
+        (info / "METADATA").write_text("\n".join(lines) + "\n")
+
+    return add
+
+
+def test_what_is_needed_in_turn(installed):
+    installed("runtime", "1.5", "Some.Thing[fast]>=2", "not-here", "old; python_version < '3'")
+    installed("some-thing", "2.0", "runtime", "quick; extra == 'fast'", "slow; extra == 'slow'")
+    for name in ("quick", "slow", "old"):
+        installed(name, "3.0")
+    before, found = packages.requirements("tensorrt"), packages.requirements("runtime")
+    assert {*found} - {*before} == {"runtime==1.5", "some-thing==2.0", "quick==3.0"}
+    assert list(found) == sorted(found)
+    names = {x.partition("==")[0] for x in before}
+    pytest.importorskip("fastapi", reason="pip install 'edgekd[serve]'")
+    pytest.importorskip("highdicom", reason="pip install 'edgekd[dicom]'")
+    assert names >= {"pydantic-core", "starlette", "h11", "pydicom", "pynetdicom", "highdicom"}
+    assert not names & {"tensorrt", "cryptography", "pytest", "torch"}
+
+
+def test_other_versions_are_told(installed):
+    installed("some-thing", "2.0")
+    wanted = ("some-thing==2.1", "not-here==1.0", *packages.requirements("tensorrt"))
+    assert packages.others(wanted) == ("some-thing 2.0 (2.1)",)

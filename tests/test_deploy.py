@@ -29,6 +29,7 @@ from edgekd import (
     deploy_env,
     deploy_there,
     golden,
+    packages,
     runtimes,
     selftest,
     service,
@@ -557,6 +558,16 @@ def test_back_to_what_is_damaged_or_not_there(loopback, deployed, root, make, tm
     assert "current version is damaged (bundle.edgekd was changed)" in told.stderr
     healed = put(make("second"), root)
     assert healed.current.folder == f"{second.current.folder}.2" == answers(root)
+
+
+def test_other_versions_there_are_told(deployed, monkeypatch):
+    assert not any("numpy" in note for note in deploy_there.status(deployed).notes)
+    real = packages.metadata.version
+    monkeypatch.setattr(
+        packages.metadata, "version", lambda name: "1.26.4" if name == "numpy" else real(name)
+    )
+    (note,) = (n for n in deploy_there.status(deployed).notes if "numpy" in n)
+    assert note.endswith(f"that the bundle was made with: numpy 1.26.4 ({real('numpy')})")
 
 
 def wheel(folder, name, version, files):
