@@ -16,22 +16,30 @@ said of single images stays here.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import io
 import json
 import os
+import re
 import tempfile
-import uuid
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
-from edgekd import __version__, explain, familiar, golden, handover, imaging, runtimes
+from edgekd import (
+    __version__,
+    explain,
+    familiar,
+    golden,
+    handover,
+    imaging,
+    packages,
+    runtimes,
+    signing,
+)
 from edgekd.familiar import Familiar
 from edgekd.records import (
     Artifact,
@@ -42,26 +50,19 @@ from edgekd.records import (
     Stored,
     Timing,
     make_folder,
-    versions,
     write_atomic,
 )
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
-        Ed25519PrivateKey,
-        Ed25519PublicKey,
-    )
 
 R = TypeVar("R", bound=Record)
 SUFFIX = ".edgekd"
 SIGNATURE = "signature.json"
+UNPACKED = "unpacked"  # folder, beside a bundle that was deployed, of all that is in it
 BUILT = "built"  # folder, beside what is unpacked, of a model that was made on the device
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of every entry
 LARGEST = 2 << 30  # bytes of a bundle
 MOST = 64  # entries
+INSIDE = re.compile(r"(model|onnx)/\w[\w .+-]*")  # entries of an artifact
 EXPECTED = "expected.npz"
-DEVICE = ("numpy", "pillow", "pydantic", "typer", "rich")  # what a device has beside its runtime
-SERVE = ("fastapi", "uvicorn", "prometheus-client")  # what `edgekd serve` takes besides
 
 
 class Manifest(Stored):
@@ -80,17 +81,13 @@ class Manifest(Stored):
     verdict: str  # of its explanations: "pass", "fail", ...; empty: not judged
     abstain_below: float  # calibrated probability: no answer is given under it; 0: always one
     despite: str  # why it was bundled although that is no pass; empty: it is
-    buildable: bool  # has onnx/, for what must be built on the device
+    buildable: bool  # has ONNX in the model's precision, for what must be built on the device
     requirements: tuple[str, ...]
     files: dict[str, str]  # path -> sha256
 
 
-class Signature(Record):
-    """Who vouches for a manifest."""
-
-    algorithm: str = "ed25519"
-    public_key: str  # base64 of its 32 bytes
-    signature: str  # base64, of the bytes of bundle.json
+FILES = (Manifest.FILE, SIGNATURE, EXPECTED, familiar.FILE, Timing.FILE, Fidelity.FILE,
+         "report.html", "card.md", "requirements.txt", "sbom.cdx.json")  # fmt: skip
 
 
 class Checked(NamedTuple):
@@ -109,7 +106,7 @@ class Given(NamedTuple):
 
     model: Artifact
     profile: Profile  # the device's
-    source: Artifact | None = None  # ONNX that `model` was made from; None: it is ONNX itself
+    source: Artifact | None = None  # ONNX that says the same; None: `model` is, or there is none
     timing: Timing | None = None
     fidelity: Fidelity | None = None
     report: bytes = b""  # the page, without pictures
@@ -131,8 +128,13 @@ def make(
     key: PEM file of an Ed25519 private key; None: unsigned.
     """
     model, fidelity = given.model, given.fidelity
+    if given.source is not None and not rebuilds(given.source, model):
+        raise EdgeKDError(
+            f"{given.source.path} is no ONNX in {model.precision}: {model.path} cannot be built "
+            "from it; bundle it without"
+        )
     profile = given.profile.model_copy(update={"latency_table": ""})  # a path of ours
-    wanted = requirements(profile.runtime)
+    wanted = packages.requirements(profile.runtime)
     content = dict(_contents(given, intended_use, wanted))
     manifest = Manifest(
         name=out.name.removesuffix(SUFFIX),
@@ -154,7 +156,9 @@ def make(
     first = (manifest.model_dump_json(indent=1) + "\n").encode()
     whole = {Manifest.FILE: first}
     if key is not None:
-        whole[SIGNATURE] = (_signed(first, private_key(key)).model_dump_json() + "\n").encode()
+        whole[SIGNATURE] = (
+            signing.signed(first, signing.private_key(key)).model_dump_json() + "\n"
+        ).encode()
     make_folder(out.parent)
     write_atomic(out, _zipped(whole | content))
     return manifest
@@ -181,7 +185,7 @@ def _contents(
     lines = (f"- {key}: {value}\n" for key, value in handover.card(given.model, intended_use))
     yield "card.md", "".join(("# Model card\n\n", *lines)).encode()
     yield "requirements.txt", "".join(f"{x}\n" for x in wanted).encode()
-    yield "sbom.cdx.json", sbom(given.model, wanted)
+    yield "sbom.cdx.json", packages.sbom(given.model, wanted)
 
 
 def _json(record: Record) -> bytes:
@@ -222,43 +226,6 @@ def expected(model: Artifact, profile: Profile) -> bytes:
     with io.BytesIO() as buffer:
         np.savez(buffer, maps=np.stack([blank if m is None else m for m in maps]), answers=answers)
         return buffer.getvalue()
-
-
-def requirements(runtime: str) -> tuple[str, ...]:
-    """The packages that a device needs, at the versions that are here: "numpy==2.3.1".
-
-    What is not here, such as `edgekd[serve]`, cannot be named. TensorRT is not among them: JetPack
-    brings it.
-    """
-    needed = sorted([*DEVICE, *SERVE, *([] if runtime == "tensorrt" else [runtime])])
-    found = versions(*needed)
-    return tuple(f"{p}=={found[p]}" for p in needed if p in found)
-
-
-def sbom(model: Artifact, wanted: Sequence[str]) -> bytes:
-    """CycloneDX 1.6: the model and the packages that run it; the same input, the same bytes."""
-    components: list[dict[str, object]] = [
-        {
-            "type": "machine-learning-model", "bom-ref": "model", "name": model.model,
-            "version": model.sha256[:16],
-            "hashes": [{"alg": "SHA-256", "content": model.sha256}],
-        },
-        {"type": "application", "bom-ref": "edgekd", "name": "edgekd", "version": __version__,
-         "purl": f"pkg:pypi/edgekd@{__version__}"},
-    ]  # fmt: skip
-    for line in wanted:
-        name, _, version = line.partition("==")
-        components.append(
-            {"type": "library", "bom-ref": name, "name": name, "version": version,
-             "purl": f"pkg:pypi/{name}@{version}"}
-        )  # fmt: skip
-    serial = uuid.uuid5(uuid.NAMESPACE_URL, f"edgekd:{model.sha256}:{','.join(wanted)}")
-    bom = {
-        "bomFormat": "CycloneDX", "specVersion": "1.6", "serialNumber": f"urn:uuid:{serial}",
-        "version": 1, "components": components,
-        "dependencies": [{"ref": "edgekd", "dependsOn": [c["bom-ref"] for c in components[2:]]}],
-    }  # fmt: skip
-    return (json.dumps(bom, indent=1) + "\n").encode()
 
 
 def _zipped(content: Mapping[str, bytes]) -> bytes:
@@ -308,6 +275,7 @@ def unpack(content: Mapping[str, bytes], folder: Path) -> None:
         for name, data in content.items():
             make_folder((whole / name).parent)
             write_atomic(whole / name, data)
+        whole.chmod(0o755)  # nobody else's to write to, whatever the umask
         try:
             whole.rename(folder)
         except OSError:  # another process was quicker
@@ -315,9 +283,55 @@ def unpack(content: Mapping[str, bytes], folder: Path) -> None:
 
 
 def loaded(folder: Path) -> Artifact:
-    """What an unpacked bundle runs: the file that was built on this device, or the bundle's own."""
+    """What an unpacked bundle runs: its own file, or what had to be built of it on this device.
+
+    No signature covers what was built: EdgeKDError unless it is of this bundle, and nobody but us
+    and root can have put it there.
+    """
+    model = Artifact.load(folder / "model")
     built = folder / BUILT
-    return Artifact.load(built if (built / Artifact.FILE).is_file() else folder / "model")
+    if not built.exists():
+        return model
+    needed = must_be_built(model, Manifest.load(folder).profile)
+    source = source_of(model) if needed else None
+    if source is None:
+        raise EdgeKDError(f"{built} is there, but nothing is built of this bundle: remove it")
+    for path in (folder, built, *built.iterdir()):
+        status = path.lstat()
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+            raise EdgeKDError(
+                f"others can write to {path}, and no signature covers what was built on a device: "
+                "chmod or chown it, if you know where it is from, or deploy the bundle anew"
+            )
+    found = Artifact.load(built)
+    own = {name: getattr(model, name) for name in ("folder", "kind", "files", "parents")}
+    same = found.model_copy(update=own) == model and found.parents == {source.kind: source.sha256}
+    if not same or found.files.get(golden.FILE) != model.files[golden.FILE]:
+        raise EdgeKDError(
+            f"{built} was not built of this bundle: remove it, deploy the bundle anew"
+        )
+    return found
+
+
+def must_be_built(model: Artifact, profile: Profile) -> bool:
+    """Whether a device makes what it loads: TensorRT's plan fits one GPU."""
+    if profile.runtime == "tensorrt":
+        return True
+    return model.path.suffix not in runtimes.get(profile.runtime).SUFFIXES
+
+
+def source_of(model: Artifact) -> Artifact | None:
+    """The ONNX that a bundle's model can be built from, itself or in onnx/; None: there is none."""
+    beside = model.folder.parent / "onnx"
+    if model.path.suffix == ".onnx" or not (beside / Artifact.FILE).is_file():
+        return model if model.path.suffix == ".onnx" else None
+    source = Artifact.load(beside)
+    return source if rebuilds(source, model) else None
+
+
+def rebuilds(source: Artifact, model: Artifact) -> bool:
+    """Whether `source` is ONNX in the model's precision: in another it would be another model."""
+    return source.path.suffix == ".onnx" and source.precision == model.precision
 
 
 def _checked(path: Path, content: Mapping[str, bytes], key: Path | None) -> Checked:
@@ -325,10 +339,10 @@ def _checked(path: Path, content: Mapping[str, bytes], key: Path | None) -> Chec
     manifest = _manifest(path, content)
     signer = ""
     if SIGNATURE in content:
-        signature = _parsed(Signature, content[SIGNATURE], f"{path}: {SIGNATURE}")
-        signer = _verified(path, content[Manifest.FILE], signature)
+        signature = _parsed(signing.Signature.parse, content[SIGNATURE], f"{path}: {SIGNATURE}")
+        signer = signing.verified(path, content[Manifest.FILE], signature)
     if key is not None:
-        wanted = fingerprint(public_key(key))
+        wanted = signing.fingerprint(signing.public_key(key))
         if not signer:
             raise EdgeKDError(f"{path} is not signed: make it again with --key")
         if signer != wanted:
@@ -347,9 +361,8 @@ def _read(path: Path) -> dict[str, bytes]:
             if len(entries) > MOST or len(set(names)) < len(names):
                 raise EdgeKDError(f"{path} has too many entries, or two of one name: no bundle")
             for e in entries:
-                parts = PurePosixPath(e.filename).parts
-                plain = e.filename == "/".join(parts) and ".." not in parts
-                if not plain or "\\" in e.filename or not 1 <= len(parts) <= 2 or parts[0] == "/":
+                # By name, for it is unpacked beside source that runs, and records that are ours.
+                if e.filename not in FILES and not INSIDE.fullmatch(e.filename):
                     raise EdgeKDError(f"{path} has an entry {e.filename!r}: no bundle has")
                 if e.compress_type != zipfile.ZIP_STORED or e.flag_bits & 1:
                     raise EdgeKDError(f"{path}: {e.filename} is compressed or locked: no bundle is")
@@ -364,7 +377,7 @@ def _manifest(path: Path, content: Mapping[str, bytes]) -> Manifest:
     """The manifest, if the other entries are those that it names."""
     if Manifest.FILE not in content:
         raise EdgeKDError(f"{path} has no {Manifest.FILE}: it is no bundle")
-    manifest = _parsed(Manifest, content[Manifest.FILE], f"{path}: {Manifest.FILE}")
+    manifest = _parsed(Manifest.read, content[Manifest.FILE], f"{path}: {Manifest.FILE}")
     others = content.keys() - {Manifest.FILE, SIGNATURE}
     if missing := manifest.files.keys() - others:
         raise EdgeKDError(f"{path} lacks {min(missing)}: copy it again")
@@ -376,111 +389,9 @@ def _manifest(path: Path, content: Mapping[str, bytes]) -> Manifest:
     return manifest
 
 
-def _parsed(kind: type[R], data: bytes, source: str) -> R:
+def _parsed(parse: Callable[[Any, str], R], data: bytes, source: str) -> R:
     """A record from JSON of unknown making."""
     try:
-        return kind.parse(json.loads(data), source)
+        return parse(json.loads(data), source)
     except (ValueError, RecursionError) as e:
         raise EdgeKDError(f"{source} is no JSON: {e}") from None
-
-
-# ---- keys
-
-
-def private_key(path: Path) -> Ed25519PrivateKey:
-    """The Ed25519 key in a PEM or OpenSSH file without a passphrase."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import (
-        load_pem_private_key,
-        load_ssh_private_key,
-    )
-
-    data = _key_bytes(path)
-    load = load_ssh_private_key if b"OPENSSH" in data else load_pem_private_key
-    try:
-        found = load(data, None)
-    except (ValueError, TypeError) as e:
-        raise EdgeKDError(f"{path} holds no private key that can be read: {e}") from None
-    if not isinstance(found, Ed25519PrivateKey):
-        raise EdgeKDError(f"{path} is no Ed25519 key: edgekd bundle key makes one")
-    return found
-
-
-def public_key(path: Path) -> Ed25519PublicKey:
-    """The Ed25519 key in a PEM or OpenSSH file ("ssh-ed25519 AAAA...")."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from cryptography.hazmat.primitives.serialization import (
-        load_pem_public_key,
-        load_ssh_public_key,
-    )
-
-    data = _key_bytes(path)
-    load = load_ssh_public_key if data.startswith(b"ssh-") else load_pem_public_key
-    try:
-        found = load(data)
-    except ValueError as e:
-        raise EdgeKDError(f"{path} holds no public key: {e}") from None
-    if not isinstance(found, Ed25519PublicKey):
-        raise EdgeKDError(f"{path} is no Ed25519 key: edgekd bundle key makes one")
-    return found
-
-
-def new_key(path: Path) -> Path:
-    """Write a new private key to `path`, readable by its owner alone, and `path`.pub beside it."""
-    from cryptography.hazmat.primitives import serialization as s
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    public = path.with_name(f"{path.name}.pub")
-    for there in (path, public):
-        if there.exists():
-            raise EdgeKDError(f"{there} is there already: a lost key cannot be had again")
-    key = Ed25519PrivateKey.generate()
-    make_folder(path.parent)
-    private = key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption())
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f:
-        f.write(private)
-    pem = s.PublicFormat.SubjectPublicKeyInfo
-    write_atomic(public, key.public_key().public_bytes(s.Encoding.PEM, pem))
-    return public
-
-
-def fingerprint(key: Ed25519PublicKey) -> str:
-    """As `ssh-keygen -l` tells it: "SHA256:..."."""
-    from cryptography.hazmat.primitives import serialization as s
-
-    line = key.public_bytes(s.Encoding.OpenSSH, s.PublicFormat.OpenSSH)
-    digest = hashlib.sha256(base64.b64decode(line.split()[1])).digest()
-    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
-
-
-def _key_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as e:
-        raise EdgeKDError(f"cannot read the key {path}: {e.strerror}") from None
-
-
-def _signed(data: bytes, key: Ed25519PrivateKey) -> Signature:
-    from cryptography.hazmat.primitives import serialization as s
-
-    raw = key.public_key().public_bytes(s.Encoding.Raw, s.PublicFormat.Raw)
-    made = key.sign(data)
-    return Signature(public_key=base64.b64encode(raw).decode(),
-                     signature=base64.b64encode(made).decode())  # fmt: skip
-
-
-def _verified(path: Path, data: bytes, told: Signature) -> str:
-    """The fingerprint of the key that signed `data`; EdgeKDError if it did not."""
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-    if told.algorithm != "ed25519":
-        raise EdgeKDError(f"{path} is signed with {told.algorithm}, ed25519 is known")
-    try:
-        raw = base64.b64decode(told.public_key, validate=True)
-        key = Ed25519PublicKey.from_public_bytes(raw)
-        key.verify(base64.b64decode(told.signature, validate=True), data)
-    except (InvalidSignature, ValueError, binascii.Error):
-        raise EdgeKDError(f"{path}: its signature is not that of {Manifest.FILE}: do not use it") \
-            from None  # fmt: skip
-    return fingerprint(key)

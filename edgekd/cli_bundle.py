@@ -102,6 +102,6 @@ def new_key(
 
     Example: edgekd bundle key release.pem
     """
-    from edgekd import bundle as bundles
+    from edgekd import signing
 
-    typer.echo(str(bundles.new_key(file)))
+    typer.echo(str(signing.new_key(file)))

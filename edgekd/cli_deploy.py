@@ -11,7 +11,8 @@ from edgekd.options import JsonOption, KeyOption, result
 from edgekd.records import EdgeKDError
 
 if TYPE_CHECKING:
-    from edgekd.deploy_there import Answer, Version
+    from edgekd.deploy_there import Answer
+    from edgekd.versions import Version
 
 
 def deploy(

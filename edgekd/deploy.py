@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgekd import bundle, remote
-from edgekd.deploy_there import Answer, Deployed, Request
+from edgekd.deploy_there import Answer, Request
 from edgekd.records import EdgeKDError, Track, sha256, untracked
 from edgekd.ssh import Device, printable
+from edgekd.versions import Deployed
 
 FOLDER = "edgekd"  # in the home folder there
 OPTION = "--python"

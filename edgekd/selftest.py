@@ -99,21 +99,17 @@ def run(folder: Path) -> SelfTest:
 
 
 def build(folder: Path, profile: Profile) -> None:
-    """Make what this device loads, where the bundle cannot have it: TensorRT's plan fits one GPU.
+    """Make what this device loads, where the bundle cannot have it.
 
     It is made of ONNX in the model's own precision, or not at all.
     """
     runtime = runtimes.get(profile.runtime)
     model = Artifact.load(folder / "model")
-    fits = model.path.suffix in runtime.SUFFIXES
-    if fits and profile.runtime != "tensorrt":
+    if not bundle.must_be_built(model, profile):
         return
-    beside = folder / "onnx"
-    source = model
-    if model.path.suffix != ".onnx" and (beside / Artifact.FILE).is_file():
-        source = Artifact.load(beside)
-    if source.path.suffix != ".onnx" or source.precision != model.precision:
-        if fits:
+    source = bundle.source_of(model)
+    if source is None:
+        if model.path.suffix in runtime.SUFFIXES:
             return  # made for this very GPU, or opening it says what it was made for
         raise EdgeKDError(
             f"{profile.runtime} does not load {model.path.name}, and the bundle has no ONNX file "
@@ -131,6 +127,8 @@ def build(folder: Path, profile: Profile) -> None:
         "parents": {source.kind: source.sha256},
     }
     model.model_copy(update=update).save(half)
+    for path in (half, *half.iterdir()):  # `bundle.loaded` refuses what others can write to
+        path.chmod(path.stat().st_mode & ~0o022)
     half.rename(out)
 
 

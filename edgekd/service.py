@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import importlib.util
 import os
 import pwd
@@ -10,9 +11,10 @@ import shlex
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from edgekd.bundle import SERVE
+from edgekd.packages import SERVE
 from edgekd.records import write_atomic
 
 UNIT = "edgekd.service"
@@ -22,11 +24,13 @@ UP_SECONDS = 120.0  # that it is given to say that it is ready
 POLL_SECONDS = 0.5
 FAILURES = 3  # times that it may fail at that
 NEEDS = tuple(name.replace("-", "_") for name in SERVE)  # modules
+GROUPS = ("video", "render")  # that own the device nodes of GPUs and NPUs
 COMMAND = "edgekd"  # in a version's folder: its Python with its own source
 
 
-def text(root: Path, *, python: str, user: str, systemd: int) -> str:
-    """The unit of what is deployed in `root`. user: "" for one that systemd makes up.
+def text(root: Path, *, python: str, user: str, systemd: int, groups: Sequence[str] = ()) -> str:
+    """The unit of what is deployed in `root`. user: "" for one that systemd makes up, who is in
+    `groups`; any other is in its own.
 
     Nothing is writable but the cache of compiled models and the audit log. No
     MemoryDenyWriteExecute: runtimes compile kernels in memory.
@@ -36,6 +40,8 @@ def text(root: Path, *, python: str, user: str, systemd: int) -> str:
     backoff = ["RestartSteps=8", "RestartMaxDelaySec=60"] if systemd >= BACKOFF else []
     # What it compiled in the self-test is in the cache already, so it need not be written to.
     writable = [f"ReadWritePaths={word(f'-{cache}')}"] if user else []
+    # A user of no group is refused the GPU or NPU that root's self-test was passed on.
+    among = [f"SupplementaryGroups={' '.join(groups)}"] if groups else []
     lines = [
         "[Unit]",
         "Description=EdgeKD: the current image classifier",
@@ -56,7 +62,7 @@ def text(root: Path, *, python: str, user: str, systemd: int) -> str:
         *backoff,
         "TimeoutStartSec=300",  # a driver may compile
         "WatchdogSec=60",
-        f"User={user}" if user else "DynamicUser=yes",
+        *([f"User={user}"] if user else ["DynamicUser=yes", *among]),
         "NoNewPrivileges=yes",
         "CapabilityBoundingSet=",
         "ProtectSystem=strict",
@@ -80,7 +86,7 @@ def text(root: Path, *, python: str, user: str, systemd: int) -> str:
 
 
 def word(value: object) -> str:
-    """One word of a unit's line; `there.place` refuses what quotes do not keep."""
+    """One word of a unit's line; `deploy.Target` refuses what quotes do not keep."""
     return f'"{value}"'
 
 
@@ -95,7 +101,8 @@ def write(root: Path, python: str) -> tuple[str, ...]:
     """
     user = "" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
     found = re.match(r"systemd (\d+)", _systemctl("--version"))
-    made = text(root, python=python, user=user, systemd=int(found[1]) if found else 0)
+    version = int(found[1]) if found else 0
+    made = text(root, python=python, user=user, systemd=version, groups=device_groups())
     path = root / UNIT
     if not path.is_file() or path.read_text("utf-8") != made:
         write_atomic(path, made)
@@ -108,6 +115,12 @@ def write(root: Path, python: str) -> tuple[str, ...]:
         f"sudo install -m 644 {shlex.quote(str(path))} {INSTALLED}/",
         f"sudo systemctl daemon-reload && sudo systemctl enable --now {UNIT}",
     )
+
+
+def device_groups() -> tuple[str, ...]:
+    """Those of GROUPS that are here: systemd starts nothing in one that is not."""
+    here = {g.gr_name for g in grp.getgrall()}
+    return tuple(g for g in GROUPS if g in here)
 
 
 def state() -> str:

@@ -30,6 +30,8 @@ def bundled(path: Path, made: Manifest, signer: str) -> Group:
     if made.despite:
         table.add_row("bundled despite that", plain(made.despite))
     table.add_row("intended use", plain(made.intended_use))
+    built = "yes, where its runtime takes that" if made.buildable else "no: it runs as it is"
+    table.add_row("built on the device", built)
     table.add_row("needs", ", ".join(made.requirements))
     table.add_row("files", str(len(made.files)))
     if signer:

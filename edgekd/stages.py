@@ -268,9 +268,7 @@ def bundle(
             f"the verdict of its explanations is {(fidelity.verdict or 'absent').upper()}: "
             "--despite REASON bundles it all the same, and the reason stands in the bundle"
         )
-    source = None
-    if last.path.suffix != ".onnx":
-        source = Artifact.load(place.folder / "onnx")
+    source = _source(place.folder, last)
     path = out or place.folder / f"{place.folder.name}{bundles.SUFFIX}"
     with tempfile.TemporaryDirectory() as empty:
         page = _page(
@@ -289,6 +287,20 @@ def bundle(
         key=key,
     )  # fmt: skip
     return path, made
+
+
+def _source(folder: Path, made: Artifact) -> Artifact | None:
+    """The run's ONNX that `made` says the same as, in its precision; None: it is, or has none."""
+    from edgekd import bundle as bundles
+
+    if made.path.suffix == ".onnx":
+        return None
+    for name in ("onnx", made.precision):
+        if (folder / name / Artifact.FILE).is_file():
+            source = Artifact.load(folder / name)
+            if source.sha256 in made.parents.values() and bundles.rebuilds(source, made):
+                return source
+    return None  # NNCF's INT8, or FP16: no ONNX of the run has those weights
 
 
 def report(place: Place, *, cases: int, pictures: bool = True) -> Path:

@@ -97,13 +97,18 @@ class Stored(Record):
             raise EdgeKDError(f"{folder} holds no {cls.FILE}: run that stage (again)") from None
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
             raise EdgeKDError(f"{path} is not JSON ({e}): delete {folder}, run again") from None
+        return cls.read(data, str(path))
+
+    @classmethod
+    def read(cls, data: Any, source: str) -> Self:
+        """The record of a file's JSON; EdgeKDError if it is of another version, too."""
         version = data.get("schema_version") if isinstance(data, dict) else None
         if version != SCHEMA:
             raise EdgeKDError(
-                f"{path} has schema version {version}, this edgekd reads {SCHEMA}: "
+                f"{source} has schema version {version}, this edgekd reads {SCHEMA}: "
                 "use the edgekd that wrote it, or run the stage again"
             )
-        return cls.parse(data, str(path))
+        return cls.parse(data, source)
 
     def save(self, folder: Path) -> Self:
         """Write the record's file into `folder`, atomically; to be called last by a stage."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 READY = "edgekd-there"  # the first line of ours: a login shell may print before it
 KILL_SECONDS = 5  # that what runs here is given to end in order
+ENDS = threading.RLock()  # whoever has it says whether we end with stdin; it is never given back
 
 # A line of the answer. begin, total, step, end: a bar begins, moves or ends; send: from where on
 # the files that were announced are wanted; error, result: the last.
@@ -85,6 +86,7 @@ def end_with_stdin() -> None:
     def watch() -> None:
         while os.read(0, 1 << 16):  # not sys.stdin: its lock would be held when Python ends
             pass
+        ENDS.acquire()
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(KILL_SECONDS)
         os.killpg(0, signal.SIGKILL)
@@ -96,3 +98,8 @@ def end_with_stdin() -> None:
         os.setsid()
     signal.signal(signal.SIGTERM, stop)
     threading.Thread(target=watch, daemon=True).start()
+
+
+def outlive_stdin() -> None:
+    """From now on go on to the end, though the connection be gone; stop if it is already."""
+    ENDS.acquire()

@@ -1,7 +1,10 @@
 """What a device gets is what was bundled, by whom, or it is refused."""
 
+import hashlib
 import io
 import json
+import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import edgekd
-from edgekd import bundle
+from edgekd import bundle, packages, signing, stages
 from edgekd.cli import app
 from edgekd.records import Artifact, EdgeKDError, Profile
 
@@ -23,7 +26,7 @@ CPU = Profile(name="cpu", runtime="onnxruntime", device="CPU")
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
     folder = tmp_path_factory.mktemp("keys")
-    return bundle.new_key(folder / "a.pem"), bundle.new_key(folder / "b.pem")
+    return signing.new_key(folder / "a.pem"), signing.new_key(folder / "b.pem")
 
 
 def make(out, key=None, intended_use="research", **change):
@@ -60,11 +63,13 @@ def test_what_is_in_it_is_what_it_says(made, tmp_path, keys):
     assert model.evaluation is None
     with np.load(tmp_path / "there" / bundle.EXPECTED) as kept:
         assert kept["maps"].shape[0] == len(kept["answers"]) == 3
-    assert found.manifest.requirements == bundle.requirements("onnxruntime")
+    assert found.manifest.requirements == packages.requirements("onnxruntime")
     assert any(r.startswith("onnxruntime==") for r in found.manifest.requirements)
     bom = json.loads((tmp_path / "there" / "sbom.cdx.json").read_text())
     assert bom["bomFormat"] == "CycloneDX"
-    assert {c["name"] for c in bom["components"]} >= {"edgekd", "numpy", "onnxruntime"}
+    needed = [f"{c['name']}=={c['version']}" for c in bom["components"] if c["type"] == "library"]
+    assert tuple(needed) == found.manifest.requirements
+    assert "edgekd" in {c["name"] for c in bom["components"]}
 
 
 def test_any_flipped_byte_is_noticed(made, tmp_path):
@@ -125,12 +130,22 @@ def test_signed_anew_by_another(made, tmp_path, keys):
     ("change", "words"),
     [
         (lambda c: c.pop("card.md"), "lacks card.md"),
-        (lambda c: c.update({"more.py": b""}), "has more.py, which"),
+        (lambda c: c.update({"onnx/more": b""}), "has onnx/more, which"),
         (lambda c: c.update({"card.md": b"other"}), "card.md is not what was bundled"),
         (lambda c: c.pop("bundle.json"), "it is no bundle"),
         (lambda c: c.update({"bundle.json": b"{"}), "is no JSON"),
         (lambda c: c.update({"bundle.json": b"[]"}), "bundle.json"),
         (lambda c: c.update({"bundle.json": b"{}"}), "bundle.json"),
+        (
+            lambda c: c.update(
+                {
+                    "bundle.json": c["bundle.json"].replace(
+                        b'"schema_version": 1,', b'"schema_version": 99,', 1
+                    )
+                }
+            ),
+            r"bundle\.json has schema version 99, this edgekd reads 1",
+        ),
     ],
 )
 def test_what_is_not_as_bundled(made, change, words):
@@ -141,15 +156,19 @@ def test_what_is_not_as_bundled(made, change, words):
 
 
 @pytest.mark.parametrize(
-    "name", ["../evil", "/evil", "a/../../evil", "a\\evil", "a/b/c", "./evil", "a//b", "model/"]
-)
+    "name",
+    ["../evil", "/evil", "a/../../evil", "a\\evil", "a/b/c", "./evil", "a//b", "model/", "model/..",
+     "model/../evil", "model/a/evil", "MODEL/evil", "src/sitecustomize.py", "deployed.json",
+     "built/artifact.json", "unpacked/x", "edgekd", "bundle.edgekd"],
+)  # fmt: skip
 def test_no_entry_leads_out(made, tmp_path, name):
     with io.BytesIO() as buffer:
         with zipfile.ZipFile(buffer, "w") as whole:
-            whole.writestr(name, b"x")
+            whole.writestr(zipfile.ZipInfo(name), b"x")
         made.write_bytes(buffer.getvalue())
-    with pytest.raises(EdgeKDError, match=r"has an entry|no bundle"):
-        bundle.extract(made, tmp_path / "deep" / "there")
+    for ask in (bundle.check, lambda p: bundle.extract(p, tmp_path / "deep" / "there")):
+        with pytest.raises(EdgeKDError, match=r"has an entry"):
+            ask(made)
     assert not list(tmp_path.rglob("evil"))
 
 
@@ -180,12 +199,12 @@ def test_keys(tmp_path, keys):
     private = keys[0].with_suffix("")
     assert private.stat().st_mode & 0o777 == 0o600
     with pytest.raises(EdgeKDError, match="cannot be had again"):
-        bundle.new_key(private)
-    for load, path in ((bundle.private_key, keys[0]), (bundle.public_key, private)):
+        signing.new_key(private)
+    for load, path in ((signing.private_key, keys[0]), (signing.public_key, private)):
         with pytest.raises(EdgeKDError, match="key"):
             load(path)
     with pytest.raises(EdgeKDError, match="cannot read the key"):
-        bundle.public_key(tmp_path / "none")
+        signing.public_key(tmp_path / "none")
 
 
 def test_openssh_keys_are_read_too(tmp_path):
@@ -216,3 +235,96 @@ def test_the_commands(made, tmp_path, keys):
     told = run(app, ["bundle", "key", str(tmp_path / "k.pem")])
     assert told.exit_code == 0
     assert (tmp_path / "k.pem.pub").is_file()
+
+
+def test_signed_code_is_code_all_the_same(made, keys):
+    """Whoever has the key vouches for a model, not for what runs beside it."""
+
+    def change(content):
+        content["src/sitecustomize.py"] = b"raise SystemExit"
+        manifest = bundle.Manifest.parse(json.loads(content["bundle.json"]), "bundle.json")
+        files = manifest.files | {
+            "src/sitecustomize.py": hashlib.sha256(b"raise SystemExit").hexdigest()
+        }
+        first = (manifest.model_copy(update={"files": files}).model_dump_json() + "\n").encode()
+        told = signing.signed(first, signing.private_key(keys[0].with_suffix("")))
+        content.update({"bundle.json": first, "signature.json": told.model_dump_json().encode()})
+
+    rewritten(made, change)
+    with pytest.raises(EdgeKDError, match=r"has an entry 'src/sitecustomize\.py': no bundle has"):
+        bundle.check(made, keys[0])
+
+
+def test_onnx_of_another_precision_rebuilds_nothing(tmp_path):
+    """A run's ONNX is FP32; of what was quantised afterwards it knows nothing."""
+    onnx = Artifact.load(TINY)
+    run = tmp_path / "run"
+    shutil.copytree(TINY, run / "onnx")
+    shutil.copytree(TINY, run / "int8")
+    small = onnx.model_copy(update={"precision": "int8"}).save(run / "int8")
+    (tmp_path / "model.xml").touch()
+
+    def ir(precision, parents):
+        files = {"model.xml": "0" * 64}
+        change = {"files": files, "precision": precision, "parents": parents, "folder": tmp_path}
+        return onnx.model_copy(update=change)
+
+    assert stages._source(run, ir("fp32", {"onnx": onnx.sha256})).folder == run / "onnx"
+    assert stages._source(run, ir("int8", {"onnx": small.sha256})).folder == run / "int8"  # QDQ
+    assert stages._source(run, ir("fp16", {"onnx": onnx.sha256})) is None
+    assert stages._source(run, ir("int8", {"onnx": "0" * 64})) is None
+    assert stages._source(run, onnx) is None
+    with pytest.raises(
+        EdgeKDError, match=r"model\.onnx is no ONNX in int8: \S+model\.xml cannot be"
+    ):
+        make(tmp_path / "x.edgekd", model=ir("int8", {}), source=onnx)
+
+
+def test_the_packages_are_those_of_the_project():
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+
+    def plain(lines):
+        return {re.match(r"[\w-]+", line)[0] for line in lines if "python_version" not in line}
+
+    assert plain(project["dependencies"]) == {*packages.DEVICE}
+    assert plain(extras["serve"]) == {*packages.SERVE}
+    assert plain(extras["dicom"]) == {*packages.DICOM}
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """installed("a", "1.0", "b>=2") is a package of that name here, which needs those lines."""
+    house = tmp_path / "house"
+    monkeypatch.syspath_prepend(house)
+
+    def add(name, version, *needs):
+        info = house / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+        lines += [f"Requires-Dist: {x}" for x in needs]
+        (info / "METADATA").write_text("\n".join(lines) + "\n")
+
+    return add
+
+
+def test_what_is_needed_in_turn(installed):
+    installed("runtime", "1.5", "Some.Thing[fast]>=2", "not-here", "old; python_version < '3'")
+    installed("some-thing", "2.0", "runtime", "quick; extra == 'fast'", "slow; extra == 'slow'")
+    for name in ("quick", "slow", "old"):
+        installed(name, "3.0")
+    before, found = packages.requirements("tensorrt"), packages.requirements("runtime")
+    assert {*found} - {*before} == {"runtime==1.5", "some-thing==2.0", "quick==3.0"}
+    assert list(found) == sorted(found)
+    names = {x.partition("==")[0] for x in before}
+    pytest.importorskip("fastapi", reason="pip install 'edgekd[serve]'")
+    pytest.importorskip("highdicom", reason="pip install 'edgekd[dicom]'")
+    assert names >= {"pydantic-core", "starlette", "h11", "pydicom", "pynetdicom", "highdicom"}
+    assert not names & {"tensorrt", "cryptography", "pytest", "torch"}
+
+
+def test_other_versions_are_told(installed):
+    installed("some-thing", "2.0")
+    wanted = ("some-thing==2.1", "not-here==1.0", *packages.requirements("tensorrt"))
+    assert packages.others(wanted) == ("some-thing 2.0 (2.1)",)

@@ -16,13 +16,26 @@ import time
 import urllib.request
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import edgekd
-from edgekd import bundle, deploy, deploy_env, deploy_there, golden, runtimes, selftest, service
+from edgekd import (
+    bundle,
+    deploy,
+    deploy_env,
+    deploy_there,
+    golden,
+    packages,
+    runtimes,
+    selftest,
+    service,
+    signing,
+    versions,
+)
 from edgekd.cli import app
 from edgekd.deploy_there import Deployed
 from edgekd.records import Artifact, Budget, EdgeKDError, Profile, RuntimeUnavailable, sha256
@@ -36,7 +49,7 @@ CPU = Profile(name="cpu", runtime="onnxruntime", device="CPU", threads=1)
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
     folder = tmp_path_factory.mktemp("keys")
-    return bundle.new_key(folder / "a.pem"), bundle.new_key(folder / "b.pem")
+    return signing.new_key(folder / "a.pem"), signing.new_key(folder / "b.pem")
 
 
 @pytest.fixture
@@ -87,7 +100,7 @@ def answers(root):
     """The current version, if every byte of it is right and it says what it has to."""
     folder = (root / "current").resolve()
     found = bundle.check(folder / "bundle.edgekd")
-    model = Artifact.load(folder / "model")
+    model = Artifact.load(folder / "unpacked" / "model")
     assert found.manifest.model == model.sha256
     session = runtimes.open_session(model, found.manifest.profile)
     assert golden.verify(model, session, "onnxruntime", "CPU").ok
@@ -123,10 +136,9 @@ def nothing_half(root):
     """Nothing in versions/ but whole versions; no link but to one."""
     for path in (root / "versions").iterdir():
         assert not path.name.startswith("."), path
-        assert deploy_there._wrong(path) == ""
-    for link in ("current", "previous"):
-        if (root / link).is_symlink():
-            assert (root / link / "deployed.json").is_file()
+        assert versions.wrong(path) == ""
+    assert versions.current(root)
+    assert versions.previous(root) != versions.current(root)
 
 
 def test_install_again_upgrade_back(loopback, root, make, keys, tmp_path):
@@ -339,6 +351,17 @@ def test_what_must_be_built_on_the_device(unpacked, monkeypatch):
     assert built.path == folder / "built" / "model.plan"
     assert built.parents == {"onnx": Artifact.load(TINY).sha256}
     assert selftest.run(folder).built  # and not again
+    for path in (folder, folder / "built", folder / "built" / "model.plan"):
+        mode = path.stat().st_mode & 0o777
+        path.chmod(mode | 0o020)
+        with pytest.raises(EdgeKDError, match=rf"others can write to {path}, and no signature"):
+            bundle.loaded(folder)
+        path.chmod(mode)
+    classes = built.spec.model_copy(update={"classes": built.spec.classes[::-1]})
+    for change in ({"spec": classes}, {"parents": {"onnx": "0" * 64}}, {"precision": "fp16"}):
+        built.model_copy(update=change).save(folder / "built")
+        with pytest.raises(EdgeKDError, match="built was not built of this bundle"):
+            bundle.loaded(folder)
     shutil.rmtree(folder / "built")
     model = Artifact.load(folder / "model")
     (folder / "model" / "model.onnx").rename(folder / "model" / "model.xml")
@@ -493,12 +516,12 @@ def test_only_so_many_are_kept(root, make, monkeypatch):
         folder.mkdir(parents=True)
         made(folder, at=f"2026-01-0{i + 1}")
     (root / "versions" / "damaged").mkdir()
-    for link, name in (("current", "v0"), ("previous", "v1")):
-        deploy_there._link(root, link, name)
+    for name in ("v1", "v0"):
+        versions.switch(root, name)
     (root / "venv-used" / "bin").mkdir(parents=True)
     (root / "venv-other" / "bin").mkdir(parents=True)
     made(root / "versions" / "v4", at="2026-01-05", python=str(root / "venv-used/bin/python"))
-    assert deploy_there._prune(root) == ("v3", "v2", "damaged")
+    assert versions.prune(root) == ("v3", "v2", "damaged")
     assert sorted(p.name for p in (root / "versions").iterdir()) == ["v0", "v1", "v4"]
     assert sorted(p.name for p in root.glob("venv-*")) == ["venv-used"]
 
@@ -523,7 +546,7 @@ def test_back_to_what_is_damaged_or_not_there(loopback, deployed, root, make, tm
         deploy_there.rollback(root)
     first = answers(root)
     second = put(make("second"), root)
-    path = root / "versions" / first / "model" / "model.onnx"
+    path = root / "versions" / first / "unpacked" / "model" / "model.onnx"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(EdgeKDError, match=r"good-\w+ is damaged \(model/model.onnx was changed\)"):
         deploy_there.rollback(root)
@@ -535,6 +558,16 @@ def test_back_to_what_is_damaged_or_not_there(loopback, deployed, root, make, tm
     assert "current version is damaged (bundle.edgekd was changed)" in told.stderr
     healed = put(make("second"), root)
     assert healed.current.folder == f"{second.current.folder}.2" == answers(root)
+
+
+def test_other_versions_there_are_told(deployed, monkeypatch):
+    assert not any("numpy" in note for note in deploy_there.status(deployed).notes)
+    real = packages.metadata.version
+    monkeypatch.setattr(
+        packages.metadata, "version", lambda name: "1.26.4" if name == "numpy" else real(name)
+    )
+    (note,) = (n for n in deploy_there.status(deployed).notes if "numpy" in n)
+    assert note.endswith(f"that the bundle was made with: numpy 1.26.4 ({real('numpy')})")
 
 
 def wheel(folder, name, version, files):
@@ -631,11 +664,15 @@ def test_no_option_is_taken_for_a_host(root, make):
 
 def test_a_folder_that_is_not_ours(root):
     (root / "current").mkdir(parents=True)
+    (root / "versions" / "v1").mkdir(parents=True)
     with pytest.raises(EdgeKDError, match="current is no link of ours"):
-        deploy_there._linked(root, "current")
-    (root / "previous").symlink_to("/etc")
+        versions.current(root)
+    (root / "current").rmdir()
+    made(root / "versions" / "v1")
+    versions.switch(root, "v1")
+    (root / "versions" / "v1" / "previous").symlink_to("/etc")
     with pytest.raises(EdgeKDError, match="leads to /etc, no version of ours"):
-        deploy_there._linked(root, "previous")
+        versions.previous(root)
 
 
 @pytest.mark.parametrize("name", ["../../etc", ".hidden", "a/b", "-rf", "é" * 99, ""])
@@ -652,7 +689,10 @@ def test_the_unit(root, user, version, tmp_path):
     (folder / "current" / "edgekd").write_text("#!/bin/sh\n")
     (folder / "current" / "edgekd").chmod(0o755)
     python = "/home/pi/venv/bin/python" if user else "/usr/bin/python3"
-    made = service.text(folder, python=python, user=user and "root", systemd=version)
+    groups = ("video", "render")
+    made = service.text(folder, python=python, user=user and "root", systemd=version, groups=groups)
+    assert ("SupplementaryGroups=video render" in made.splitlines()) == (not user)
+    assert "PrivateDevices" not in made
     assert ("ProtectHome=read-only" in made) == bool(user)
     assert ("RestartSteps" in made) == (version >= 254)
     assert ("DynamicUser=yes" in made) == (not user)
@@ -670,6 +710,21 @@ def test_the_unit(root, user, version, tmp_path):
     said = [x for x in done.stderr.splitlines() if service.UNIT in x and "Restart" not in x]
     assert not said
     assert done.returncode == 0 or "Failed to" in done.stderr
+
+
+def test_a_made_up_user_gets_at_the_gpu(root, monkeypatch):
+    """As far as its groups are there: in one that is not, systemd starts nothing."""
+    root.mkdir(parents=True)
+    here = [SimpleNamespace(gr_name=name) for name in ("root", "render")]
+    monkeypatch.setattr(service.grp, "getgrall", lambda: here)
+    monkeypatch.setattr(service.os, "geteuid", lambda: 0)
+    service.write(root, "/usr/bin/python3")
+    lines = (root / service.UNIT).read_text().splitlines()
+    assert "DynamicUser=yes" in lines
+    assert "SupplementaryGroups=render" in lines
+    monkeypatch.setattr(service.grp, "getgrall", list)
+    service.write(root, "/usr/bin/python3")
+    assert "SupplementaryGroups" not in (root / service.UNIT).read_text()
 
 
 class Systemd:
@@ -728,9 +783,95 @@ def test_a_version_that_the_service_does_not_start_with(systemd, deployed):
     ):
         deploy_there._switched(deployed, "v2")
     assert (deployed / "current").readlink().name == "v1"
-    assert (deployed / "previous").readlink().name == first
+    assert versions.previous(deployed) == first
     assert systemd.started[-1] == "v1"
     assert "v2" in systemd.started
+
+
+def test_an_end_while_the_service_starts(systemd, deployed, monkeypatch):
+    """As when the device is shut down: it has not started with the new version yet."""
+    first = systemd.started[0]
+    systemd.broken = ("v1",)
+    asked = []
+
+    def ended(*_):
+        asked.append(1)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(service.time, "sleep", ended)
+    with pytest.raises(KeyboardInterrupt):
+        deploy_there._switched(deployed, "v1")
+    assert versions.current(deployed) == first
+    assert systemd.started[-1] == first
+    assert versions.previous(deployed) is None
+
+
+CUT = """
+import pathlib, sys, time
+from edgekd import deploy_there, there
+def restart(root):
+    print("switched", flush=True, file=sys.stderr)
+    time.sleep(1)
+    return False
+deploy_there.service.restart = restart
+deploy_there.versions.wrong = lambda folder: ""
+deploy_there.test = lambda *_: None
+sys.exit(there.answer(deploy_there._answer, deploy_there.EdgeKDError))
+"""
+
+
+def test_a_connection_that_is_cut_while_the_service_starts(deployed):
+    """What is left to do there is done, though nobody hears of it: here, to go back."""
+    first = versions.current(deployed)
+    (deployed / "versions" / "v1").mkdir()
+    made(deployed / "versions" / "v1")
+    versions.switch(deployed, "v1")
+    with subprocess.Popen(
+        [sys.executable, "-c", CUT], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        request = deploy_there.Request(command="rollback", root=str(deployed))
+        process.stdin.write(request.model_dump_json() + "\n")
+        process.stdin.flush()
+        assert process.stderr.readline() == "switched\n"
+        assert versions.current(deployed) == first
+        process.stdin.close()
+        assert process.wait(30) == 0
+        assert f"does not start with {first}: v1 is current again" in process.stdout.read()
+    assert versions.current(deployed) == "v1"
+    assert versions.previous(deployed) == first
+
+
+def test_a_kill_between_any_two_steps_of_a_switch(root, monkeypatch):
+    """There is something current, and another version to go back to, all the while."""
+    for name in ("v1", "v2", "v3"):
+        (root / "versions" / name).mkdir(parents=True)
+        made(root / "versions" / name)
+    versions.switch(root, "v1")
+    versions.switch(root, "v2")
+    real = {name: getattr(Path, name) for name in ("unlink", "symlink_to", "replace")}
+
+    def killed(name, at, steps):
+        def step(self, *more, **options):
+            steps.append(name)
+            if len(steps) == at:
+                raise KeyboardInterrupt
+            return real[name](self, *more, **options)
+
+        return step
+
+    for at in range(1, 7):
+        steps = []
+        with monkeypatch.context() as patch:
+            for name in real:
+                patch.setattr(Path, name, killed(name, at, steps))
+            with pytest.raises(KeyboardInterrupt):
+                versions.switch(root, "v3")
+        assert (versions.current(root), versions.previous(root)) == ("v2", "v1")
+    assert steps == [*real, *real]  # it was killed before each of them
+    versions.switch(root, "v3")
+    assert (versions.current(root), versions.previous(root)) == ("v3", "v2")
 
 
 def test_another_service_is_left_alone(systemd, deployed, tmp_path):

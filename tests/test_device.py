@@ -132,18 +132,23 @@ def test_what_was_unpacked_and_changed_since_is_refused(made, cache):
 
 
 def test_where_it_was_deployed_it_is_not_unpacked_again(made, tmp_path, cache):
-    """And what was built there is what runs."""
+    """And what claims to be built there runs only if something had to be."""
     there = tmp_path / "versions" / "tiny-1"
-    bundle.extract(made, there)
+    bundle.extract(made, there / bundle.UNPACKED)
     shutil.copy(made, there / "bundle.edgekd")
-    shutil.copytree(there / "model", there / bundle.BUILT)
-    built = Artifact.load(there / "model").model_copy(update={"model": "built here"})
-    built.save(there / bundle.BUILT)
+    there /= bundle.UNPACKED
     (tmp_path / "current").symlink_to("versions/tiny-1")
     (there / "timing.json").write_text("{}")  # not the bundle's, and not read as such
     model = device.open_bundle(tmp_path / "current" / "bundle.edgekd")
-    assert (model.artifact.model, model.timing) == ("built here", None)
+    assert (model.artifact.folder, model.timing) == (there / "model", None)
     assert not cache.exists()
+    shutil.copytree(there / "model", there / bundle.BUILT)  # as a download with more than asked for
+    built = Artifact.load(there / "model")
+    other = built.spec.model_copy(update={"classes": built.spec.classes[::-1]})
+    built.model_copy(update={"spec": other}).save(there / bundle.BUILT)
+    with pytest.raises(EdgeKDError, match="built is there, but nothing is built of this bundle"):
+        device.open_bundle(tmp_path / "current" / "bundle.edgekd")
+    shutil.rmtree(there / bundle.BUILT)
     (there / "card.md").write_text("another")
     with pytest.raises(EdgeKDError, match=r"card\.md is not what was unpacked there"):
         device.open_bundle(tmp_path / "current" / "bundle.edgekd")

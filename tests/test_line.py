@@ -104,7 +104,8 @@ def test_the_bundle_is_what_was_measured_and_tells_nothing_of_this_machine(line,
     assert found.manifest.despite == "a test"
     int8 = Artifact.load(run / "openvino-int8")
     assert Artifact.load(tmp_path / "there" / "model").sha256 == int8.sha256
-    assert Artifact.load(tmp_path / "there" / "onnx").precision == "fp32"
+    assert not found.manifest.buildable  # NNCF's INT8 is in no ONNX file
+    assert not (tmp_path / "there" / "onnx").exists()
     assert Timing.load(tmp_path / "there").artifact_sha256 == int8.sha256
     assert Fidelity.load(tmp_path / "there").verdict == Fidelity.load(run / "explain").verdict
     for name, data in bundle._read(out).items():

@@ -165,7 +165,7 @@ def open_bundle(
     image.
     """
     checked, content = bundle.read(path, key)
-    folder = path.resolve().parent
+    folder = path.resolve().parent / bundle.UNPACKED
     if not (folder / Manifest.FILE).is_file():
         folder = user_cache() / "bundles" / hashlib.sha256(content[Manifest.FILE]).hexdigest()
     if not folder.exists():
