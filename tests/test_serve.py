@@ -2,10 +2,12 @@
 
 import asyncio
 import base64
+import hashlib
 import http.client
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -28,11 +30,12 @@ pytest.importorskip("uvicorn", reason="pip install 'edgekd[serve]'")
 pytest.importorskip("prometheus_client", reason="pip install 'edgekd[serve]'")
 pytest.importorskip("onnxruntime", reason="pip install 'edgekd[onnxruntime]'")
 
-from edgekd import explain
+from edgekd import bundle, explain, runtimes
 from edgekd.cli import app
 from edgekd.device import api, door, notify, patience
 from edgekd.device import model as device
 from edgekd.device.audit import AuditFailed
+from edgekd.records import Artifact
 
 TOKEN = "0123456789abcdef-wanted"
 HEAD = b"POST /predict HTTP/1.1\r\nhost: localhost\r\n"
@@ -469,6 +472,27 @@ def test_every_answer_is_in_the_audit_log_and_nobodys_name(model, tmp_path):
     assert first["ms"] == pytest.approx(told["ms"], abs=1e-3)
     assert (second["event"], second["explained"], second["map"]) == ("explain", "normal", True)
     assert second["warnings"] == len(why["warnings"]) > 0
+
+
+def test_who_answers_is_the_file_that_runs(made, tmp_path):
+    """A model that was built on the device, not the one that the bundle brought."""
+    there = tmp_path / "there"
+    bundle.extract(made, there)
+    shutil.copy(made, there / "tiny.edgekd")
+    shutil.copytree(there / "model", there / bundle.BUILT)
+    file = there / bundle.BUILT / TINY.path.name
+    file.write_bytes(file.read_bytes() + runtimes.message((6, "built here")))  # its doc_string
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    brought = Artifact.load(there / "model")
+    files = {"files": brought.files | {file.name: digest}}
+    brought.model_copy(update=files).save(there / bundle.BUILT)
+    with in_thread(device.open_bundle(there / "tiny.edgekd"), tmp_path) as (client, bench):
+        bench.audit.write([bench.event("start")])
+        told = [client.post(path, film())[2]["model"] for path in ("/predict", "/explain")]
+        told += [client.get("/model")[2]["sha256"]]
+        assert f'sha256="{digest}"' in client.get("/metrics")[2].decode()
+    told += [json.loads(x)["model"] for x in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert told == [digest] * 6
 
 
 # ---- the process

@@ -106,8 +106,8 @@ class Bench:
     def event(self, what: str) -> dict[str, Any]:
         """A line of the audit log about the server itself."""
         made = self.model.manifest
-        return {"time": now(), "event": what, "model": made.model, "name": made.name,
-                "signer": self.model.signer, "edgekd": __version__}  # fmt: skip
+        return {"time": now(), "event": what, "model": self.model.artifact.sha256,
+                "name": made.name, "signer": self.model.signer, "edgekd": __version__}  # fmt: skip
 
     def record(self, told: Sequence[Told]) -> None:
         """Answers into the audit log, before anyone is told."""
@@ -118,7 +118,7 @@ class Bench:
                 why = {"explained": one.explained, "map": one.heat is not None}
             lines.append({
                 "time": now(), "event": "explain" if why else "predict", "image": a.image,
-                "model": self.model.manifest.model, "answer": a.label,
+                "model": self.model.artifact.sha256, "answer": a.label,
                 "probabilities": {k: round(p, 6) for k, p in a.probabilities.items()},
                 "abstained": bool(a.abstained), "warnings": len(a.warnings),
                 "ms": round(a.ms, 3),
@@ -243,7 +243,7 @@ def app(bench: Bench) -> FastAPI:
     async def predict(request: Request) -> Response:
         """What the model says of the image in the body: JPEG, PNG or DICOM."""
         told = await bench.asked(request)
-        return _json(Reply(**told.answer.model_dump(), model=made.model))
+        return _json(Reply(**told.answer.model_dump(), model=bench.model.artifact.sha256))
 
     @api.post("/explain", response_model=Explained, **asks)
     async def explain(request: Request, label: str = "") -> Response:
@@ -253,7 +253,7 @@ def app(bench: Bench) -> FastAPI:
         return _json(
             Explained(
                 **told.answer.model_dump(),
-                model=made.model,
+                model=bench.model.artifact.sha256,
                 explained=told.explained,
                 picture=picture,
                 overlay=overlay,

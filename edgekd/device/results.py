@@ -101,7 +101,7 @@ def uid(*of: str) -> str:
 
 def _common(kind: str, of: Source, told: Told, model: Model, title: str) -> dict[str, Any]:
     """What every result says of its series, its instance and its maker."""
-    sha, study = model.manifest.model, of.keys["StudyInstanceUID"]
+    sha, study = model.artifact.sha256, of.keys["StudyInstanceUID"]
     how = (__version__, repr(model.abstain_below))  # what else an answer's words depend on
     return {
         "series_instance_uid": uid(kind, "series", study, sha),
@@ -142,7 +142,7 @@ def _capture(of: Source, told: Told, model: Model) -> Dataset:
                           f"{told.explained}"  # fmt: skip
     image.DerivationDescription = (
         f"Scaled to {image.Columns} x {image.Rows} as the model takes it, and the Score-CAM map of "
-        f"class {told.explained} blended in; model sha256 {model.manifest.model}; "
+        f"class {told.explained} blended in; model sha256 {model.artifact.sha256}; "
         f"{MAKER} {__version__}"
     )[:1024]
     origin = Dataset()
@@ -156,23 +156,23 @@ def _capture(of: Source, told: Told, model: Model) -> Dataset:
 
 def _report(of: Source, told: Told, model: Model) -> Dataset:
     """The answer as a measurement report: a number a class, the rest as comments."""
-    made, image = model.manifest, told.answer.image
+    made, image, sha = model.manifest, told.answer.image, model.artifact.sha256
     origin = _as_evidence(of)
     observer = sr.ObserverContext(
         observer_type=sr.CodedConcept("121007", "DCM", "Device"),
         observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
-            uid=highdicom.UID(uid("device", made.model)), name=made.name,
+            uid=highdicom.UID(uid("device", sha)), name=made.name,
             manufacturer_name=MAKER, model_name=made.name,
         ),
     )  # fmt: skip
     algorithm = sr.AlgorithmIdentification(
-        name=made.name, version=f"sha256 {made.model}",
+        name=made.name, version=f"sha256 {sha}",
         parameters=[f"precision {made.precision}", f"runtime {made.profile.runtime}",
                     f"temperature {made.temperature:g}", f"{MAKER} {__version__}"],
     )  # fmt: skip
     group = sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(
-            uid=highdicom.UID(uid("tracking", image, made.model)), identifier=f"{MAKER} answer"
+            uid=highdicom.UID(uid("tracking", image, sha)), identifier=f"{MAKER} answer"
         ),
         algorithm_id=algorithm,
         measurements=[
