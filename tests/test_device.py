@@ -1,5 +1,6 @@
 """At the bedside: an image in, an answer out, with what a device has and no torch."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -143,6 +144,7 @@ def test_where_it_was_deployed_it_is_not_unpacked_again(made, tmp_path, cache):
     (there / "timing.json").write_text("{}")  # not the bundle's, and not read as such
     model = device.open_bundle(tmp_path / "current" / "bundle.edgekd")
     assert (model.artifact.model, model.timing) == ("built here", None)
+    assert model.bundle == hashlib.sha256((there / "bundle.json").read_bytes()).hexdigest()
     assert not cache.exists()
     (there / "card.md").write_text("another")
     with pytest.raises(EdgeKDError, match=r"card\.md is not what was unpacked there"):

@@ -144,7 +144,7 @@ def test_dicom(client):
 
 def test_the_model_and_its_health(client, model):
     _, _, told = client.get("/model")
-    assert told["sha256"] == TINY.sha256
+    assert (told["sha256"], told["bundle"]) == (TINY.sha256, model.bundle)
     assert told["classes"] == list(TINY.spec.classes)
     assert (told["verdict"], told["latency"], told["signer"]) == ("", None, "")
     assert told["limits"]["max_bytes"] == 100_000
@@ -468,6 +468,7 @@ def test_every_answer_is_in_the_audit_log_and_nobodys_name(model, tmp_path):
     assert first["event"] == "predict"
     assert (first["image"], first["answer"]) == (told["image"], told["label"])
     assert first["model"] == TINY.sha256
+    assert first["bundle"] == second["bundle"] == model.bundle
     assert first["probabilities"] == pytest.approx(told["probabilities"], abs=1e-6)
     assert first["ms"] == pytest.approx(told["ms"], abs=1e-3)
     assert (second["event"], second["explained"], second["map"]) == ("explain", "normal", True)

@@ -99,6 +99,8 @@ class Bench:
 
     def __init__(self, model: Model, settings: Settings, audit: Audit) -> None:
         self.model, self.settings, self.audit = model, settings, audit
+        # The model's file alone does not tell: its temperature may be another in another bundle.
+        self.ran = {"model": model.artifact.sha256, "bundle": model.bundle}
         self.meters = Meters(model, lambda: self.work.held)
         self.work = Work(model, self.record, limit=settings.queue, timed=self.meters.timed)
         self.arriving = 0  # bytes of bodies
@@ -106,8 +108,8 @@ class Bench:
     def event(self, what: str) -> dict[str, Any]:
         """A line of the audit log about the server itself."""
         made = self.model.manifest
-        return {"time": now(), "event": what, "model": self.model.artifact.sha256,
-                "name": made.name, "signer": self.model.signer, "edgekd": __version__}  # fmt: skip
+        return {"time": now(), "event": what, **self.ran, "name": made.name,
+                "signer": self.model.signer, "edgekd": __version__}  # fmt: skip
 
     def record(self, told: Sequence[Told]) -> None:
         """Answers into the audit log, before anyone is told."""
@@ -118,7 +120,7 @@ class Bench:
                 why = {"explained": one.explained, "map": one.heat is not None}
             lines.append({
                 "time": now(), "event": "explain" if why else "predict", "image": a.image,
-                "model": self.model.artifact.sha256, "answer": a.label,
+                **self.ran, "answer": a.label,
                 "probabilities": {k: round(p, 6) for k, p in a.probabilities.items()},
                 "abstained": bool(a.abstained), "warnings": len(a.warnings),
                 "ms": round(a.ms, 3),
