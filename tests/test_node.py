@@ -636,4 +636,4 @@ main()"""
     command[-4:] = ["--port", "0", "--audit", "/dev/null"]  # without --dicom: not needed
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert "pynetdicom" not in done.stderr
-    assert "audit log /dev/null is no plain file" in done.stderr
+    assert "audit log /dev/null cannot be written: it is no plain file" in done.stderr
