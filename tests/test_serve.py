@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import http.client
 import io
@@ -32,7 +33,7 @@ pytest.importorskip("onnxruntime", reason="pip install 'edgekd[onnxruntime]'")
 
 from edgekd import bundle, explain, runtimes
 from edgekd.cli import app
-from edgekd.device import api, door, notify, patience
+from edgekd.device import api, door, notify, patience, serve
 from edgekd.device import model as device
 from edgekd.device.audit import AuditFailed
 from edgekd.records import Artifact
@@ -410,6 +411,46 @@ def test_who_asks_and_never_reads_is_cut_off(model, tmp_path, monkeypatch):
                 s.sendall(asked)
         bench.settings = bench.settings._replace(timeout_s=30)  # a busy machine needs more
         assert client.post("/predict", film())[0] == 200
+
+
+def test_connections_are_bounded(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(serve, "CONNECTIONS", 3)
+    asked = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    with in_thread(model, tmp_path) as (client, _), contextlib.ExitStack() as opened:
+
+        def connect():
+            s = socket.create_connection(("127.0.0.1", client.port), timeout=10)
+            return opened.enter_context(s)
+
+        idle = [connect() for _ in range(3)]
+        for _ in range(5):
+            assert _received(connect()) == b""  # one too many is closed at once
+        idle[2].sendall(asked)  # and who is in is served
+        assert _received(idle[2]).startswith(b"HTTP/1.1 200 ")
+        idle[0].close()
+        wait(lambda: _answers(client))
+        idle[1].sendall(asked)
+        assert _received(idle[1]).startswith(b"HTTP/1.1 200 ")
+
+
+def _answers(client):
+    try:
+        return client.post("/predict", film())[0] == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def test_who_begins_a_handshake_and_waits_is_cut_off(model, tmp_path, monkeypatch):
+    certificate(tmp_path)
+    monkeypatch.setattr(patience, "HEAD_S", 0.3)
+    pem = {"tls_cert": tmp_path / "cert.pem", "tls_key": tmp_path / "key.pem"}
+    with in_thread(model, tmp_path, **pem) as (client, _):
+        for start in (b"", b"\x16\x03\x01\x02\x00\x01"):
+            with socket.create_connection(("127.0.0.1", client.port), timeout=10) as s:
+                began = time.monotonic()
+                s.sendall(start)
+                assert _received(s) == b""
+                assert time.monotonic() - began < 5
 
 
 def _received(s):
