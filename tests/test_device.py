@@ -164,6 +164,20 @@ def test_predict_a_folder(made, study, tmp_path):
     assert told[0]["label"] in shown.stdout
 
 
+def test_a_folder_of_dicom_files_of_any_name(made, tmp_path):
+    pytest.importorskip("pydicom", reason="pip install 'edgekd[dicom]'")
+    from test_dicom import made as dicom_file
+
+    names = ["1.2.840.10008.5.123", "IM0001", "b.IMA", "c.dcm"]
+    for name in names:
+        (tmp_path / name).write_bytes(dicom_file())
+    (tmp_path / "DICOMDIR").write_bytes(dicom_file())  # an index, which has no pixels
+    (tmp_path / "notes.1").write_text("no image")
+    done = run(tmp_path, "-m", made, "--json")
+    assert done.exit_code == 0, done.output
+    assert [Path(t["file"]).name for t in json.loads(done.stdout)] == names
+
+
 def test_predict_stdin_and_abstain(made, study):
     data = (study / "1.png").read_bytes()
     (told,) = json.loads(run("-", "-m", made, "--json", "--abstain-below", "1", stdin=data).stdout)
