@@ -379,6 +379,33 @@ def test_an_answer_that_takes_too_long(model, tmp_path, slow):
         assert client.post("/predict", film())[0] == 200
 
 
+def test_for_who_leaves_no_map_is_made(model, tmp_path, monkeypatch):
+    parts = []
+
+    def why(seen, label, before):
+        for i in range(1000):
+            before()
+            parts.append(i)
+            time.sleep(0.01)
+
+    monkeypatch.setattr(model, "why", why)
+    data = film()
+    head = f"POST /explain HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(data)}\r\n\r\n"
+    with in_thread(model, tmp_path) as (client, bench):
+        asked = [socket.create_connection(("127.0.0.1", client.port), timeout=10) for _ in range(3)]
+        for s in asked:
+            s.sendall(head.encode() + data)
+        wait(lambda: bench.work.held == 3 and parts)
+        for s in asked:
+            s.close()
+        wait(lambda: bench.work.held == 0, 5)
+        assert len(parts) < 500
+        assert client.post("/predict", data)[0] == 200
+        assert 'edgekd_rejected_total{reason="left"} 3.0' in client.get("/metrics")[2].decode()
+    events = [json.loads(x)["event"] for x in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert events == ["predict"]
+
+
 def test_slow_senders_are_cut_off(model, tmp_path, monkeypatch):
     monkeypatch.setattr(patience, "HEAD_S", 0.3)
     monkeypatch.setattr(patience, "READ_S", 0.3)

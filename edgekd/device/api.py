@@ -160,18 +160,24 @@ class Bench:
                 raise Refusal(503, TOO_MANY, "queue") from None
         finally:
             self._let_go(request)
-        return await self._told(future, end)
+        return await self._told(request, future, end)
 
     def _let_go(self, request: Request) -> None:
         """Its body no longer counts as arriving."""
         self.arriving -= request.state.held
         request.state.held = 0
 
-    async def _told(self, future: Future[Told], end: float) -> Told:
+    async def _told(self, request: Request, future: Future[Told], end: float) -> Told:
+        """What comes of it before `end`; nothing more is done for who leaves or waits too long."""
         late = Refusal(504, f"no answer within {self.settings.timeout_s:g} s: ask again, or with a "
                        "smaller image", "slow answer")  # fmt: skip
+        answer, left = asyncio.wrap_future(future), asyncio.create_task(_left(request))
         try:
-            return await _within(end, asyncio.wrap_future(future), late)
+            await asyncio.wait((answer, left), timeout=max(0.0, end - time.monotonic()),
+                               return_when=asyncio.FIRST_COMPLETED)  # fmt: skip
+            if answer.done():
+                return answer.result()
+            raise Refusal(408, "nobody waits for the answer", "left") if left.done() else late
         except Unreadable as e:
             raise Refusal(422, str(e), "unreadable") from None
         except AuditFailed as e:
@@ -181,6 +187,9 @@ class Bench:
         except EdgeKDError as e:  # nan, or a runtime that gave up: its message names our files
             sys.stderr.write(f"{e}\n")
             raise Refusal(503, "the model gives no answer: see the server's log", "model") from None
+        finally:
+            left.cancel()
+            answer.cancel()
 
     async def _body(self, request: Request) -> bytes:
         """The whole body, which counts as arriving until the caller is done with it."""
@@ -204,6 +213,12 @@ class Bench:
         except ClientDisconnect:  # nobody reads this
             raise Refusal(408, "the image did not arrive whole", "left", unread=True) from None
         return b"".join(parts)
+
+
+async def _left(request: Request) -> None:
+    """Done when whoever asked is no longer there; the body has come."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _within(end: float, result: Any, late: Refusal) -> Any:
