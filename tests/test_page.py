@@ -215,7 +215,8 @@ def test_too_busy_and_trying_again(tab, client):
     give(page, film(), "busy")
     assert page.get_by_role("alert").inner_text().startswith("Too busy to answer\nToo many images")
     page.unroute("**/predict")
-    page.get_by_role("button", name="Try again").click()
+    page.get_by_role("button", name="Try again").focus()
+    page.keyboard.press("Enter")
     page.locator(f"body[data-state=answer]{DONE}").wait_for()
     assert not page.locator("#again").is_visible()
 
@@ -251,14 +252,101 @@ def test_an_undefined_map(tab, model, tmp_path, monkeypatch):
         assert not page.locator("#overlay").is_visible()
 
 
+def hold(page, path):
+    """What the page asks of a path from now on; it waits."""
+    held = []
+    page.route(path, lambda route: held.append(route))
+    return held
+
+
+def choose(page, data):
+    page.locator("#file").set_input_files({"name": "x", "mimeType": "image/png", "buffer": data})
+
+
+DROP = """([bytes, n]) => {
+    const data = new DataTransfer();
+    const file = new File([new Uint8Array(bytes)], "x.png", {type: "image/png"});
+    for (let i = 0; i < n; i++) data.items.add(file);
+    document.body.dispatchEvent(
+      new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
+  }"""
+
+
+def test_an_answer_that_is_cut_off_is_no_answer(tab, client):
+    page, *_ = tab
+    enter(page, client)
+    torn = {"status": 200, "content_type": "application/json", "body": '{"label": "nod'}
+    page.route("**/predict", lambda route: route.fulfill(**torn))
+    give(page, film(), "error")
+    assert page.get_by_role("alert").inner_text().endswith("\nThe answer did not arrive whole.")
+    page.unroute("**/predict")
+    page.route("**/explain?*", lambda route: route.fulfill(**torn))
+    page.get_by_role("button", name="Try again").click()
+    page.locator(f"body[data-state=answer]{DONE}").wait_for()
+    assert page.locator("#caption").inner_text() == "No map: The answer did not arrive whole"
+
+
+def test_a_map_that_is_left_while_it_arrives_says_nothing(tab, client):
+    page, *_ = tab
+    enter(page, client)
+    give(page, film(), "answer")
+    page.evaluate("""() => {
+        const whole = window.fetch;
+        window.fetch = async (path, how) => {
+          window.fetch = whole;
+          return {ok: true, json: () => new Promise((_, fails) => how.signal.addEventListener(
+            "abort", () => fails(new DOMException("", "AbortError"))))};
+        };
+      }""")
+    held = hold(page, "**/explain?*")
+    page.get_by_label("Class").select_option("normal")
+    page.get_by_label("Class").select_option("opacity")
+    wait(lambda: page.wait_for_timeout(20) or held)
+    assert "undefined" not in page.locator("#caption").inner_text()
+    held[0].continue_()
+    page.locator(f"body{DONE}").wait_for()
+
+
+def test_a_map_that_is_left_does_not_end_the_drawing_of_the_next(tab, client):
+    page, *_ = tab
+    enter(page, client)
+    give(page, film(), "answer")
+    held = hold(page, "**/explain?*")
+    for n, label in enumerate(("normal", "opacity"), 1):
+        page.get_by_label("Class").select_option(label)
+        wait(lambda n=n: page.wait_for_timeout(20) or len(held) == n)
+    page.wait_for_timeout(200)
+    assert page.get_by_text("Drawing what it looks at").is_visible()
+    assert page.locator("body").get_attribute("data-map") == "drawing"
+    held[1].continue_()
+    page.locator(f"body{DONE}").wait_for()
+    assert "opacity" in page.locator("#caption").inner_text()
+    page.unroute("**/explain?*")
+    held = hold(page, "**/explain?*")  # and another image ends it
+    page.get_by_label("Class").select_option("normal")
+    wait(lambda: page.wait_for_timeout(20) or held)
+    give(page, b"x", "error")
+
+
+def test_two_files_end_what_is_under_way(tab, client):
+    page, *_ = tab
+    enter(page, client)
+    held = hold(page, "**/predict")
+    choose(page, film())
+    wait(lambda: page.wait_for_timeout(20) or held)
+    page.evaluate(DROP, [list(film()), 2])
+    page.locator("body[data-state=error]").wait_for()
+    held[0].continue_()
+    page.wait_for_timeout(500)
+    assert page.locator("body").get_attribute("data-state") == "error"
+    assert not page.locator("#answer").is_visible()
+
+
 def test_loading_is_told(tab, client):
     page, *_ = tab
     enter(page, client)
-    held = []
-    page.route("**/predict", lambda route: held.append(route))
-    page.locator("#file").set_input_files(
-        {"name": "x.png", "mimeType": "image/png", "buffer": film()}
-    )
+    held = hold(page, "**/predict")
+    choose(page, film())
     page.locator("body[data-state=loading]").wait_for()
     assert page.get_by_role("status").inner_text() == "The model looks at the image…"
     wait(lambda: page.wait_for_timeout(20) or held)
@@ -315,16 +403,9 @@ def test_by_keyboard_alone(tab, client):
 def test_what_is_dropped_is_asked(tab, client):
     page, *_ = tab
     enter(page, client)
-    drop = """([bytes, n]) => {
-        const data = new DataTransfer();
-        const file = new File([new Uint8Array(bytes)], "x.png", {type: "image/png"});
-        for (let i = 0; i < n; i++) data.items.add(file);
-        document.body.dispatchEvent(
-          new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
-      }"""
-    page.evaluate(drop, [list(film()), 1])
+    page.evaluate(DROP, [list(film()), 1])
     page.locator(f"body[data-state=answer]{DONE}").wait_for()
-    page.evaluate(drop, [list(film()), 2])
+    page.evaluate(DROP, [list(film()), 2])
     page.locator("body[data-state=error]").wait_for()
     assert "One image at a time, 2 were dropped" in page.get_by_role("alert").inner_text()
 

@@ -32,7 +32,13 @@ async function call(path, body, signal) {
     if (e.name === "AbortError") throw e;
     throw new Refused(0, "The server cannot be reached. Is it running, and is the file still there?");
   }
-  const told = await answer.json().catch(() => ({}));
+  let told = {};
+  try {
+    told = await answer.json();
+  } catch (e) {
+    if (e.name === "AbortError") throw e;
+    if (answer.ok) throw new Refused(0, "The answer did not arrive whole");
+  }
   if (answer.ok) return told;
   throw new Refused(answer.status, told.error || answer.statusText || `status ${answer.status}`);
 }
@@ -42,7 +48,14 @@ function state(name, words = "") {
   at("told").textContent = words;
 }
 
+function begin() {
+  if (asked) asked.abort();
+  asked = new AbortController();
+  return asked.signal;
+}
+
 function clear() {
+  delete document.body.dataset.map;
   at("answer").hidden = true;
   at("again").hidden = true;
   at("controls").hidden = true;
@@ -141,9 +154,7 @@ function introduce(m) {
 }
 
 async function ask(file) {
-  if (asked) asked.abort();
-  asked = new AbortController();
-  const { signal } = asked;
+  const signal = begin();
   image = file;
   clear();
   if (!model) return failed(new Refused(0, "The server cannot be reached"), enter);
@@ -185,7 +196,7 @@ async function explain(label, signal) {
     at("controls").hidden = false;
     at("opacity").disabled = true;
   } finally {
-    delete document.body.dataset.map;
+    if (asked.signal === signal) delete document.body.dataset.map; // else the next map's
   }
 }
 
@@ -231,9 +242,7 @@ function fade() {
 
 at("opacity").addEventListener("input", fade);
 at("of").addEventListener("change", () => {
-  if (asked) asked.abort();
-  asked = new AbortController();
-  explain(at("of").value, asked.signal).catch((e) => failed(e, () => ask(image)));
+  explain(at("of").value, begin()).catch((e) => failed(e, () => ask(image)));
 });
 at("file").addEventListener("change", () => {
   const [file] = at("file").files;
@@ -259,6 +268,7 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
       const { files } = event.dataTransfer;
       if (files.length === 1) ask(files[0]);
       else if (files.length) {
+        begin();
         clear();
         failed(new Refused(400, `one image at a time, ${files.length} were dropped`));
       }
