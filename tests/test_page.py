@@ -133,6 +133,8 @@ def test_the_map_of_another_class(tab, client):
     other = next(c for c in ("nodule", "normal") if c != page.locator("#label").inner_text())
     page.get_by_label("Class").select_option(other)
     page.get_by_text(f"what speaks for {other}").or_(page.get_by_text("No map")).wait_for()
+    # a screen reader says so
+    assert page.locator("#caption").get_attribute("aria-live") == "polite"
     assert asked[-1].startswith(("data:", f"{client.url}/explain?label={other}"))
     assert page.locator("#overlay").get_attribute("src") != before
 
@@ -219,6 +221,7 @@ def test_too_busy_and_trying_again(tab, client):
     page.keyboard.press("Enter")
     page.locator(f"body[data-state=answer]{DONE}").wait_for()
     assert not page.locator("#again").is_visible()
+    assert page.evaluate("document.activeElement.id") == "file"  # not lost with the button
 
 
 def test_a_server_that_is_gone(tab, model, tmp_path):
@@ -364,9 +367,15 @@ def test_a_token_is_asked_for_and_kept_for_this_tab_alone(tab, model, tmp_path):
         field.fill("another-token-that-is-wrong")
         page.keyboard.press("Enter")
         page.get_by_text("Wrong token").wait_for()
+        field.fill("0123456789–abcdef")  # no header can have it
+        page.keyboard.press("Enter")
+        page.get_by_text("A token has plain letters, digits and signs alone").wait_for()
+        assert page.locator("body").get_attribute("data-state") == "locked"
         field.fill(TOKEN)
+        page.get_by_role("button", name="Continue").focus()
         page.keyboard.press("Enter")
         page.locator("body[data-state=empty] #drop").wait_for()
+        assert page.evaluate("document.activeElement.id") == "file"
         give(page, film(), "answer")
         assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
         page.reload()

@@ -54,11 +54,17 @@ function begin() {
   return asked.signal;
 }
 
+function hide(id) {
+  const focused = at(id).contains(document.activeElement);
+  at(id).hidden = true;
+  if (focused) at("file").focus(); // else the keyboard begins at the top again
+}
+
 function clear() {
   delete document.body.dataset.map;
   at("answer").hidden = true;
-  at("again").hidden = true;
-  at("controls").hidden = true;
+  hide("again");
+  hide("controls");
   at("wrong").replaceChildren();
   at("caption").textContent = "";
   show(null, null);
@@ -84,21 +90,26 @@ function make(tag, text, name) {
 const percent = (p) => `${(100 * p).toFixed(1)} %`;
 const sentence = (s) => (s ? s[0].toUpperCase() + s.slice(1) + (/[.!?]$/.test(s) ? "" : ".") : "");
 
+function wrong(title, words) {
+  at("wrong").replaceChildren(make("strong", title), words);
+}
+
 function failed(e, retry) {
   if (e.name === "AbortError") return;
-  if (e.status === 401) return door(e);
+  if (e.status === 401) return door();
   const busy = [503, 504, 408].includes(e.status);
   state(busy ? "busy" : "error");
   const title = busy ? "Too busy to answer" : e.status ? "No answer" : "Not connected";
-  at("wrong").replaceChildren(make("strong", title), sentence(e.message || "Something went wrong on this page"));
-  at("again").hidden = !(busy || !e.status) || !retry;
+  wrong(title, sentence(e.message || "Something went wrong on this page"));
   at("again").onclick = retry;
+  if (retry && (busy || !e.status)) at("again").hidden = false;
+  else hide("again");
 }
 
 function door() {
   state("locked");
   if (sessionStorage.getItem(TOKEN)) {
-    at("wrong").replaceChildren(make("strong", "Wrong token"), "The server does not know it. Enter it again.");
+    wrong("Wrong token", "The server does not know it. Enter it again.");
     sessionStorage.removeItem(TOKEN);
   }
   at("door").hidden = false;
@@ -112,10 +123,10 @@ async function enter() {
   } catch (e) {
     return failed(e, enter);
   }
-  at("door").hidden = true;
   at("drop").hidden = false;
+  hide("door");
   at("wrong").replaceChildren();
-  at("again").hidden = true;
+  hide("again");
   state("empty");
   introduce(model);
   if (image) ask(image);
@@ -256,9 +267,15 @@ at("file").addEventListener("keydown", (event) => {
 });
 at("door").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem(TOKEN, at("token").value.trim());
+  const token = at("token").value.trim();
   at("token").value = "";
-  enter();
+  if (/^[!-~]+$/.test(token)) {
+    sessionStorage.setItem(TOKEN, token);
+    enter();
+  } else { // the browser could not send it
+    wrong("Wrong token", "A token has plain letters, digits and signs alone, and no spaces. Enter it again.");
+    at("token").focus();
+  }
 });
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
