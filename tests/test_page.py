@@ -331,6 +331,24 @@ def test_a_map_that_is_left_does_not_end_the_drawing_of_the_next(tab, client):
     give(page, b"x", "error")
 
 
+def test_the_latency_is_said_as_it_was_measured(tab, client):
+    page, *_ = tab
+    told = client.get("/model")[2]
+    latency = {"p50_ms": 4.25, "p95_ms": None, "machine": "a PC", "on_device": False}
+    page.route("**/model", lambda route: route.fulfill(json=told | {"latency": latency}))
+    enter(page, client)
+    assert page.locator("#latency").inner_text() == "fp32: p50 4.3 ms, on a PC"
+    latency |= {"p95_ms": 5.125, "on_device": True}
+    page.locator("details").evaluate("e => e.open = true")
+    words = "p50 4.25 ms, measured on a PC, which is not the profile's device"
+    assert page.get_by_text(words, exact=True).is_visible()
+    enter(page, client)
+    here = "fp32: p50 4.3 ms, p95 5.1 ms, on this kind of device"
+    assert page.locator("#latency").inner_text() == here
+    page.locator("details").evaluate("e => e.open = true")
+    assert page.get_by_text("p50 4.25 ms, p95 5.13 ms, measured on a PC", exact=True).is_visible()
+
+
 def test_two_files_end_what_is_under_way(tab, client):
     page, *_ = tab
     enter(page, client)

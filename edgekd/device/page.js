@@ -132,14 +132,24 @@ async function enter() {
   if (image) ask(image);
 }
 
+function times(l, digits) {
+  const p95 = l.p95_ms !== null ? `, p95 ${l.p95_ms.toFixed(digits)} ms` : "";
+  return `p50 ${l.p50_ms.toFixed(digits)} ms${p95}`;
+}
+
+function measured(l) {
+  if (!l) return "not measured";
+  const other = l.on_device ? "" : ", which is not the profile's device";
+  return `${times(l, 2)}, measured on ${l.machine}${other}`;
+}
+
 function introduce(m) {
   document.title = `${m.name}: EdgeKD at the bedside`;
   at("name").textContent = m.name;
   at("use").textContent = m.intended_use.replace(/^Research use\.\s*/i, "");
   const l = m.latency;
-  const p95 = l && l.p95_ms !== null ? `, p95 ${l.p95_ms.toFixed(1)} ms` : "";
   at("latency").textContent = l
-    ? `${m.precision}: p50 ${l.p50_ms.toFixed(1)} ms${p95}, ${l.on_device ? "on this kind of device" : `on ${l.machine}`}`
+    ? `${m.precision}: ${times(l, 1)}, ${l.on_device ? "on this kind of device" : `on ${l.machine}`}`
     : `${m.precision}, latency not measured`;
   const badge = at("verdict");
   badge.hidden = false;
@@ -155,7 +165,7 @@ function introduce(m) {
     ["intended use", m.intended_use],
     ["model", `${m.precision}, ${m.size[1]} × ${m.size[0]} pixels, sha256 ${m.sha256}`],
     ["runs", `${m.runtime} on ${m.device}, profile ${m.profile}`],
-    ["latency", l ? `p50 ${l.p50_ms.toFixed(2)} ms${l.p95_ms !== null ? `, p95 ${l.p95_ms.toFixed(2)} ms` : ""}, measured on ${l.machine}${l.on_device ? "" : ", which is not the profile's device"}` : "not measured"],
+    ["latency", measured(l)],
     ["signed by", m.signer ? m.signer + (m.trusted ? "" : " (a key that nobody asked for)") : "nobody"],
     ["abstains", m.abstain_below > 0 ? `below a probability of ${m.abstain_below.toFixed(2)}` : "never"],
     ["unusual images", m.knows_usual ? "are warned of" : "are not known to this model: no warning is given"],
