@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import http.client
 import io
 import json
@@ -310,69 +311,98 @@ def pour(port: int, stated: bool) -> Told:
     return int(said.split()[1]), said
 
 
-def main() -> int:
-    given = arguments(__doc__ or "").parse_args()
-    quick, table, wrong = given.quick, [], []
-    figures: dict[str, float] = {}
+class Report:
+    """What came of each attack."""
 
-    def note(what: str, statuses: collections.Counter[int], right: tuple[int, ...]) -> None:
-        table.append({"what": what, "statuses": {str(k): n for k, n in statuses.items()}})
+    def __init__(self) -> None:
+        self.table: list[dict[str, Any]] = []
+        self.figures: dict[str, float] = {}
+        self.wrong: list[str] = []
+
+    def note(self, what: str, statuses: collections.Counter[int], right: tuple[int, ...]) -> None:
+        """Statuses of one attack, of which only the right ones may be there."""
+        self.table.append({"what": what, "statuses": {str(k): n for k, n in statuses.items()}})
         print(what, dict(statuses), flush=True)
         if bad := set(statuses) - set(right):
-            wrong.append(f"{what}: {sorted(bad)}")
+            self.wrong.append(f"{what}: {sorted(bad)}")
 
+
+def with_bombs(server: Server, report: Report, quick: bool) -> None:
+    for name, data, right in bombs(quick):
+        began = time.perf_counter()
+        many = at_once(1 if quick else 6, functools.partial(ask, server.port, "/predict", data))
+        took = time.perf_counter() - began
+        report.note(f"{name} ({len(data)} bytes, {took:.1f} s)", many, (*right, 503))
+    report.figures["memory_mb_after_bombs"] = server.peak_mb
+
+
+def with_huge_bodies(server: Server, report: Report) -> None:
+    for stated in (True, False):
+        found = at_once(6, functools.partial(pour, server.port, stated))
+        report.note(f"1 GB {'stated' if stated else 'in chunks'}", found, (413, 503))
+
+
+def with_fuzz(server: Server, report: Report, quick: bool) -> None:
+    began = time.perf_counter()
+    many = mutated(server.port, 300 if quick else 3000)
+    report.note("mutated images", many, (200, 422))
+    fuzzed = fuzz(server.port, 300 if quick else 10_000)
+    right = (200, 400, 401, 403, 404, 405, 408, 411, 413, 414, 415, 422, 431)
+    report.note("fuzzed requests", fuzzed, right)
+    report.figures |= {"fuzzed": fuzzed.total(), "fuzz_s": time.perf_counter() - began}
+
+
+def honest_at_last(server: Server, report: Report) -> None:
+    status, body = ask(server.port, "/predict", film(7))
+    if status != 200 or "label" not in json.loads(body):
+        report.wrong.append("no answer at last")
+    report.figures["honest_status"] = status
+
+
+def abused(made: Path, sandbox: Path, report: Report, quick: bool) -> Server:
+    """The server that bore all of it, and was stopped."""
+    server = Server(made, sandbox, "--timeout", TIMEOUT_S, token=TOKEN)
+    report.note("doors and paths", doors(server.port), (200, 401, 404, 422))
+    with_bombs(server, report, quick)
+    with_huge_bodies(server, report)
+    report.figures |= slow_loris(server.port, 40 if quick else 300, 24 if quick else 40)
+    with_fuzz(server, report, quick)
+    honest_at_last(server, report)
+    report.figures["memory_mb_peak"] = server.peak_mb
+    report.figures["audit_records"] = sum(1 for _ in server.records())
+    report.figures["exit_code"] = server.stop()
+    report.figures["lines_on_stderr"] = len(server.said)
+    return server
+
+
+def main() -> int:
+    given = arguments(__doc__ or "").parse_args()
+    report = Report()
     with tempfile.TemporaryDirectory() as folder:
         sandbox = Path(folder)
         made = tiny(sandbox)
         before = outside()
-        server = Server(made, sandbox, "--timeout", TIMEOUT_S, token=TOKEN)
-        port = server.port
-        note("doors and paths", doors(port), (200, 401, 404, 422))
-        for name, data, right in bombs(quick):
-            began = time.perf_counter()
-            many = at_once(1 if quick else 6, lambda data=data: ask(port, "/predict", data))  # type: ignore[misc]
-            took = time.perf_counter() - began
-            note(f"{name} ({len(data)} bytes, {took:.1f} s)", many, (*right, 503))
-        figures["memory_mb_after_bombs"] = server.peak_mb
-        for stated in (True, False):
-            found = at_once(6, lambda stated=stated: pour(port, stated))  # type: ignore[misc]
-            note(f"1 GB {'stated' if stated else 'in chunks'}", found, (413, 503))
-        figures |= slow_loris(port, 40 if quick else 300, 24 if quick else 40)
-        began = time.perf_counter()
-        note("mutated images", mutated(port, 300 if quick else 3000), (200, 422))
-        fuzzed = fuzz(port, 300 if quick else 10_000)
-        note("fuzzed requests", fuzzed,
-             (200, 400, 401, 403, 404, 405, 408, 411, 413, 414, 415, 422, 431))  # fmt: skip
-        figures |= {"fuzzed": fuzzed.total(), "fuzz_s": time.perf_counter() - began}
-        status, body = ask(port, "/predict", film(7))
-        figures |= {"honest_status": status, "memory_mb_peak": server.peak_mb,
-                    "audit_records": sum(1 for _ in server.records())}  # fmt: skip
-        code = server.stop()
+        server = abused(made, sandbox, report, given.quick)
         written = [p.relative_to(sandbox) for p in sandbox.rglob("*") if p.is_file()]
         own = ("audit", ".cache", made.name)
         strange = [str(p) for p in written if p.parts[0] not in own]
         strange += sorted(outside() - before)
         text = server.audit.read_text("utf-8")
-    figures |= {
-        "exit_code": code,
-        "lines_on_stderr": len(server.said),
-        "files_outside": len(strange),
-    }
+    figures = report.figures | {"files_outside": len(strange)}
     keep(
-        "serve_abuse", figures, table, packages=("fastapi", "uvicorn", "schemathesis"), quick=quick
-    )
-    told = json.loads(body)
-    for failed, why in (
-        (wrong, "; ".join(wrong)), (server.said, "".join(server.said)), (strange, str(strange)),
-        (code, f"exit code {code}"), (status != 200 or "label" not in told, "no answer at last"),
+        "serve_abuse", figures, report.table, packages=("fastapi", "uvicorn", "schemathesis"),
+        quick=given.quick,
+    )  # fmt: skip
+    wrong = report.wrong + [why for failed, why in (
+        (server.said, "".join(server.said)), (strange, str(strange)),
+        (figures["exit_code"], f"exit code {figures['exit_code']}"),
         (figures["memory_mb_peak"] > MOST_MB, "too much memory"),
         (figures["honest_refused"], "an honest client was refused"),
         (figures["slow_left"], "slow clients were not cut off"), (TOKEN in text, "token in log"),
-    ):  # fmt: skip
-        if failed:
-            print("WRONG:", why)
-            code = 1
-    return code
+    ) if failed]  # fmt: skip
+    for why in wrong:
+        print("WRONG:", why)
+    return 1 if wrong else 0
 
 
 def outside() -> set[str]:

@@ -15,7 +15,7 @@ from edgekd.records import EdgeKDError, RuntimeUnavailable, make_folder, needing
 if TYPE_CHECKING:
     from edgekd.device.model import Answer, Model
 
-IMAGES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", "")
+IMAGES = (".png", ".jpg", ".jpeg", "")  # suffixes; DICOM has any
 STDIN = "-"
 LARGEST = 512 << 20  # bytes of one file
 
@@ -66,13 +66,16 @@ def predict(
 
 def _files(given: list[str]) -> Iterator[str]:
     """Each file once, those of a folder by name; EdgeKDError for what is not there."""
+    from edgekd import dicom
+
     for name in dict.fromkeys(given):
         path = Path(name)
         if name == STDIN or path.is_file():
             yield name
         elif path.is_dir():
-            inside = [p for p in sorted(path.rglob("*")) if p.is_file()]
-            images = [str(p) for p in inside if p.suffix.lower() in IMAGES]
+            inside = [p for p in sorted(path.rglob("*")) if p.is_file() and p.name != "DICOMDIR"]
+            images = [str(p) for p in inside
+                      if p.suffix.lower() in IMAGES or dicom.looks_like(p)]  # fmt: skip
             if not images:
                 raise EdgeKDError(f"no image in {path}: JPEG, PNG and DICOM are read")
             yield from images

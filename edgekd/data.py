@@ -215,7 +215,7 @@ def _mask_name(path: Path, entry: Entry) -> str:
 
 def _remarked(entry: Entry, data: bytes) -> Entry:
     """A DICOM entry with its patient as owner, unless a table named one, and what to know of it."""
-    with imaging.quiet():
+    with imaging.quiet:
         facts = dicom.facts(data)
     said = {
         "no window": not facts.has_window,

@@ -18,9 +18,9 @@ from edgekd.records import EdgeKDError
 
 FILE = "familiar.npz"
 AXES = 32  # 8 to 64 told as much, on magnetic resonance and two networks
-KNOWN = 0.99  # of validation images that are under the limit
+KNOWN = 0.99  # of images that are usual; of validation images that are under the limit
 LEAST = 10  # images of each split, to say what is usual
-MARGIN = 0.5  # half the contrast of the palest image seen is blank; half-way to all, saturated
+MARGIN = 0.5  # half the contrast of the palest usual image is blank; half-way to all, saturated
 
 
 class Familiar(NamedTuple):
@@ -52,14 +52,15 @@ def learnt(features: np.ndarray, unseen: np.ndarray, pixels: np.ndarray) -> Fami
     least = 1e-6 * variance.sum() / len(mean) or 1e-12
     rest = max(variance[kept:].sum() / (len(mean) - kept), least)
     contrast, ends = looks(pixels)
+    palest, endmost = np.quantile(contrast, 1 - KNOWN), np.quantile(ends, KNOWN)
     found = Familiar(
         mean=mean.astype(np.float32),
         axes=axes[:kept].astype(np.float32),
         spread=np.sqrt(np.maximum(variance[:kept], least)).astype(np.float32),
         rest=float(np.sqrt(rest)),
         limit=0.0,
-        contrast=float(MARGIN * contrast.min()),
-        ends=float(ends.max() + MARGIN * (1 - ends.max())),
+        contrast=float(MARGIN * palest),
+        ends=float(endmost + MARGIN * (1 - endmost)),
     )
     limit = np.quantile(score(found, unseen), KNOWN, method="higher")
     return found._replace(limit=float(limit))

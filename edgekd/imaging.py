@@ -5,14 +5,12 @@ numpy and Pillow, pydicom where a file is DICOM; no torch.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,7 +25,6 @@ MAX_PIXELS = 64_000_000
 _WINDOW = "convert it to 8 bit with the window you want, 16 bits are not scaled by guess"
 _DEEP = ("I", "F")  # Pillow's modes of more than 8 bits a channel start so
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, LookupError)
-_FILTERS = threading.Lock()  # Python's warning filters belong to all threads
 _UPRIGHT = {  # EXIF orientation -> what makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -37,6 +34,31 @@ _UPRIGHT = {  # EXIF orientation -> what makes the image upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+class _Quiet:
+    """No warnings while any thread is inside: Python's warning filters belong to all of them."""
+
+    def __init__(self) -> None:
+        self._turn, self._inside = threading.Lock(), 0
+        self._before = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._turn:
+            self._inside += 1
+            if self._inside == 1:
+                self._before = warnings.catch_warnings()
+                self._before.__enter__()
+                warnings.simplefilter("ignore")
+
+    def __exit__(self, *_: object) -> None:
+        with self._turn:
+            self._inside -= 1
+            if self._inside == 0:
+                self._before.__exit__(None, None, None)
+
+
+quiet = _Quiet()  # EXIF entries may be broken in a good image, and pydicom's warnings quote values
 
 
 def prepare(image: Path | bytes | BinaryIO | Image.Image, spec: Spec) -> np.ndarray:
@@ -158,7 +180,7 @@ def decode(data: bytes, most_pixels: int = MAX_PIXELS) -> Image.Image:
     if not data:
         raise EdgeKDError("empty file")
     if dicom.is_dicom(data):
-        with quiet():
+        with quiet:
             return dicom.decode(data, most_pixels)
     is_png = data.startswith(b"\x89PNG\r\n\x1a\n")
     if not is_png and not data.startswith(b"\xff\xd8"):
@@ -169,7 +191,7 @@ def decode(data: bytes, most_pixels: int = MAX_PIXELS) -> Image.Image:
         bounds.check_scans(data)
     open_file = PngImagePlugin.PngImageFile if is_png else JpegImagePlugin.JpegImageFile
     try:
-        with quiet():
+        with quiet:
             image = open_file(io.BytesIO(data))
         if image.width * image.height > most_pixels:
             limit = most_pixels // 1_000_000
@@ -181,20 +203,12 @@ def decode(data: bytes, most_pixels: int = MAX_PIXELS) -> Image.Image:
         raise EdgeKDError(f"corrupt or truncated image: {e}") from None
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No warnings: EXIF entries may be broken in a good image, and pydicom's quote values."""
-    with _FILTERS, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def _plain(image: Image.Image) -> Image.Image:
     """The image upright and in mode L or RGB; what is transparent becomes black."""
     if image.mode.startswith(_DEEP):
         raise EdgeKDError(f"image of mode {image.mode}, more than 8 bits a channel: {_WINDOW}")
     image.load()
-    with quiet():
+    with quiet:
         turn = _UPRIGHT.get(image.getexif().get(0x0112, 1))
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         over = image.convert("RGBA")

@@ -84,8 +84,6 @@ class Client:
 @contextlib.contextmanager
 def in_thread(model, folder, **settings):
     """(client, bench) of a server in this process."""
-    import uvicorn
-
     from edgekd.device import api, serve
     from edgekd.device.audit import Audit
 
@@ -93,7 +91,8 @@ def in_thread(model, folder, **settings):
     audit = Audit(chosen.audit)
     bench = api.Bench(model, chosen, audit)
     with serve.listener(chosen) as listener:
-        server = uvicorn.Server(serve.config(api.app(bench), chosen))
+        server = serve.Server(serve.config(api.app(bench), chosen), lambda: None)
+        server.capture_signals = contextlib.nullcontext  # which the main thread alone may
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

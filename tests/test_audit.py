@@ -103,18 +103,38 @@ def test_a_full_disk_is_told_and_the_next_record_stands_alone(log, monkeypatch):
     assert lines(log.path) == ['{"n":', '{"n": 2}']
 
 
+def test_what_cannot_be_opened_again_is_told(log, tmp_path):
+    """After a full file was turned over, or a record torn."""
+    (tmp_path / "target").touch()
+    log._close()
+    log.path.unlink()
+    log.path.symlink_to(tmp_path / "target")
+    for _ in range(2):
+        with pytest.raises(AuditFailed, match="cannot be written: Too many"):
+            log.write([{"n": 1}])
+        assert "symbolic links" in log.error
+    log.path.unlink()
+    log.path.mkdir()
+    with pytest.raises(AuditFailed):
+        log.write([{"n": 1}])
+    assert log.error == "Is a directory"
+    log.path.rmdir()
+    log.write([{"n": 2}])
+    assert (log.error, lines(log.path)) == ("", ['{"n": 2}'])
+
+
 def test_two_may_not_write_one_file(log):
-    with pytest.raises(AuditFailed, match="written by another edgekd serve: choose another"):
+    with pytest.raises(AuditFailed, match="another edgekd serve writes it: choose another"):
         Audit(log.path)
 
 
 def test_it_follows_no_link_and_writes_no_device(tmp_path):
     (tmp_path / "target").touch()
     (tmp_path / "link").symlink_to(tmp_path / "target")
-    with pytest.raises(AuditFailed, match="cannot write audit log"):
+    with pytest.raises(AuditFailed, match=r"link cannot be written: "):
         Audit(tmp_path / "link")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(AuditFailed, match="is no plain file"):
+    with pytest.raises(AuditFailed, match="it is no plain file"):
         Audit(tmp_path / "pipe")
 
 

@@ -1,5 +1,6 @@
 """At the bedside: an image in, an answer out, with what a device has and no torch."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -141,6 +142,7 @@ def test_where_it_was_deployed_it_is_not_unpacked_again(made, tmp_path, cache):
     (there / "timing.json").write_text("{}")  # not the bundle's, and not read as such
     model = device.open_bundle(tmp_path / "current" / "bundle.edgekd")
     assert (model.artifact.folder, model.timing) == (there / "model", None)
+    assert model.bundle == hashlib.sha256((there / "bundle.json").read_bytes()).hexdigest()
     assert not cache.exists()
     shutil.copytree(there / "model", there / bundle.BUILT)  # as a download with more than asked for
     built = Artifact.load(there / "model")
@@ -165,6 +167,20 @@ def test_predict_a_folder(made, study, tmp_path):
             assert drawn.size == (32, 32)
     shown = run(study / "0.png", "-m", made)
     assert told[0]["label"] in shown.stdout
+
+
+def test_a_folder_of_dicom_files_of_any_name(made, tmp_path):
+    pytest.importorskip("pydicom", reason="pip install 'edgekd[dicom]'")
+    from test_dicom import made as dicom_file
+
+    names = ["1.2.840.10008.5.123", "IM0001", "b.IMA", "c.dcm"]
+    for name in names:
+        (tmp_path / name).write_bytes(dicom_file())
+    (tmp_path / "DICOMDIR").write_bytes(dicom_file())  # an index, which has no pixels
+    (tmp_path / "notes.1").write_text("no image")
+    done = run(tmp_path, "-m", made, "--json")
+    assert done.exit_code == 0, done.output
+    assert [Path(t["file"]).name for t in json.loads(done.stdout)] == names
 
 
 def test_predict_stdin_and_abstain(made, study):

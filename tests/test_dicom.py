@@ -6,6 +6,9 @@ import hashlib
 import io
 import json
 import shutil
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -332,3 +335,26 @@ def test_a_broken_length_of_the_files_meta_information_is_one_line():
     data = made()
     with pytest.raises(EdgeKDError, match="corrupt or truncated DICOM file"):
         dicom.decode(data[:138] + b"\x03\0" + data[140:], 10**6)  # a number of 3 bytes
+
+
+def test_a_slow_file_keeps_no_other_waiting_and_all_are_quiet(monkeypatch):
+    at_it, may, decode = threading.Event(), threading.Event(), dicom.decode
+
+    def slowly(content, most_pixels):
+        at_it.set()
+        assert may.wait(20)
+        warnings.warn("Roentgen^Wilhelm", stacklevel=1)  # an error here, were it not quiet
+        return decode(content, most_pixels)
+
+    monkeypatch.setattr(dicom, "decode", slowly)
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(shown, made())
+        assert at_it.wait(20)
+        monkeypatch.setattr(dicom, "decode", decode)
+        try:
+            quick = pool.submit(shown, made()).result(10)
+        finally:
+            may.set()
+        np.testing.assert_array_equal(slow.result(20), quick)
+    assert warnings.filters == before

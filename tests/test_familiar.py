@@ -68,6 +68,25 @@ def test_what_is_wrong_with_the_pixels_is_said(usual, change, word):
         assert any(t.startswith(word) for t in told)
 
 
+@pytest.mark.parametrize("n", [20, 400])
+@pytest.mark.parametrize(("odd", "word"), [(90, "blank"), (0, "saturated"), (255, "saturated")])
+def test_one_odd_image_among_them_is_still_warned_of(n, odd, word):
+    seen = films(n)
+    seen[3] = odd
+    usual = familiar.learnt(pooled(400, 1), pooled(200, 2), seen)
+    told = familiar.warnings(usual, seen, np.tile(usual.mean, (n, 1)))
+    assert any(t.startswith(word) for t in told[3])
+    assert [i for i, t in enumerate(told) if t] == [3]
+
+
+def test_what_is_often_blank_is_usual():
+    """No more than one in a hundred of what it was learnt from is called blank or saturated."""
+    seen = films(400)
+    seen[:12] //= 32
+    usual = familiar.learnt(pooled(400, 1), pooled(200, 2), seen)
+    assert not any(familiar.warnings(usual, seen, np.tile(usual.mean, (400, 1))))
+
+
 def test_a_direction_that_never_differed_is_no_endless_distance():
     flat = pooled(100, 1)
     flat[:, 7] = 0

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from serving import TINY, Process, film, in_thread, make, wait
+from serving import CPU, TINY, Process, film, in_thread, make, wait
 from typer.testing import CliRunner
 
 pytest.importorskip("fastapi", reason="pip install 'edgekd[serve]'")
@@ -38,12 +38,14 @@ from pynetdicom.sop_class import (
 )
 from test_dicom import made as dicom_file
 
-from edgekd import explain
+from edgekd import bundle, explain
 from edgekd.cli import app
 from edgekd.device import gate, peers, results, sender
 from edgekd.device import model as device
 from edgekd.device.node import Node
+from edgekd.device.work import Told
 from edgekd.records import EdgeKDError
+from edgekd.scores import Calibration
 
 # pynetdicom leaves a socket that never was connected, as to a node that is away, to the collector
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -216,6 +218,8 @@ def test_an_image_comes_back_as_a_map_and_a_report(model, tmp_path, archive, cap
     assert "Verdict on explanations of this model: not judged" in words
     assert report.get_evidence() == [(STUDY, SERIES, INSTANCE, ComputedRadiographyImageStorage)]
     assert TINY.sha256 in report.to_json()
+    assert model.bundle in report.to_json()
+    assert model.bundle in capture.DerivationDescription
     assert report.PreliminaryFlag == "PRELIMINARY"
     assert report.VerificationFlag == "UNVERIFIED"
 
@@ -245,6 +249,34 @@ def test_uids_are_of_the_image_the_model_and_its_settings(model):
     number = int(results.uid("a").removeprefix("2.25."))
     assert 0 <= number < 2**128
     assert len(results.uid("a")) <= 64
+
+
+@pytest.mark.parametrize("change", ["temperature", "intended use", "threshold"])
+def test_another_answer_is_another_object(model, tmp_path, monkeypatch, change):
+    """The same weights with another temperature are another bundle."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    hot = Calibration(temperature=3, method="nll", thresholds={})
+    tiny = TINY.model_copy(update={"calibration": hot}) if change == "temperature" else TINY
+    use = "others" if change == "intended use" else "tests"
+    file = tmp_path / "other.edgekd"
+    bundle.make(file, bundle.Given(tiny, CPU), intended_use=use)
+    limit = 0.9 if change == "threshold" else None
+    other = device.open_bundle(file, abstain_below=limit)
+    assert other.artifact.sha256 == model.artifact.sha256
+    results.silence()
+    results.quieten()
+    with io.BytesIO() as buffer:
+        stored().save_as(buffer, enforce_file_format=True)
+        data = buffer.getvalue()
+    found = []
+    for one in (model, model, other):
+        seen = one.see(data)
+        (answer,) = one.answer([seen])
+        heat = np.zeros((32, 32), np.float32)
+        told = Told(seen, answer, answer.foremost, heat)
+        found.append([str(x.SOPInstanceUID) for x in results.made(results.source(data), told, one)])
+    assert found[0] == found[1]
+    assert not set(found[0]) & set(found[2])
 
 
 def test_an_abstention_and_an_undefined_map_are_said(model, tmp_path, archive, monkeypatch):
@@ -604,4 +636,4 @@ main()"""
     command[-4:] = ["--port", "0", "--audit", "/dev/null"]  # without --dicom: not needed
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert "pynetdicom" not in done.stderr
-    assert "audit log /dev/null is no plain file" in done.stderr
+    assert "audit log /dev/null cannot be written: it is no plain file" in done.stderr

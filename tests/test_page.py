@@ -133,6 +133,8 @@ def test_the_map_of_another_class(tab, client):
     other = next(c for c in ("nodule", "normal") if c != page.locator("#label").inner_text())
     page.get_by_label("Class").select_option(other)
     page.get_by_text(f"what speaks for {other}").or_(page.get_by_text("No map")).wait_for()
+    # a screen reader says so
+    assert page.locator("#caption").get_attribute("aria-live") == "polite"
     assert asked[-1].startswith(("data:", f"{client.url}/explain?label={other}"))
     assert page.locator("#overlay").get_attribute("src") != before
 
@@ -215,9 +217,11 @@ def test_too_busy_and_trying_again(tab, client):
     give(page, film(), "busy")
     assert page.get_by_role("alert").inner_text().startswith("Too busy to answer\nToo many images")
     page.unroute("**/predict")
-    page.get_by_role("button", name="Try again").click()
+    page.get_by_role("button", name="Try again").focus()
+    page.keyboard.press("Enter")
     page.locator(f"body[data-state=answer]{DONE}").wait_for()
     assert not page.locator("#again").is_visible()
+    assert page.evaluate("document.activeElement.id") == "file"  # not lost with the button
 
 
 def test_a_server_that_is_gone(tab, model, tmp_path):
@@ -251,14 +255,119 @@ def test_an_undefined_map(tab, model, tmp_path, monkeypatch):
         assert not page.locator("#overlay").is_visible()
 
 
+def hold(page, path):
+    """What the page asks of a path from now on; it waits."""
+    held = []
+    page.route(path, lambda route: held.append(route))
+    return held
+
+
+def choose(page, data):
+    page.locator("#file").set_input_files({"name": "x", "mimeType": "image/png", "buffer": data})
+
+
+DROP = """([bytes, n]) => {
+    const data = new DataTransfer();
+    const file = new File([new Uint8Array(bytes)], "x.png", {type: "image/png"});
+    for (let i = 0; i < n; i++) data.items.add(file);
+    document.body.dispatchEvent(
+      new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
+  }"""
+
+
+def test_an_answer_that_is_cut_off_is_no_answer(tab, client):
+    page, *_ = tab
+    enter(page, client)
+    torn = {"status": 200, "content_type": "application/json", "body": '{"label": "nod'}
+    page.route("**/predict", lambda route: route.fulfill(**torn))
+    give(page, film(), "error")
+    assert page.get_by_role("alert").inner_text().endswith("\nThe answer did not arrive whole.")
+    page.unroute("**/predict")
+    page.route("**/explain?*", lambda route: route.fulfill(**torn))
+    page.get_by_role("button", name="Try again").click()
+    page.locator(f"body[data-state=answer]{DONE}").wait_for()
+    assert page.locator("#caption").inner_text() == "No map: The answer did not arrive whole"
+
+
+def test_a_map_that_is_left_while_it_arrives_says_nothing(tab, client):
+    page, *_ = tab
+    enter(page, client)
+    give(page, film(), "answer")
+    page.evaluate("""() => {
+        const whole = window.fetch;
+        window.fetch = async (path, how) => {
+          window.fetch = whole;
+          return {ok: true, json: () => new Promise((_, fails) => how.signal.addEventListener(
+            "abort", () => fails(new DOMException("", "AbortError"))))};
+        };
+      }""")
+    held = hold(page, "**/explain?*")
+    page.get_by_label("Class").select_option("normal")
+    page.get_by_label("Class").select_option("opacity")
+    wait(lambda: page.wait_for_timeout(20) or held)
+    assert "undefined" not in page.locator("#caption").inner_text()
+    held[0].continue_()
+    page.locator(f"body{DONE}").wait_for()
+
+
+def test_a_map_that_is_left_does_not_end_the_drawing_of_the_next(tab, client):
+    page, *_ = tab
+    enter(page, client)
+    give(page, film(), "answer")
+    held = hold(page, "**/explain?*")
+    for n, label in enumerate(("normal", "opacity"), 1):
+        page.get_by_label("Class").select_option(label)
+        wait(lambda n=n: page.wait_for_timeout(20) or len(held) == n)
+    page.wait_for_timeout(200)
+    assert page.get_by_text("Drawing what it looks at").is_visible()
+    assert page.locator("body").get_attribute("data-map") == "drawing"
+    held[1].continue_()
+    page.locator(f"body{DONE}").wait_for()
+    assert "opacity" in page.locator("#caption").inner_text()
+    page.unroute("**/explain?*")
+    held = hold(page, "**/explain?*")  # and another image ends it
+    page.get_by_label("Class").select_option("normal")
+    wait(lambda: page.wait_for_timeout(20) or held)
+    give(page, b"x", "error")
+
+
+def test_the_latency_is_said_as_it_was_measured(tab, client):
+    page, *_ = tab
+    told = client.get("/model")[2]
+    latency = {"p50_ms": 4.25, "p95_ms": None, "machine": "a PC", "on_device": False}
+    page.route("**/model", lambda route: route.fulfill(json=told | {"latency": latency}))
+    enter(page, client)
+    assert page.locator("#latency").inner_text() == "fp32: p50 4.3 ms, on a PC"
+    latency |= {"p95_ms": 5.125, "on_device": True}
+    page.locator("details").evaluate("e => e.open = true")
+    words = "p50 4.25 ms, measured on a PC, which is not the profile's device"
+    assert page.get_by_text(words, exact=True).is_visible()
+    enter(page, client)
+    here = "fp32: p50 4.3 ms, p95 5.1 ms, on this kind of device"
+    assert page.locator("#latency").inner_text() == here
+    page.locator("details").evaluate("e => e.open = true")
+    assert page.get_by_text("p50 4.25 ms, p95 5.13 ms, measured on a PC", exact=True).is_visible()
+
+
+def test_two_files_end_what_is_under_way(tab, client):
+    page, *_ = tab
+    enter(page, client)
+    held = hold(page, "**/predict")
+    choose(page, film())
+    wait(lambda: page.wait_for_timeout(20) or held)
+    page.evaluate(DROP, [list(film()), 2])
+    page.locator("body[data-state=error]").wait_for()
+    held[0].continue_()
+    page.wait_for_timeout(500)
+    assert page.locator("body").get_attribute("data-state") == "error"
+    assert not page.locator("#answer").is_visible()
+
+
 def test_loading_is_told(tab, client):
     page, *_ = tab
     enter(page, client)
-    held = []
-    page.route("**/predict", lambda route: held.append(route))
-    page.locator("#file").set_input_files(
-        {"name": "x.png", "mimeType": "image/png", "buffer": film()}
-    )
+    held = hold(page, "**/predict")
+    choose(page, film())
     page.locator("body[data-state=loading]").wait_for()
     assert page.get_by_role("status").inner_text() == "The model looks at the image…"
     wait(lambda: page.wait_for_timeout(20) or held)
@@ -276,9 +385,15 @@ def test_a_token_is_asked_for_and_kept_for_this_tab_alone(tab, model, tmp_path):
         field.fill("another-token-that-is-wrong")
         page.keyboard.press("Enter")
         page.get_by_text("Wrong token").wait_for()
+        field.fill("0123456789–abcdef")  # no header can have it
+        page.keyboard.press("Enter")
+        page.get_by_text("A token has plain letters, digits and signs alone").wait_for()
+        assert page.locator("body").get_attribute("data-state") == "locked"
         field.fill(TOKEN)
+        page.get_by_role("button", name="Continue").focus()
         page.keyboard.press("Enter")
         page.locator("body[data-state=empty] #drop").wait_for()
+        assert page.evaluate("document.activeElement.id") == "file"
         give(page, film(), "answer")
         assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
         page.reload()
@@ -315,16 +430,9 @@ def test_by_keyboard_alone(tab, client):
 def test_what_is_dropped_is_asked(tab, client):
     page, *_ = tab
     enter(page, client)
-    drop = """([bytes, n]) => {
-        const data = new DataTransfer();
-        const file = new File([new Uint8Array(bytes)], "x.png", {type: "image/png"});
-        for (let i = 0; i < n; i++) data.items.add(file);
-        document.body.dispatchEvent(
-          new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
-      }"""
-    page.evaluate(drop, [list(film()), 1])
+    page.evaluate(DROP, [list(film()), 1])
     page.locator(f"body[data-state=answer]{DONE}").wait_for()
-    page.evaluate(drop, [list(film()), 2])
+    page.evaluate(DROP, [list(film()), 2])
     page.locator("body[data-state=error]").wait_for()
     assert "One image at a time, 2 were dropped" in page.get_by_role("alert").inner_text()
 

@@ -2,10 +2,13 @@
 
 import asyncio
 import base64
+import contextlib
+import hashlib
 import http.client
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -28,11 +31,12 @@ pytest.importorskip("uvicorn", reason="pip install 'edgekd[serve]'")
 pytest.importorskip("prometheus_client", reason="pip install 'edgekd[serve]'")
 pytest.importorskip("onnxruntime", reason="pip install 'edgekd[onnxruntime]'")
 
-from edgekd import explain
+from edgekd import bundle, explain, runtimes
 from edgekd.cli import app
-from edgekd.device import api, door, notify, patience
+from edgekd.device import api, door, notify, patience, serve
 from edgekd.device import model as device
 from edgekd.device.audit import AuditFailed
+from edgekd.records import Artifact
 
 TOKEN = "0123456789abcdef-wanted"
 HEAD = b"POST /predict HTTP/1.1\r\nhost: localhost\r\n"
@@ -141,7 +145,7 @@ def test_dicom(client):
 
 def test_the_model_and_its_health(client, model):
     _, _, told = client.get("/model")
-    assert told["sha256"] == TINY.sha256
+    assert (told["sha256"], told["bundle"]) == (TINY.sha256, model.bundle)
     assert told["classes"] == list(TINY.spec.classes)
     assert (told["verdict"], told["latency"], told["signer"]) == ("", None, "")
     assert told["limits"]["max_bytes"] == 100_000
@@ -375,6 +379,33 @@ def test_an_answer_that_takes_too_long(model, tmp_path, slow):
         assert client.post("/predict", film())[0] == 200
 
 
+def test_for_who_leaves_no_map_is_made(model, tmp_path, monkeypatch):
+    parts = []
+
+    def why(seen, label, before):
+        for i in range(1000):
+            before()
+            parts.append(i)
+            time.sleep(0.01)
+
+    monkeypatch.setattr(model, "why", why)
+    data = film()
+    head = f"POST /explain HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(data)}\r\n\r\n"
+    with in_thread(model, tmp_path) as (client, bench):
+        asked = [socket.create_connection(("127.0.0.1", client.port), timeout=10) for _ in range(3)]
+        for s in asked:
+            s.sendall(head.encode() + data)
+        wait(lambda: bench.work.held == 3 and parts)
+        for s in asked:
+            s.close()
+        wait(lambda: bench.work.held == 0, 5)
+        assert len(parts) < 500
+        assert client.post("/predict", data)[0] == 200
+        assert 'edgekd_rejected_total{reason="left"} 3.0' in client.get("/metrics")[2].decode()
+    events = [json.loads(x)["event"] for x in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert events == ["predict"]
+
+
 def test_slow_senders_are_cut_off(model, tmp_path, monkeypatch):
     monkeypatch.setattr(patience, "HEAD_S", 0.3)
     monkeypatch.setattr(patience, "READ_S", 0.3)
@@ -407,6 +438,46 @@ def test_who_asks_and_never_reads_is_cut_off(model, tmp_path, monkeypatch):
                 s.sendall(asked)
         bench.settings = bench.settings._replace(timeout_s=30)  # a busy machine needs more
         assert client.post("/predict", film())[0] == 200
+
+
+def test_connections_are_bounded(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(serve, "CONNECTIONS", 3)
+    asked = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    with in_thread(model, tmp_path) as (client, _), contextlib.ExitStack() as opened:
+
+        def connect():
+            s = socket.create_connection(("127.0.0.1", client.port), timeout=10)
+            return opened.enter_context(s)
+
+        idle = [connect() for _ in range(3)]
+        for _ in range(5):
+            assert _received(connect()) == b""  # one too many is closed at once
+        idle[2].sendall(asked)  # and who is in is served
+        assert _received(idle[2]).startswith(b"HTTP/1.1 200 ")
+        idle[0].close()
+        wait(lambda: _answers(client))
+        idle[1].sendall(asked)
+        assert _received(idle[1]).startswith(b"HTTP/1.1 200 ")
+
+
+def _answers(client):
+    try:
+        return client.post("/predict", film())[0] == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def test_who_begins_a_handshake_and_waits_is_cut_off(model, tmp_path, monkeypatch):
+    certificate(tmp_path)
+    monkeypatch.setattr(patience, "HEAD_S", 0.3)
+    pem = {"tls_cert": tmp_path / "cert.pem", "tls_key": tmp_path / "key.pem"}
+    with in_thread(model, tmp_path, **pem) as (client, _):
+        for start in (b"", b"\x16\x03\x01\x02\x00\x01"):
+            with socket.create_connection(("127.0.0.1", client.port), timeout=10) as s:
+                began = time.monotonic()
+                s.sendall(start)
+                assert _received(s) == b""
+                assert time.monotonic() - began < 5
 
 
 def _received(s):
@@ -465,10 +536,32 @@ def test_every_answer_is_in_the_audit_log_and_nobodys_name(model, tmp_path):
     assert first["event"] == "predict"
     assert (first["image"], first["answer"]) == (told["image"], told["label"])
     assert first["model"] == TINY.sha256
+    assert first["bundle"] == second["bundle"] == model.bundle
     assert first["probabilities"] == pytest.approx(told["probabilities"], abs=1e-6)
     assert first["ms"] == pytest.approx(told["ms"], abs=1e-3)
     assert (second["event"], second["explained"], second["map"]) == ("explain", "normal", True)
     assert second["warnings"] == len(why["warnings"]) > 0
+
+
+def test_who_answers_is_the_file_that_runs(made, tmp_path):
+    """A model that was built on the device, not the one that the bundle brought."""
+    there = tmp_path / "there"
+    bundle.extract(made, there)
+    shutil.copy(made, there / "tiny.edgekd")
+    shutil.copytree(there / "model", there / bundle.BUILT)
+    file = there / bundle.BUILT / TINY.path.name
+    file.write_bytes(file.read_bytes() + runtimes.message((6, "built here")))  # its doc_string
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    brought = Artifact.load(there / "model")
+    files = {"files": brought.files | {file.name: digest}}
+    brought.model_copy(update=files).save(there / bundle.BUILT)
+    with in_thread(device.open_bundle(there / "tiny.edgekd"), tmp_path) as (client, bench):
+        bench.audit.write([bench.event("start")])
+        told = [client.post(path, film())[2]["model"] for path in ("/predict", "/explain")]
+        told += [client.get("/model")[2]["sha256"]]
+        assert f'sha256="{digest}"' in client.get("/metrics")[2].decode()
+    told += [json.loads(x)["model"] for x in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert told == [digest] * 6
 
 
 # ---- the process

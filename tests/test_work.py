@@ -220,6 +220,26 @@ def test_a_pulse_is_an_answer(model, started):
     wait(lambda: work.busy_s() == 0)
 
 
+def test_what_is_accepted_as_it_closes_is_answered(started, monkeypatch):
+    """The decoders' ends come behind it, however the threads take turns."""
+    work = started[0]()
+    put, waits, closed = work._raw.put, threading.Event(), []
+
+    def slowly(job):
+        if job is not None:
+            waits.set()
+            time.sleep(0.2)
+        put(job)
+
+    monkeypatch.setattr(work, "_raw", SimpleNamespace(put=slowly, get=work._raw.get))
+    closer = threading.Thread(target=lambda: waits.wait(5) and closed.append(work.close(5)))
+    closer.start()
+    future = work.ask(b"x")
+    closer.join(10)
+    assert closed == [True]
+    assert future.result(0)
+
+
 def test_closing_answers_what_was_accepted_and_takes_no_more(model, started):
     work = started[0]()
     model.may.clear()

@@ -99,6 +99,8 @@ class Bench:
 
     def __init__(self, model: Model, settings: Settings, audit: Audit) -> None:
         self.model, self.settings, self.audit = model, settings, audit
+        # The model's file alone does not tell: its temperature may be another in another bundle.
+        self.ran = {"model": model.artifact.sha256, "bundle": model.bundle}
         self.meters = Meters(model, lambda: self.work.held)
         self.work = Work(model, self.record, limit=settings.queue, timed=self.meters.timed)
         self.arriving = 0  # bytes of bodies
@@ -106,7 +108,7 @@ class Bench:
     def event(self, what: str) -> dict[str, Any]:
         """A line of the audit log about the server itself."""
         made = self.model.manifest
-        return {"time": now(), "event": what, "model": made.model, "name": made.name,
+        return {"time": now(), "event": what, **self.ran, "name": made.name,
                 "signer": self.model.signer, "edgekd": __version__}  # fmt: skip
 
     def record(self, told: Sequence[Told]) -> None:
@@ -118,7 +120,7 @@ class Bench:
                 why = {"explained": one.explained, "map": one.heat is not None}
             lines.append({
                 "time": now(), "event": "explain" if why else "predict", "image": a.image,
-                "model": self.model.manifest.model, "answer": a.label,
+                **self.ran, "answer": a.label,
                 "probabilities": {k: round(p, 6) for k, p in a.probabilities.items()},
                 "abstained": bool(a.abstained), "warnings": len(a.warnings),
                 "ms": round(a.ms, 3),
@@ -158,18 +160,24 @@ class Bench:
                 raise Refusal(503, TOO_MANY, "queue") from None
         finally:
             self._let_go(request)
-        return await self._told(future, end)
+        return await self._told(request, future, end)
 
     def _let_go(self, request: Request) -> None:
         """Its body no longer counts as arriving."""
         self.arriving -= request.state.held
         request.state.held = 0
 
-    async def _told(self, future: Future[Told], end: float) -> Told:
+    async def _told(self, request: Request, future: Future[Told], end: float) -> Told:
+        """What comes of it before `end`; nothing more is done for who leaves or waits too long."""
         late = Refusal(504, f"no answer within {self.settings.timeout_s:g} s: ask again, or with a "
                        "smaller image", "slow answer")  # fmt: skip
+        answer, left = asyncio.wrap_future(future), asyncio.create_task(_left(request))
         try:
-            return await _within(end, asyncio.wrap_future(future), late)
+            await asyncio.wait((answer, left), timeout=max(0.0, end - time.monotonic()),
+                               return_when=asyncio.FIRST_COMPLETED)  # fmt: skip
+            if answer.done():
+                return answer.result()
+            raise Refusal(408, "nobody waits for the answer", "left") if left.done() else late
         except Unreadable as e:
             raise Refusal(422, str(e), "unreadable") from None
         except AuditFailed as e:
@@ -179,6 +187,9 @@ class Bench:
         except EdgeKDError as e:  # nan, or a runtime that gave up: its message names our files
             sys.stderr.write(f"{e}\n")
             raise Refusal(503, "the model gives no answer: see the server's log", "model") from None
+        finally:
+            left.cancel()
+            answer.cancel()
 
     async def _body(self, request: Request) -> bytes:
         """The whole body, which counts as arriving until the caller is done with it."""
@@ -202,6 +213,12 @@ class Bench:
         except ClientDisconnect:  # nobody reads this
             raise Refusal(408, "the image did not arrive whole", "left", unread=True) from None
         return b"".join(parts)
+
+
+async def _left(request: Request) -> None:
+    """Done when whoever asked is no longer there; the body has come."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _within(end: float, result: Any, late: Refusal) -> Any:
@@ -243,7 +260,7 @@ def app(bench: Bench) -> FastAPI:
     async def predict(request: Request) -> Response:
         """What the model says of the image in the body: JPEG, PNG or DICOM."""
         told = await bench.asked(request)
-        return _json(Reply(**told.answer.model_dump(), model=made.model))
+        return _json(Reply(**told.answer.model_dump(), model=bench.model.artifact.sha256))
 
     @api.post("/explain", response_model=Explained, **asks)
     async def explain(request: Request, label: str = "") -> Response:
@@ -253,7 +270,7 @@ def app(bench: Bench) -> FastAPI:
         return _json(
             Explained(
                 **told.answer.model_dump(),
-                model=made.model,
+                model=bench.model.artifact.sha256,
                 explained=told.explained,
                 picture=picture,
                 overlay=overlay,

@@ -42,7 +42,10 @@ class Audit:
         self.error = ""  # why the last record could not be written; empty: it was
         self._turn = threading.Lock()
         make_folder(path.parent)
-        self._fd = self._open()
+        try:
+            self._fd = self._open()
+        except OSError as e:
+            raise AuditFailed(f"audit log {path} cannot be written: {_why(e)}") from None
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Append a line a record, each in one write; they are on the disk when this returns.
@@ -62,7 +65,7 @@ class Audit:
             except OSError as e:
                 # What was torn ends here: the next record opens the file anew, on a line of its own
                 self._close()
-                self.error = e.strerror or str(e)
+                self.error = _why(e)
                 raise AuditFailed(f"audit log {self.path} cannot be written: {self.error}") from e
             self.error = ""
 
@@ -78,27 +81,23 @@ class Audit:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _open(self) -> int:
-        """The file, ours alone, ending in a whole line."""
+        """The file, ours alone, ending in a whole line; OSError, whose reason names no path."""
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            fd = os.open(self.path, flags, 0o600)
-        except OSError as e:
-            raise AuditFailed(f"cannot write audit log {self.path}: {e.strerror}") from None
+        fd = os.open(self.path, flags, 0o600)
         try:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
-                raise AuditFailed(f"audit log {self.path} is no plain file: choose another --audit")
+                raise OSError(errno.EINVAL, "it is no plain file: choose another --audit")
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.fchmod(fd, 0o600)
             self._size = found.st_size
             if found.st_size and os.pread(fd, 1, found.st_size - 1) != b"\n":
                 self._size += os.write(fd, b"\n")  # a kill tore the last line
             _sync(self.path.parent)
-        except BlockingIOError:
+        except BlockingIOError as e:
             os.close(fd)
-            raise AuditFailed(
-                f"audit log {self.path} is written by another edgekd serve: choose another --audit"
-            ) from None
+            why = "another edgekd serve writes it: choose another --audit"
+            raise OSError(e.errno, why) from None
         except BaseException:
             os.close(fd)
             raise
@@ -127,6 +126,10 @@ class Audit:
 def now() -> str:
     """The time, UTC, to the millisecond."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+
+
+def _why(e: OSError) -> str:
+    return e.strerror or str(e)
 
 
 def _sync(folder: Path) -> None:

@@ -24,7 +24,8 @@ class Facts(Record):
     """A model, its evidence and the server's limits."""
 
     name: str
-    sha256: str
+    sha256: str  # of the file that answers
+    bundle: str  # sha256 of its bundle.json, which names all that an answer depends on
     precision: str
     classes: tuple[str, ...]
     size: tuple[int, int]  # height, width in pixels that it sees
@@ -53,8 +54,9 @@ def facts(model: Model, limits: dict[str, float]) -> Facts:
         latency = Latency(p50_ms=told["p50"] or 0.0, p95_ms=told["p95"],
                           machine=timing.machine.name, on_device=timing.on_device)  # fmt: skip
     return Facts(
-        name=made.name, sha256=made.model, precision=made.precision, classes=made.classes,
-        size=model.artifact.spec.size, profile=made.profile.name, runtime=made.profile.runtime,
+        name=made.name, sha256=model.artifact.sha256, bundle=model.bundle,
+        precision=made.precision, classes=made.classes, size=model.artifact.spec.size,
+        profile=made.profile.name, runtime=made.profile.runtime,
         device=made.profile.device, intended_use=made.intended_use, verdict=made.verdict,
         reasons=model.fidelity.reasons if model.fidelity else (), despite=made.despite,
         abstain_below=model.abstain_below, knows_usual=model.usual is not None, latency=latency,

@@ -1,4 +1,9 @@
-"""What may come in on one DICOM connection: pynetdicom itself has no bounds on size or patience."""
+"""What may come in on one DICOM connection: pynetdicom itself has no bounds on size or patience.
+
+To set them a Gate takes the place of what is pynetdicom 3's own, its socket's `recv`, its threads'
+`run`, `_kill`, so pyproject.toml asks for a version below 4. The abuse in tests/test_node.py tells
+whether another one will do.
+"""
 
 from __future__ import annotations
 

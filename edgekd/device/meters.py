@@ -43,7 +43,7 @@ class Meters:
         Gauge("edgekd_queue_images", "Images accepted and not answered.",
               registry=self.registry).set_function(held)  # fmt: skip
         made = model.manifest
-        facts = {"name": made.name, "sha256": made.model, "precision": made.precision,
+        facts = {"name": made.name, "sha256": model.artifact.sha256, "precision": made.precision,
                  "runtime": made.profile.runtime, "verdict": made.verdict}  # fmt: skip
         Gauge("edgekd_model_info", "The model that answers.", list(facts),
               registry=self.registry).labels(**facts).set(1)  # fmt: skip

@@ -59,10 +59,13 @@ class Model:
         self,
         folder: Path,
         checked: Checked,
+        digest: str,
         *,
         abstain_below: float | None,
         most_pixels: int = imaging.MAX_PIXELS,
     ) -> None:
+        """Digest: sha256 of bundle.json, as it was checked."""
+        self.bundle = digest
         self.manifest: Manifest = checked.manifest
         self.signer, self.trusted = checked.signer, checked.trusted
         self.artifact: Artifact = bundle.loaded(folder)
@@ -165,9 +168,10 @@ def open_bundle(
     image.
     """
     checked, content = bundle.read(path, key)
+    digest = hashlib.sha256(content[Manifest.FILE]).hexdigest()
     folder = path.resolve().parent / bundle.UNPACKED
     if not (folder / Manifest.FILE).is_file():
-        folder = user_cache() / "bundles" / hashlib.sha256(content[Manifest.FILE]).hexdigest()
+        folder = user_cache() / "bundles" / digest
     if not folder.exists():
         try:
             bundle.unpack(content, folder)
@@ -177,4 +181,4 @@ def open_bundle(
     for name, data in content.items():
         if not (folder / name).is_file() or (folder / name).read_bytes() != data:
             raise EdgeKDError(f"{folder / name} is not what was unpacked there: remove {folder}")
-    return Model(folder, checked, abstain_below=abstain_below, most_pixels=most_pixels)
+    return Model(folder, checked, digest, abstain_below=abstain_below, most_pixels=most_pixels)

@@ -230,7 +230,7 @@ class Node:
         self.bench.meters.delivered.labels("sent" if arrived else "lost").inc()
         line: dict[str, Any] = {
             "time": now(), "event": "sent" if arrived else "not sent", "image": one.image,
-            "model": self.bench.model.manifest.model, "to": str(self.settings.to),
+            **self.bench.ran, "to": str(self.settings.to),
         }  # fmt: skip
         if not arrived:
             line["why"] = one.why

@@ -32,7 +32,13 @@ async function call(path, body, signal) {
     if (e.name === "AbortError") throw e;
     throw new Refused(0, "The server cannot be reached. Is it running, and is the file still there?");
   }
-  const told = await answer.json().catch(() => ({}));
+  let told = {};
+  try {
+    told = await answer.json();
+  } catch (e) {
+    if (e.name === "AbortError") throw e;
+    if (answer.ok) throw new Refused(0, "The answer did not arrive whole");
+  }
   if (answer.ok) return told;
   throw new Refused(answer.status, told.error || answer.statusText || `status ${answer.status}`);
 }
@@ -42,10 +48,23 @@ function state(name, words = "") {
   at("told").textContent = words;
 }
 
+function begin() {
+  if (asked) asked.abort();
+  asked = new AbortController();
+  return asked.signal;
+}
+
+function hide(id) {
+  const focused = at(id).contains(document.activeElement);
+  at(id).hidden = true;
+  if (focused) at("file").focus(); // else the keyboard begins at the top again
+}
+
 function clear() {
+  delete document.body.dataset.map;
   at("answer").hidden = true;
-  at("again").hidden = true;
-  at("controls").hidden = true;
+  hide("again");
+  hide("controls");
   at("wrong").replaceChildren();
   at("caption").textContent = "";
   show(null, null);
@@ -71,21 +90,26 @@ function make(tag, text, name) {
 const percent = (p) => `${(100 * p).toFixed(1)} %`;
 const sentence = (s) => (s ? s[0].toUpperCase() + s.slice(1) + (/[.!?]$/.test(s) ? "" : ".") : "");
 
+function wrong(title, words) {
+  at("wrong").replaceChildren(make("strong", title), words);
+}
+
 function failed(e, retry) {
   if (e.name === "AbortError") return;
-  if (e.status === 401) return door(e);
+  if (e.status === 401) return door();
   const busy = [503, 504, 408].includes(e.status);
   state(busy ? "busy" : "error");
   const title = busy ? "Too busy to answer" : e.status ? "No answer" : "Not connected";
-  at("wrong").replaceChildren(make("strong", title), sentence(e.message || "Something went wrong on this page"));
-  at("again").hidden = !(busy || !e.status) || !retry;
+  wrong(title, sentence(e.message || "Something went wrong on this page"));
   at("again").onclick = retry;
+  if (retry && (busy || !e.status)) at("again").hidden = false;
+  else hide("again");
 }
 
 function door() {
   state("locked");
   if (sessionStorage.getItem(TOKEN)) {
-    at("wrong").replaceChildren(make("strong", "Wrong token"), "The server does not know it. Enter it again.");
+    wrong("Wrong token", "The server does not know it. Enter it again.");
     sessionStorage.removeItem(TOKEN);
   }
   at("door").hidden = false;
@@ -99,13 +123,24 @@ async function enter() {
   } catch (e) {
     return failed(e, enter);
   }
-  at("door").hidden = true;
   at("drop").hidden = false;
+  hide("door");
   at("wrong").replaceChildren();
-  at("again").hidden = true;
+  hide("again");
   state("empty");
   introduce(model);
   if (image) ask(image);
+}
+
+function times(l, digits) {
+  const p95 = l.p95_ms !== null ? `, p95 ${l.p95_ms.toFixed(digits)} ms` : "";
+  return `p50 ${l.p50_ms.toFixed(digits)} ms${p95}`;
+}
+
+function measured(l) {
+  if (!l) return "not measured";
+  const other = l.on_device ? "" : ", which is not the profile's device";
+  return `${times(l, 2)}, measured on ${l.machine}${other}`;
 }
 
 function introduce(m) {
@@ -113,9 +148,8 @@ function introduce(m) {
   at("name").textContent = m.name;
   at("use").textContent = m.intended_use.replace(/^Research use\.\s*/i, "");
   const l = m.latency;
-  const p95 = l && l.p95_ms !== null ? `, p95 ${l.p95_ms.toFixed(1)} ms` : "";
   at("latency").textContent = l
-    ? `${m.precision}: p50 ${l.p50_ms.toFixed(1)} ms${p95}, ${l.on_device ? "on this kind of device" : `on ${l.machine}`}`
+    ? `${m.precision}: ${times(l, 1)}, ${l.on_device ? "on this kind of device" : `on ${l.machine}`}`
     : `${m.precision}, latency not measured`;
   const badge = at("verdict");
   badge.hidden = false;
@@ -131,7 +165,7 @@ function introduce(m) {
     ["intended use", m.intended_use],
     ["model", `${m.precision}, ${m.size[1]} × ${m.size[0]} pixels, sha256 ${m.sha256}`],
     ["runs", `${m.runtime} on ${m.device}, profile ${m.profile}`],
-    ["latency", l ? `p50 ${l.p50_ms.toFixed(2)} ms${l.p95_ms !== null ? `, p95 ${l.p95_ms.toFixed(2)} ms` : ""}, measured on ${l.machine}${l.on_device ? "" : ", which is not the profile's device"}` : "not measured"],
+    ["latency", measured(l)],
     ["signed by", m.signer ? m.signer + (m.trusted ? "" : " (a key that nobody asked for)") : "nobody"],
     ["abstains", m.abstain_below > 0 ? `below a probability of ${m.abstain_below.toFixed(2)}` : "never"],
     ["unusual images", m.knows_usual ? "are warned of" : "are not known to this model: no warning is given"],
@@ -141,9 +175,7 @@ function introduce(m) {
 }
 
 async function ask(file) {
-  if (asked) asked.abort();
-  asked = new AbortController();
-  const { signal } = asked;
+  const signal = begin();
   image = file;
   clear();
   if (!model) return failed(new Refused(0, "The server cannot be reached"), enter);
@@ -185,7 +217,7 @@ async function explain(label, signal) {
     at("controls").hidden = false;
     at("opacity").disabled = true;
   } finally {
-    delete document.body.dataset.map;
+    if (asked.signal === signal) delete document.body.dataset.map; // else the next map's
   }
 }
 
@@ -231,9 +263,7 @@ function fade() {
 
 at("opacity").addEventListener("input", fade);
 at("of").addEventListener("change", () => {
-  if (asked) asked.abort();
-  asked = new AbortController();
-  explain(at("of").value, asked.signal).catch((e) => failed(e, () => ask(image)));
+  explain(at("of").value, begin()).catch((e) => failed(e, () => ask(image)));
 });
 at("file").addEventListener("change", () => {
   const [file] = at("file").files;
@@ -247,9 +277,15 @@ at("file").addEventListener("keydown", (event) => {
 });
 at("door").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem(TOKEN, at("token").value.trim());
+  const token = at("token").value.trim();
   at("token").value = "";
-  enter();
+  if (/^[!-~]+$/.test(token)) {
+    sessionStorage.setItem(TOKEN, token);
+    enter();
+  } else { // the browser could not send it
+    wrong("Wrong token", "A token has plain letters, digits and signs alone, and no spaces. Enter it again.");
+    at("token").focus();
+  }
 });
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
@@ -259,6 +295,7 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
       const { files } = event.dataTransfer;
       if (files.length === 1) ask(files[0]);
       else if (files.length) {
+        begin();
         clear();
         failed(new Refused(400, `one image at a time, ${files.length} were dropped`));
       }

@@ -2,7 +2,8 @@
 
 Patient and study are copied from the image that was sent, as results must be filed there; they go
 into these objects and nowhere else. UIDs are SHA-256 sums under 2.25 (PS3.5, B.2): the same image,
-model, threshold and version give the same, so an archive keeps one copy of what is sent again.
+model, bundle, threshold and version give the same, so an archive keeps one copy of what is sent
+again.
 """
 
 from __future__ import annotations
@@ -99,13 +100,19 @@ def uid(*of: str) -> str:
     return f"2.25.{int.from_bytes(found[:16], 'big')}"
 
 
+def _by(model: Model) -> tuple[str, str, str]:
+    """What an answer is of: the file, its bundle (temperature, verdict, words) and our version."""
+    return model.artifact.sha256, model.bundle, __version__
+
+
 def _common(kind: str, of: Source, told: Told, model: Model, title: str) -> dict[str, Any]:
     """What every result says of its series, its instance and its maker."""
-    sha, study = model.manifest.model, of.keys["StudyInstanceUID"]
-    how = (__version__, repr(model.abstain_below))  # what else an answer's words depend on
+    study, by = of.keys["StudyInstanceUID"], _by(model)
     return {
-        "series_instance_uid": uid(kind, "series", study, sha),
-        "sop_instance_uid": uid(kind, "instance", told.answer.image, sha, *how),
+        "series_instance_uid": uid(kind, "series", study, *by),
+        "sop_instance_uid": uid(
+            kind, "instance", told.answer.image, *by, repr(model.abstain_below)
+        ),
         "series_number": 9901 if kind == "map" else 9902, "instance_number": 1,
         "series_description": f"{MAKER} {title}, not for diagnosis", "manufacturer": MAKER,
         "manufacturer_model_name": model.manifest.name[:64], "software_versions": __version__,
@@ -142,8 +149,8 @@ def _capture(of: Source, told: Told, model: Model) -> Dataset:
                           f"{told.explained}"  # fmt: skip
     image.DerivationDescription = (
         f"Scaled to {image.Columns} x {image.Rows} as the model takes it, and the Score-CAM map of "
-        f"class {told.explained} blended in; model sha256 {model.manifest.model}; "
-        f"{MAKER} {__version__}"
+        f"class {told.explained} blended in; model sha256 {model.artifact.sha256}, bundle "
+        f"{model.bundle}; {MAKER} {__version__}"
     )[:1024]
     origin = Dataset()
     origin.ReferencedSOPClassUID = of.keys["SOPClassUID"]
@@ -156,23 +163,24 @@ def _capture(of: Source, told: Told, model: Model) -> Dataset:
 
 def _report(of: Source, told: Told, model: Model) -> Dataset:
     """The answer as a measurement report: a number a class, the rest as comments."""
-    made, image = model.manifest, told.answer.image
+    made, image, sha = model.manifest, told.answer.image, model.artifact.sha256
     origin = _as_evidence(of)
     observer = sr.ObserverContext(
         observer_type=sr.CodedConcept("121007", "DCM", "Device"),
         observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
-            uid=highdicom.UID(uid("device", made.model)), name=made.name,
+            uid=highdicom.UID(uid("device", *_by(model))), name=made.name,
             manufacturer_name=MAKER, model_name=made.name,
         ),
     )  # fmt: skip
     algorithm = sr.AlgorithmIdentification(
-        name=made.name, version=f"sha256 {made.model}",
+        name=made.name, version=f"sha256 {sha}",
         parameters=[f"precision {made.precision}", f"runtime {made.profile.runtime}",
-                    f"temperature {made.temperature:g}", f"{MAKER} {__version__}"],
+                    f"temperature {made.temperature:g}", f"bundle sha256 {model.bundle}",
+                    f"{MAKER} {__version__}"],
     )  # fmt: skip
     group = sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(
-            uid=highdicom.UID(uid("tracking", image, made.model)), identifier=f"{MAKER} answer"
+            uid=highdicom.UID(uid("tracking", image, *_by(model))), identifier=f"{MAKER} answer"
         ),
         algorithm_id=algorithm,
         measurements=[

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import signal
 import socket
 import ssl
 import time
+import weakref
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -45,6 +48,26 @@ def check(settings: Settings) -> None:
         )
 
 
+class Listener(socket.socket):
+    """Has no more than CONNECTIONS open at a time, those in a TLS handshake included.
+
+    uvicorn's `limit_concurrency` refuses requests, and leaves the connections open.
+    """
+
+    def __init__(self, *kind: int) -> None:
+        super().__init__(*kind)
+        self._accepted: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """As any socket's; ConnectionAbortedError, which asyncio passes over, for one too many."""
+        found, address = super().accept()
+        if sum(s.fileno() >= 0 for s in self._accepted) >= CONNECTIONS:
+            found.close()
+            raise ConnectionAbortedError
+        self._accepted.add(found)
+        return found, address
+
+
 class Server(uvicorn.Server):
     """uvicorn's, which tells a service manager, and leaves by itself when it was told to stop."""
 
@@ -59,6 +82,11 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: D102
+        if self.config.is_ssl:  # asyncio waits a minute, and uvicorn has no setting for it
+            loop = asyncio.get_running_loop()
+            loop.create_server = functools.partial(  # type: ignore[method-assign]
+                loop.create_server, ssl_handshake_timeout=patience.HEAD_S
+            )
         await super().startup(sockets)
         notify.tell("READY=1")
         self._ready()
@@ -128,7 +156,7 @@ def listener(settings: Settings) -> socket.socket:
         family, kind, proto, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        made = socket.socket(family, kind, proto)
+        made = Listener(family, kind, proto)
         try:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             made.bind(address)
@@ -149,8 +177,9 @@ def config(served: Any, settings: Settings) -> uvicorn.Config:
     made = uvicorn.Config(
         served, http=patience.protocol(settings.timeout_s), ws="none", log_config=None,
         log_level="error", access_log=False, server_header=False, date_header=True,
-        proxy_headers=False, limit_concurrency=CONNECTIONS, backlog=BACKLOG,
-        timeout_keep_alive=KEEP_ALIVE_S, h11_max_incomplete_event_size=16 << 10,
+        proxy_headers=False, backlog=BACKLOG, timeout_keep_alive=KEEP_ALIVE_S,
+        loop="asyncio",  # uvloop would not ask a Listener
+        h11_max_incomplete_event_size=16 << 10,
         timeout_graceful_shutdown=max(1, round(settings.timeout_s)),
         ssl_certfile=settings.tls_cert, ssl_keyfile=settings.tls_key, lifespan="on",
     )  # fmt: skip

@@ -101,8 +101,8 @@ class Work:
             self._maps += why
             self.bytes += len(data)
             self._decoding += 1
-        job = _Job(data, why, label)
-        self._raw.put(job)
+            job = _Job(data, why, label)
+            self._raw.put(job)  # before `close` puts the decoders' ends behind it
         return job.future
 
     def pulse(self) -> Future[None]:
