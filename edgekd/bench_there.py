@@ -13,11 +13,20 @@ from typing import Any
 from pydantic import ValidationError
 
 from edgekd import bench, runtimes, there
-from edgekd.records import Artifact, EdgeKDError, Profile, Record, RuntimeUnavailable, Timing, Track
+from edgekd.records import (
+    Artifact,
+    EdgeKDError,
+    Profile,
+    Record,
+    RuntimeUnavailable,
+    Timing,
+    Track,
+    make_folder,
+)
 
 
 class Request(Record):
-    """What is asked for: `bench.bench` of these folders."""
+    """What is asked for: `bench.bench` of these folders, of what is built where it must be."""
 
     artifacts: tuple[str, ...]
     out: str
@@ -31,10 +40,29 @@ def serve(request: Request, track: Track) -> list[Timing]:
     if not runtimes.here(profile):
         seen = ", ".join(runtimes.get(profile.runtime).devices())
         raise RuntimeUnavailable(f"{profile.runtime} has no device {profile.device}, only {seen}")
-    artifacts = [Artifact.load(Path(folder)) for folder in request.artifacts]
-    return bench.bench(
-        artifacts, profile, Path(request.out), request.how, on_device=True, track=track
+    sent = [Artifact.load(Path(folder)) for folder in request.artifacts]
+    ready = list(sent)
+    todo = [i for i, a in enumerate(sent) if _must_be_built(a, profile)]
+    for i in track(todo, "building", len(todo)) if todo else ():
+        ready[i] = _built(sent[i], profile)
+    timings = bench.bench(
+        ready, profile, Path(request.out), request.how, on_device=True, track=track
     )  # fmt: skip
+    return [t.model_copy(update={"artifact_sha256": a.sha256})
+            for t, a in zip(timings, sent, strict=True)]  # fmt: skip
+
+
+def _must_be_built(artifact: Artifact, profile: Profile) -> bool:
+    """Whether it is ONNX of which this device makes what it loads."""
+    return artifact.path.suffix == ".onnx" and runtimes.must_be_built(artifact, profile)
+
+
+def _built(artifact: Artifact, profile: Profile) -> Artifact:
+    """What this device makes of an ONNX file, beside it."""
+    from edgekd import selftest
+
+    out = artifact.folder.with_name(f"{artifact.folder.name}-built")
+    return selftest.built(artifact, artifact, profile, make_folder(out))
 
 
 def _answer(line: bytes, say: there.Say) -> list[dict[str, Any]]:

@@ -292,7 +292,7 @@ def loaded(folder: Path) -> Artifact:
     built = folder / BUILT
     if not built.exists():
         return model
-    needed = must_be_built(model, Manifest.load(folder).profile)
+    needed = runtimes.must_be_built(model, Manifest.load(folder).profile)
     source = source_of(model) if needed else None
     if source is None:
         raise EdgeKDError(f"{built} is there, but nothing is built of this bundle: remove it")
@@ -311,13 +311,6 @@ def loaded(folder: Path) -> Artifact:
             f"{built} was not built of this bundle: remove it, deploy the bundle anew"
         )
     return found
-
-
-def must_be_built(model: Artifact, profile: Profile) -> bool:
-    """Whether a device makes what it loads: TensorRT's plan fits one GPU."""
-    if profile.runtime == "tensorrt":
-        return True
-    return model.path.suffix not in runtimes.get(profile.runtime).SUFFIXES
 
 
 def source_of(model: Artifact) -> Artifact | None:

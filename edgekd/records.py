@@ -6,6 +6,7 @@ it is finished, and one that has not is unfinished, whatever else it holds.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -238,8 +239,9 @@ class Artifact(Stored):
 
     @property
     def sha256(self) -> str:
-        """Of the file that a runtime loads."""
-        return next(iter(self.files.values()))
+        """Of the file that a runtime loads; of the sums of several, as weights may lie beside."""
+        sums = [self.files[f] for f in self.deployed]
+        return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
 
     @property
     def temperature(self) -> float:

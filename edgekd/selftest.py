@@ -105,7 +105,7 @@ def build(folder: Path, profile: Profile) -> None:
     """
     runtime = runtimes.get(profile.runtime)
     model = Artifact.load(folder / "model")
-    if not bundle.must_be_built(model, profile):
+    if not runtimes.must_be_built(model, profile):
         return
     source = bundle.source_of(model)
     if source is None:
@@ -119,17 +119,25 @@ def build(folder: Path, profile: Profile) -> None:
     half = folder / f".{bundle.BUILT}"
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir()
-    files = [p.name for p in runtime.build(source.path, half, profile)]
     shutil.copy(model.folder / golden.FILE, half / golden.FILE)
-    update: dict[str, Any] = {
-        "kind": KINDS[profile.runtime],
-        "files": {name: sha256(half / name) for name in (*files, golden.FILE)},
-        "parents": {source.kind: source.sha256},
-    }
-    model.model_copy(update=update).save(half)
+    built(model, source, profile, half, golden.FILE)
     for path in (half, *half.iterdir()):  # `bundle.loaded` refuses what others can write to
         path.chmod(path.stat().st_mode & ~0o022)
     half.rename(out)
+
+
+def built(model: Artifact, source: Artifact, profile: Profile, out: Path, *more: str) -> Artifact:
+    """`model` as the profile's device loads it, built here of the ONNX `source` into folder `out`.
+
+    more: files in `out` that belong to it, too.
+    """
+    files = [p.name for p in runtimes.get(profile.runtime).build(source.path, out, profile)]
+    update: dict[str, Any] = {
+        "kind": KINDS[profile.runtime],
+        "files": {name: sha256(out / name) for name in (*files, *more)},
+        "parents": {source.kind: source.sha256},
+    }
+    return model.model_copy(update=update).save(out)
 
 
 def _maps(

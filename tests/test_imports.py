@@ -88,7 +88,7 @@ ALLOWED = {
     "bench": {"records", "conditions", "machine", "roofline", "stopwatch", "worker"},
     "against": {"records", "bench", "gates", "machine", "stopwatch"},
     "there": {"records"},
-    "bench_there": {"records", "runtimes", "bench", "there"},
+    "bench_there": {"records", "runtimes", "bench", "selftest", "there"},
     "ssh": {"records"},
     "remote": {"records", "bench", "bench_there", "ssh", "there"},
     "deploy_env": {"there"},

@@ -83,6 +83,15 @@ def test_artifact_round_trip_and_tamper(tmp_path):
         Artifact.load(tmp_path)
 
 
+def test_another_files_weights_are_another_file():
+    """An OpenVINO graph says nothing of its weights; what is kept beside changes nothing."""
+    one = artifact(files={"model.xml": "a", "model.bin": "b", "golden.npz": "c"})
+    same = artifact(files={"model.xml": "a", "model.bin": "b", "golden.npz": "d"})
+    other = artifact(files={"model.xml": "a", "model.bin": "e", "golden.npz": "c"})
+    assert one.sha256 == same.sha256 != other.sha256
+    assert artifact(files={"m.onnx": "a", "model.pt2": "b"}).sha256 == "a"
+
+
 def test_sha256_is_the_standards_test_vector(tmp_path):
     (tmp_path / "f").write_bytes(b"abc")
     assert records.sha256(tmp_path / "f").startswith("ba7816bf8f01cfea414140de5dae2223")

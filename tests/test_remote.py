@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 import edgekd
-from edgekd import remote, stages, there
+from edgekd import bench_there, remote, runtimes, stages, there
 from edgekd.bench import short
 from edgekd.options import exit_code
 from edgekd.records import (
@@ -165,6 +165,38 @@ def test_a_file_that_was_changed(loopback, artifacts, tmp_path):
     with pytest.raises(EdgeKDError, match=f"^device: {path} is not the file that was saved"):
         measure(artifacts, tmp_path / "out")
     assert not list(tmp_path.glob("out/*/timing.json"))
+
+
+def test_what_a_device_must_build_is_built_there(artifacts, tmp_path, monkeypatch):
+    """As TensorRT's plans are: of the ONNX that was sent, whose timing it is."""
+    profile = PROFILE.model_copy(update={"runtime": "tensorrt", "device": "cuda:0"})
+
+    def build(onnx, out, built_for):
+        assert built_for == profile
+        (out / "model.plan").write_bytes(onnx.read_bytes()[::-1])
+        return [out / "model.plan"]
+
+    timed = []
+
+    def bench(ready, *_, **__):
+        timed.extend(ready)
+        ran = {"runtime": profile.runtime, "device": profile.device, "size_bytes": 1}
+        return [Timing.parse(timing_of(a, **ran), "test") for a in ready]
+
+    module = SimpleNamespace(devices=lambda: ["cuda:0"], build=build, SUFFIXES=(".plan",))
+    monkeypatch.setattr(runtimes, "get", lambda _: module)
+    monkeypatch.setattr(bench_there.bench, "bench", bench)
+    request = bench_there.Request(artifacts=[str(a.folder) for a in artifacts], out="out",
+                                  profile=profile, how=QUICK)  # fmt: skip
+    told = bench_there.serve(request, lambda items, *_: items)
+    assert [t.artifact_sha256 for t in told] == [a.sha256 for a in artifacts]
+    for ready, sent in zip(timed, artifacts, strict=True):
+        assert ready.path.name == "model.plan"
+        assert ready.path.read_bytes() == sent.path.read_bytes()[::-1]
+        assert (ready.kind, ready.parents) == ("tensorrt", {sent.kind: sent.sha256})
+        assert Artifact.load(ready.folder) == ready
+    said = remote.Said(result=[json.loads(t.model_dump_json()) for t in told])
+    assert len(remote._checked("device", said, artifacts, profile)) == 2
 
 
 def test_two_of_one_name(artifacts, tmp_path):

@@ -543,19 +543,20 @@ def test_every_answer_is_in_the_audit_log_and_nobodys_name(model, tmp_path):
     assert second["warnings"] == len(why["warnings"]) > 0
 
 
-def test_who_answers_is_the_file_that_runs(made, tmp_path):
+def test_who_answers_is_the_file_that_runs(made, tmp_path, monkeypatch):
     """A model that was built on the device, not the one that the bundle brought."""
-    there = tmp_path / "there"
+    monkeypatch.setattr(runtimes, "must_be_built", lambda *_: True)
+    there = tmp_path / "there" / bundle.UNPACKED
     bundle.extract(made, there)
-    shutil.copy(made, there / "tiny.edgekd")
+    shutil.copy(made, there.parent / "tiny.edgekd")
     shutil.copytree(there / "model", there / bundle.BUILT)
     file = there / bundle.BUILT / TINY.path.name
     file.write_bytes(file.read_bytes() + runtimes.message((6, "built here")))  # its doc_string
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     brought = Artifact.load(there / "model")
-    files = {"files": brought.files | {file.name: digest}}
-    brought.model_copy(update=files).save(there / bundle.BUILT)
-    with in_thread(device.open_bundle(there / "tiny.edgekd"), tmp_path) as (client, bench):
+    other = {"files": brought.files | {file.name: digest}, "parents": {"onnx": brought.sha256}}
+    brought.model_copy(update=other).save(there / bundle.BUILT)
+    with in_thread(device.open_bundle(there.parent / "tiny.edgekd"), tmp_path) as (client, bench):
         bench.audit.write([bench.event("start")])
         told = [client.post(path, film())[2]["model"] for path in ("/predict", "/explain")]
         told += [client.get("/model")[2]["sha256"]]

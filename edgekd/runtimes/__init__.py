@@ -104,6 +104,13 @@ def here(profile: Profile) -> bool:
     return profile.device in get(profile.runtime).devices()
 
 
+def must_be_built(artifact: Artifact, profile: Profile) -> bool:
+    """Whether a device makes what it loads of an artifact: TensorRT's plan fits one GPU."""
+    if profile.runtime == "tensorrt":
+        return True
+    return artifact.path.suffix not in get(profile.runtime).SUFFIXES
+
+
 def check(name: str) -> None:
     """EdgeKDError with the nearest name if no profile may say `name`."""
     if name not in names():
