@@ -52,6 +52,7 @@ def write(
         names=[s.name for s in found],
         head=_head(found[-1]),
         where=bench_rows.where(found),
+        on_device=all(t.on_device for t in timings),
         table=table,
         absent=bench_rows.absent(table, found),
         doubts=bench_rows.doubts(found),
