@@ -17,7 +17,7 @@ import numpy as np
 
 from edgekd.machine import clock_mhz, read
 from edgekd.records import Conditions
-from edgekd.stopwatch import AGREE, ENOUGH, unstable
+from edgekd.stopwatch import AGREE, ENOUGH, blocks, unstable
 
 SPREAD = 0.10  # standard deviation, of the mean (pyperf)
 OUTLIER = 0.50  # of a call from the mean (pyperf)
@@ -139,12 +139,11 @@ def noise(
 
 def _spread(samples_ms: np.ndarray, block_medians_ms: np.ndarray) -> str | None:
     """Turns that differ, or else calls that do: the former make the latter."""
-    apart = unstable(block_medians_ms)
+    apart, seen = unstable(block_medians_ms), blocks(block_medians_ms)
     if apart > AGREE:
         return (
-            f"the turns' medians lie {apart:.0%} apart ({block_medians_ms.min():.3g} to "
-            f"{block_medians_ms.max():.3g} ms): the machine's pace changed; measure for longer or "
-            "when it has nothing else to do"
+            f"the turns' medians lie {apart:.0%} apart ({seen.min():.3g} to {seen.max():.3g} ms): "
+            "the machine's pace changed; measure for longer or when it has nothing else to do"
         )
     calls = np.sort(samples_ms)[: len(samples_ms) - math.ceil(TAIL * len(samples_ms))]
     if len(calls) < 2:

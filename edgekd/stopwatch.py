@@ -13,6 +13,7 @@ Samples = Sequence[float] | np.ndarray  # ms
 # How many samples a percentile takes before it may be claimed: MLPerf's early stopping
 # (inference_rules.adoc), confidence 0.99, tolerance 0.
 ENOUGH = {50: 1, 90: 64, 95: 130, 99: 662}
+BLOCKS = 8
 AGREE = 0.10  # block medians of one run are not further apart than that, or it is repeated
 WINDOW, STEADY, PATIENCE = 10, 0.05, 20  # see `settle`
 
@@ -77,9 +78,16 @@ def interval(
     return float(low), float(high)
 
 
-def unstable(block_medians_ms: Samples) -> float:
-    """How far apart the blocks are: (largest - smallest) / median of their medians."""
-    return float(np.ptp(block_medians_ms) / np.median(block_medians_ms))
+def blocks(turns_ms: Samples) -> np.ndarray:
+    """Medians of up to BLOCKS runs of neighbouring turns, which are too short to agree by one."""
+    x = np.asarray(turns_ms, float)
+    return np.array([np.median(part) for part in np.array_split(x, min(BLOCKS, len(x)))])
+
+
+def unstable(turns_ms: Samples) -> float:
+    """How far apart the `blocks` of some turns' medians are: (largest - smallest) / median."""
+    found = blocks(turns_ms)
+    return float(np.ptp(found) / np.median(found))
 
 
 def ratio(blocks_ms: Samples, others_ms: Samples) -> float:

@@ -206,7 +206,7 @@ class Paced:
 
 
 def agreed(monkeypatch, attempts, *blocks_ms):
-    monkeypatch.setattr(b, "BLOCKS", 2)
+    monkeypatch.setattr(b, "TURNS", (2, 2))
     found = [{"call_ms": 1.0}]
     watch = SimpleNamespace(tick=lambda: None)
     how = b.How(seconds=0.01, least=4, enough=4, attempts=attempts)
@@ -227,25 +227,26 @@ def test_the_attempt_that_agrees_best_is_kept(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("call_ms", "calls"), [(1, 664), (20, 504), (1000, 136), (50, 200)]
-)  # 662; 10 s / 20 ms; at least 130; 10 s: each rounded up to whole blocks
-def test_as_many_calls_as_p99_needs_or_ten_seconds_or_130(call_ms, calls):
+    ("call_ms", "turns", "calls"),
+    [(1, 40, 680), (20, 40, 520), (1000, 13, 130), (50, 20, 200)],
+)  # 662; 10 s / 20 ms; at least 130; 10 s: each rounded up to whole turns, of 10 calls or more
+def test_as_many_calls_as_p99_needs_or_ten_seconds_or_130(call_ms, turns, calls):
     asked = []
     worker = SimpleNamespace(ask=lambda runs: asked.append(runs) or TURN)
     watch = SimpleNamespace(tick=lambda: None)
     b._turns([worker], [call_ms], b.How(), watch, lambda items, *_: items, "")
     assert sum(asked) == calls
-    assert len(asked) == 8
+    assert len(asked) == turns
 
 
 def test_a_long_watch_has_more_turns():
     asked = []
     worker = SimpleNamespace(ask=lambda runs: asked.append(runs) or TURN)
     watch = SimpleNamespace(tick=lambda: None)
-    how = b.How(seconds=300, enough=None)
+    how = b.How(seconds=600, enough=None)
     b._turns([worker], [10.0], how, watch, lambda items, *_: items, "")
-    assert len(asked) == 30
-    assert sum(asked) == 30_000
+    assert len(asked) == 60
+    assert sum(asked) == 60_000
 
 
 def test_a_pause_is_a_pause_of_the_whole_machine(monkeypatch):

@@ -42,6 +42,9 @@ def test_interval_knows_slow_moments():
 def test_unstable():
     assert stopwatch.unstable([2, 3, 4]) == pytest.approx(2 / 3)
     assert stopwatch.unstable([5.0]) == 0
+    turns = [1.0, 1.4] * 8 + [1.0, 1.5] * 4  # of 24, three are a block
+    assert stopwatch.blocks(turns).tolist() == [1.0, 1.4, 1.0, 1.4, 1.0, 1.4, 1.0, 1.5]
+    assert stopwatch.unstable([1, 9, 1] * 8) == 0
 
 
 def test_a_percentile_is_claimed_when_enough_samples_bear_it():
