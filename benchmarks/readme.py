@@ -292,8 +292,12 @@ def stopwatch(result: dict) -> list[str]:
     caught = {k.removeprefix("caught_"): v for k, v in f.items() if k.startswith("caught_")}
     told = "; ".join(f"{k.replace('_', ' ')}: {100 * v:.0f} %" for k, v in caught.items())
     return [
-        f"The same benchmark five times ({where(result)}, `benchmarks/stopwatch.py`): ratios of "
-        f"two files lie within {100 * f['ratio_spread']:.1f} %. Builds that `bench --against` "
+        f"The same benchmark five times ({where(result)}, `benchmarks/stopwatch.py`): a file's "
+        f"own times lie within {100 * f['time_spread']:.0f} %, its ratio to itself within "
+        f"{100 * f['ratio_spread_mid_int8_again_mid_int8']:.1f} %, ratios of two small files "
+        f"within {100 * f['ratio_spread_mid_int8_min_fp32']:.1f} %, and of a large to a small one, "
+        "which a machine that others share slows down unequally, within "
+        f"{100 * f['ratio_spread']:.1f} %. Builds that `bench --against` "
         "calls slower, of 20 tries each, beside another file in turns and beside a record: "
         f"{told}."
     ]

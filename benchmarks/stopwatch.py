@@ -2,16 +2,18 @@
 
     python benchmarks/stopwatch.py [--quick] [--runs DIR]
 
-Three files of one network with random weights (which the clock does not see): FP32 and INT8 of
-OFA-lite's middle sub-net, and FP32 of its smallest. Repeated: the ratios between the three, five
-times, each in fresh processes, and how far apart the five are. Planted: the INT8 file beside
-itself, beside itself on one thread, and beside FP32 in its place, twenty tries each, as
+Three files of one network with random weights (which the clock does not see): FP32 and INT8 of OFA-
+lite's middle sub-net, and FP32 of its smallest. Repeated: the ratios between the three, and of the
+INT8 file to itself, five times, each in fresh processes, and how far apart the five are; beside it
+how far apart the INT8 file's own times are, which is the machine's doing. Planted: the INT8 file
+beside itself, beside itself on one thread, and beside FP32 in its place, twenty tries each, as
 `edgekd bench --against` judges them: a file that runs now, and a timing.json of before. About 25
 minutes on 2 cores. --quick (one repeat more than one, one try) keeps nothing.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +56,18 @@ def made(folder: Path) -> dict[str, Artifact]:
 
 def repeated(files: dict[str, Artifact], repeats: int, rounds: int) -> list[dict[str, Any]]:
     """Each pair's ratio, `repeats` times."""
-    names = list(files)
+    names = [*files, "mid int8 again"]
+    given = [*files.values(), files["mid int8"]]
     rows = []
     for repeat in range(repeats):
-        each = bench.in_rounds([Runner(a, CPU, True) for a in files.values()], HOW,
+        each = bench.in_rounds([Runner(a, CPU, True) for a in given], HOW,
                                rounds=rounds, seed=100 * repeat)  # fmt: skip
         blocks = [[t.block_medians_ms for t in x] for x in each]
-        for i, j in ((0, 1), (0, 2), (1, 2)):
+        for i, j in ((0, 1), (0, 2), (1, 2), (3, 1)):
             times, low, high = ratio_interval(blocks[i], blocks[j])
             rows.append({"what": "repeat", "pair": f"{names[i]} / {names[j]}", "repeat": repeat,
-                         "times": times, "low": low, "high": high})  # fmt: skip
+                         "times": times, "low": low, "high": high,
+                         "p50_ms": float(np.median(np.concatenate(blocks[i])))})  # fmt: skip
             print(rows[-1], flush=True)
     return rows
 
@@ -89,17 +93,20 @@ def planted(files: dict[str, Artifact], tries: int) -> list[dict[str, Any]]:
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """How far apart the repeats of a ratio are; and of each build the share that was caught."""
+    """How far apart the repeats are; and of each build the share that was caught."""
     repeats: dict[str, list[float]] = {}
+    times: list[float] = []
     states: dict[str, list[str]] = {}
     for r in rows:
         if r["what"] == "repeat":
             repeats.setdefault(r["pair"], []).append(r["times"])
+            times += [r["p50_ms"]] * r["pair"].startswith("mid int8 again")
         else:
             key = f"{r['build'].replace(' ', '_')}_{r['against']}"
             states.setdefault(key, []).append(r["state"])
     apart = {k: max(v) / min(v) - 1 for k, v in repeats.items()}
-    found = {"ratio_spread": max(apart.values())}
+    found = {"ratio_spread": max(apart.values()), "time_spread": max(times) / min(times) - 1}
+    found |= {f"ratio_spread_{re.sub('[^a-z0-9]+', '_', k)}": v for k, v in apart.items()}
     for key, seen in states.items():
         found |= {f"caught_{key}": seen.count("fail") / len(seen),
                   f"undecided_{key}": seen.count("inconclusive") / len(seen)}  # fmt: skip

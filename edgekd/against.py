@@ -80,8 +80,10 @@ def record(
             f"that timing is of {before.machine.name}, this machine is {here.name}: times of two "
             "machines are no regression; measure both here, --against a folder"
         )
-    if not before.yardstick_ms:
-        raise EdgeKDError("that timing does not tell the machine's pace: run edgekd bench anew")
+    if not before.yardstick_ms or before.yardstick_threads != here.cores:
+        raise EdgeKDError(
+            "that timing does not tell the pace of all the machine's cores: run edgekd bench anew"
+        )
     (now,) = bench.in_rounds([own], how, rounds=rounds, seed=seed, track=track)
     paces = [_pace(t) for t in now]
     return _judged("record", now, before, _apart(paces, _pace(before), seed), tolerance)

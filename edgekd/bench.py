@@ -424,6 +424,7 @@ def _timing(
             "size_bytes": artifact.size_bytes,
             "accuracy": artifact.metrics.get("test_balanced_accuracy"),
             "machine": here,
+            "yardstick_threads": here.cores,
             "versions": versions("numpy", profile.runtime),
             "on_device": on_device,
             "budget": profile.budget,

@@ -337,6 +337,7 @@ class Timing(Stored):
     resident_mb: float | None = None  # the same at rest, with the file loaded and asked once
     energy: Energy | None = None  # None: this machine does not tell
     yardstick_ms: tuple[float, ...] = ()  # of each block, a fixed piece of work: the machine's pace
+    yardstick_threads: int | None = None  # that did it; None: an older edgekd's, of one core
     executed: str = ""  # precision that most of the time was spent in, told by the runtime
     layers: tuple[Layer, ...] = ()  # the slowest; empty: not asked, or the runtime does not tell
     roofline: Roofline | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -118,12 +119,18 @@ def redrawn(rounds: Sequence[np.ndarray], rng: np.random.Generator) -> float:
     return float(np.median([np.median(rng.choice(rounds[i], len(rounds[i]))) for i in chosen]))
 
 
-def yardstick(runs: int = 9) -> float:
-    """How long a fixed piece of arithmetic takes on one core, in ms: the machine's pace just now.
+def yardstick(threads: int = 1, runs: int = 9) -> float:
+    """How long a fixed piece of arithmetic takes on each of `threads` cores at once, in ms: the
+    machine's pace just now.
 
-    A virtual machine changes its pace by half, for minutes; times of different days are compared
-    as multiples of this.
+    A virtual machine changes its pace by half, for minutes, and often that of one core alone; times
+    of different days are compared as multiples of this.
     """
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((256, 256), np.float32) for _ in range(2))
-    return float(np.median(time_ms(lambda: a @ b, warmup=2, runs=runs)))
+    with ThreadPoolExecutor(threads) as pool:  # numpy lets go of the interpreter meanwhile
+
+        def together() -> None:
+            list(pool.map(lambda _: a @ b, range(threads)))
+
+        return float(np.median(time_ms(together, warmup=2, runs=runs)))

@@ -16,7 +16,8 @@ def timing(blocks_ms, yardstick_ms=None, **more):
         device="CPU", threads=2, samples_ms=tuple(blocks), block_medians_ms=tuple(blocks),
         yardstick_ms=tuple(yardstick_ms or [1.0] * len(blocks)), warmup=5, load_ms=1,
         throughput_ips=1, throughput_batch=1, params=1, macs=1, size_bytes=1, peak_mb=1,
-        on_device=True, **({"machine": machine.this()} | more),
+        on_device=True, yardstick_threads=machine.cores(),
+        **({"machine": machine.this()} | more),
     )  # fmt: skip
 
 
@@ -75,9 +76,10 @@ def test_beside_another_day(rounds, times, state):
 def test_another_machine_is_no_regression(rounds):
     with pytest.raises(EdgeKDError, match="times of two machines"):
         against.record(RUNNER, timing([1.0], machine=MACHINE), How())
-    old = timing([1.0]).model_copy(update={"yardstick_ms": ()})
-    with pytest.raises(EdgeKDError, match="does not tell the machine's pace"):
-        against.record(RUNNER, old, How())
+    for update in ({"yardstick_ms": ()}, {"yardstick_threads": None}):
+        old = timing([1.0]).model_copy(update=update)
+        with pytest.raises(EdgeKDError, match="does not tell the pace of all the machine's cores"):
+            against.record(RUNNER, old, How())
 
 
 def test_it_is_kept(rounds, tmp_path):

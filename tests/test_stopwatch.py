@@ -107,5 +107,15 @@ def test_the_interval_knows_that_processes_differ():
     assert (times, low, high) == (1.0, 0.9, 1.1)
 
 
-def test_the_yardstick_is_positive():
-    assert stopwatch.yardstick(runs=3) > 0
+def test_the_yardstick_is_of_all_cores_at_once(monkeypatch):
+    """As often as it is asked, in as many threads."""
+    at_once = []
+
+    class Pool(stopwatch.ThreadPoolExecutor):
+        def map(self, work, items):
+            at_once.append(len(items))
+            return super().map(work, items)
+
+    monkeypatch.setattr(stopwatch, "ThreadPoolExecutor", Pool)
+    assert stopwatch.yardstick(2, runs=3) > 0
+    assert at_once == [2] * 5  # two of them untimed
