@@ -23,7 +23,7 @@ from edgekd import runtimes
 from edgekd.records import Artifact, Profile
 from edgekd.stopwatch import settle, time_ms
 
-ROUNDS, TURNS, CALLS, RESTS = 3, 8, 60, 5
+ROUNDS, TURNS, CALLS, RESTS = 3, 40, 12, 5  # short turns: see TURNS in edgekd/bench.py
 PAUSE_S = 2.0
 CPU = Profile.read("cpu")
 SHORT = {"f32": "fp32"}  # OpenVINO's names of precisions, ours otherwise

@@ -90,15 +90,15 @@ def bench(
             found = stages.bench_against(
                 here, how, against, runtime=runtime, rounds=rounds, tolerance=tolerance
             )
-            doubtful = stages.noisy([found.own], strict=strict)
         else:
             timings = stages.bench(here, how, runtime=runtime, host=host, host_python=host_python)
             page = stages.bench_page(here, timings, given(context, "run", "runs_folder", "as_json"))
     if against is not None:
         result(as_json, found, show.against(found))
-        if doubtful:
+        if doubtful := stages.noisy([found.own], strict=strict):
             show.say(doubtful)
-        raise typer.Exit(6 if doubtful else {"pass": 0, "fail": 3}.get(found.state, 6))
+            raise typer.Exit(6)
+        raise typer.Exit({"pass": 0, "fail": 3}.get(found.state, 6))
     result(as_json, [t.model_dump(mode="json") for t in timings], show.timings(timings))
     show.say(f"page {page}")
     if doubtful := stages.unsteady(timings) or stages.noisy(timings, strict=strict):

@@ -315,8 +315,8 @@ class Timing(Stored):
     batch: int = 1
     samples_ms: tuple[float, ...]
     block_medians_ms: tuple[float, ...] = ()  # of the turns the samples were taken in, in order
-    warmup: int  # untimed calls before each block, and before the first until they were steady
-    attempts: int = 1  # runs of all blocks: more than one where their medians did not agree
+    warmup: int  # untimed calls before each turn, and before the first until they were steady
+    attempts: int = 1  # runs of all turns: more than one where `stopwatch.blocks` did not agree
     stable: bool = True  # they agree within 10 % at last
     noise: tuple[str, ...] = ()  # what makes these figures doubtful, in words
     conditions: Conditions = Conditions()
@@ -336,7 +336,7 @@ class Timing(Stored):
     peak_mb: float  # 1e6 bytes, peak resident memory of the fresh process that measured
     resident_mb: float | None = None  # the same at rest, with the file loaded and asked once
     energy: Energy | None = None  # None: this machine does not tell
-    yardstick_ms: tuple[float, ...] = ()  # of each block, a fixed piece of work: the machine's pace
+    yardstick_ms: tuple[float, ...] = ()  # of each turn, a fixed piece of work: the machine's pace
     yardstick_threads: int | None = None  # that did it; None: an older edgekd's, of one core
     executed: str = ""  # precision that most of the time was spent in, told by the runtime
     layers: tuple[Layer, ...] = ()  # the slowest; empty: not asked, or the runtime does not tell
