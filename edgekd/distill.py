@@ -83,7 +83,8 @@ def distill(
 
     sensitivity: what each class's threshold is to reach on val; None: Youden's J.
     It starts as `net`, cut out of a supernet (`origin` says which), with its batch norm
-    recalibrated, and is judged so too ("cut_test_balanced_accuracy", ...); else from scratch.
+    recalibrated, and is judged so too ("cut_test_balanced_accuracy", ...), and is kept so if no
+    epoch has a lower validation loss; else from scratch.
     """
     operating.check(sensitivity)
     training = without_teacher(training) if not teachers else training
@@ -269,9 +270,8 @@ def _run(
     objective = Hybrid(images, labels, spec, training, said, seed)
     if training.int8:
         fakequant.quantised(net)
-    state = train(
-        net, objective, judge, labels, out, training=training, asked=asked, seed=seed, track=track
-    )
+    state = train(net, objective, judge, labels, out, training=training, asked=asked, seed=seed,
+                  learnt="supernet" in asked, track=track)  # fmt: skip
     fakequant.plain(net)
     place = compute.here()
     if not place.main:

@@ -214,7 +214,9 @@ def artifact(made: Artifact, beside: Artifact | None = None) -> Group:
     for key in sorted({k for a in columns for k in a.metrics if k.startswith("parity")}):
         row = [f"{a.metrics[key].value:.2g}" if key in a.metrics else "-" for a in columns]
         table.add_row(key.replace("_", " "), *row)
-    return Group(table, *map(plain, _beside(made, beside)), plain(made.folder))
+    kept = "no epoch was better on the validation split than the sub-net as cut: it is kept"
+    told = [kept] if made.settings.get("best_epoch") == 0 else []
+    return Group(table, *map(plain, (*told, *_beside(made, beside), made.folder)))
 
 
 def _calibration(columns: list[Artifact]) -> Iterator[tuple[str, list[str]]]:

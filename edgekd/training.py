@@ -66,7 +66,7 @@ class State:
     epoch: int = 0  # epochs done
     step: int = 0
     best_loss: float = math.inf  # on the validation split
-    best_epoch: int = 0
+    best_epoch: int = 0  # 0: as it began
     best: dict[str, torch.Tensor] | None = None
     precision: str = ""  # once it is chosen
     runner: Any = None  # the network as it is called, where it is compiled
@@ -92,9 +92,13 @@ def train(
     training: Training,
     asked: dict[str, Any],
     seed: int,
+    learnt: bool = False,
     track: Track = untracked,
 ) -> State:
-    """Train `net` (or go on training it) on images with `labels`; `state.best` is what to keep."""
+    """Train `net` (or go on training it) on images with `labels`; `state.best` is what to keep.
+
+    learnt: it has learnt from these images already, and is kept as it is if no epoch is better.
+    """
     place = compute.here()
     compute.synced(net.to(place.device), place)
     if place.world > training.batch // 2:
@@ -103,6 +107,8 @@ def train(
     if not state.precision:
         state.precision = _precision(net, objective, labels, training)
     objective.precision = state.precision
+    if learnt and state.epoch == 0:
+        _judged(state, judge)
     if state.epoch < training.epochs and not _stale(state, training):
         _fit(state, objective, judge, labels, out, training, asked, seed, track)
     if state.best is None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgekd import data, distill, supernet, training
+from edgekd import data, distill, models, supernet, training
 from edgekd.records import Artifact, EdgeKDError, Spec, Training
 from edgekd.targets import Said
 
@@ -166,6 +166,23 @@ def test_early_stopping(dataset, spec, tmp_path):
     run, best = made.settings["epochs_run"], made.settings["best_epoch"]
     assert run < 30
     assert run - best == 1
+
+
+def test_a_cut_student_that_training_makes_worse_is_kept_as_it_is(dataset, spec, tmp_path):
+    """At such a rate an epoch forgets what the network knew."""
+    taught = teach(dataset, spec, tmp_path / "teacher")
+    rate = Training(epochs=1, batch=16, lr=1, optimizer="sgd", warmup_epochs=0, ema=0)
+
+    def tuned(out, **origin):
+        net = models.load(taught).net
+        return distill.distill(dataset, (), TINY, None, spec, tmp_path / out, training=rate,
+                               net=net, origin=origin)  # fmt: skip
+
+    kept, worse = tuned("kept", supernet="its sha256"), tuned("worse", student="its sha256")
+    assert (kept.settings["best_epoch"], worse.settings["best_epoch"]) == (0, 1)
+    name = "val_balanced_accuracy"
+    assert kept.metrics[name] == kept.metrics[f"cut_{name}"]
+    assert worse.metrics[name] != worse.metrics[f"cut_{name}"]
 
 
 def test_a_loss_that_is_not_finite_says_what_to_change(dataset, spec, tmp_path):
