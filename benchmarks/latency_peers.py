@@ -65,8 +65,7 @@ def commands(place: Path, root: Path, quick: bool) -> None:
     (net,) = (root / "shared").glob("*/supernet-*")
     cut = ["--supernet", net, "--give-up", 100 * NEAR, *(size if quick else [])]
     edgekd("search", "-p", "cpu", *at, *cut, *few, "--run", root / "chosen")
-    edgekd("distill", "-p", "cpu", *at, *cut, *few[:2], *epochs(24), "--lr", 0.001, *FLIP,
-           "--run", root / "chosen")
+    edgekd("distill", "-p", "cpu", *at, *cut, *few[:2], *epochs(6), *FLIP, "--run", root / "chosen")
     edgekd("quantize", *(["--max-drop", 100] if quick else []), "--run", root / "chosen")
     edgekd("export", "-f", "openvino", "--run", root / "chosen")
     side = ["--size", Artifact.load(root / "chosen" / "student").spec.size[0]]
