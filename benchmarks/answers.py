@@ -117,21 +117,20 @@ def papers(result: dict) -> Told:
     f = result["figures"]
     head = ["set", "teacher", "student alone", "student distilled", "gain [95 %]", "MACs",
             "time to explain"]  # fmt: skip
-    shown = []
+    shown, gains = [], []
     for row in result["table"]:
         name, gain = row["set"], {k: 100 * row["gain"][k] for k in ("value", "low", "high")}
+        points = f"{gain['value']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}] points"
+        gains.append(f"{points} on {name}")
         kinds = [f"{f[f'{name}_{k}']:.3f} ± {row['spread'][k]:.3f}" for k in ("alone", "distilled")]
         shown.append([
             name, f"{f[f'{name}_teacher']:.3f}", *kinds,
-            f"{gain['value']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}] points",
+            points,
             f"1/{row['macs']['vgg19_over_student']:.0f} of VGG19's",
             f"1/{f[f'{name}_explain_ratio']:.1f} of the teacher's",
         ])  # fmt: skip
-    gains = ", ".join(f"{100 * row['gain']['value']:+.1f} [{100 * row['gain']['low']:+.1f}, "
-                      f"{100 * row['gain']['high']:+.1f}] points on {row['set']}"
-                      for row in result["table"])  # fmt: skip
     return Told(
-        f"What distillation adds, {result['seeds']} seeds: {gains}.",
+        f"What distillation adds, {result['seeds']} seeds: {', '.join(gains)}.",
         (
             "Teacher: EfficientNet-Lite0; student: the middle sub-net of `ofa-lite-w1.0`, from the "
             "same ImageNet weights. Test balanced accuracy, mean ± spread:",
@@ -218,22 +217,18 @@ def verdict(result: dict) -> Told:
     shown = []
     for student in result["students"]:
         own = [r for r in result["table"] if f"{r['set']} {r['net']}" == student]
+        its = result | {"table": own}
         for honest in (True, False):
             mine = [r for r in own if r["honest"] is honest]
             states = [r["state"] for r in mine]
             counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(sorted(states)))
-            repeats = sum(r["repeats"].get("pass", 0) for r in mine)
-            share = f"{repeats} of {result['figures']['repeats'] * len(mine):.0f}"
             odd = [f"{r['case']}: {r['state']}" for r in mine if (r["state"] == "pass") != honest]
-            shown.append([student, "honest" if honest else "broken", counts, share,
-                          "; ".join(odd) or "-"])  # fmt: skip
-    f = result["figures"]
-    passed = sum(r["honest"] is True and r["state"] == "pass" for r in result["table"])
-    slipped = sum(r["honest"] is False and r["state"] == "pass" for r in result["table"])
+            shown.append([student, "honest" if honest else "broken", counts,
+                          passes(its, honest)[1], "; ".join(odd) or "-"])  # fmt: skip
+    files, resamples = zip(*(passes(result, honest) for honest in (True, False)), strict=True)
     return Told(
-        f"The verdict lets {passed} of {f['honest']:.0f} honest files pass, and {slipped} of "
-        f"{f['breaks']:.0f} that were broken on purpose; of resamples of their patients "
-        f"{100 * f['honest_passed_share']:.0f} % and {100 * f['breaks_passed']:.0f} %.",
+        f"The verdict lets {files[0]} honest files pass, and {files[1]} that were broken on "
+        f"purpose; of resamples of their patients {resamples[0]} and {resamples[1]}.",
         (
             "On 100 test images and on 20 resamples of their patients each. Honest: exported "
             "again, FP32 in each runtime, bfloat16, INT8 weights, and the INT8 that `edgekd "
@@ -247,6 +242,15 @@ def verdict(result: dict) -> Told:
             *looks(result["table"]),
         ),
     )
+
+
+def passes(result: dict, honest: bool) -> tuple[str, str]:
+    """How many files pass, honest ones or broken, and how many resamples of their patients."""
+    mine = [r for r in result["table"] if r["honest"] is honest]
+    files = sum(r["state"] == "pass" for r in mine)
+    resamples = sum(r["repeats"].get("pass", 0) for r in mine)
+    asked = result["figures"]["repeats"] * len(mine)
+    return f"{files} of {len(mine)}", f"{resamples} of {asked:.0f}"
 
 
 def between(result: dict) -> str:
@@ -421,10 +425,11 @@ def leakage(result: dict) -> Told:
 def serve_abuse(result: dict) -> Told:
     """Bombs, slow clients, fuzzing."""
     f = result["figures"]
-    wrong = sum(f.get(k, 0) for k in ("status_500", "lines_on_stderr", "files_outside"))
+    broken = sum(row["statuses"].get("500", 0) for row in result["table"])
     return Told(
-        f"`edgekd serve` abused by bombs, huge and slow bodies, wrong tokens and "
-        f"{f['fuzzed']:.0f} fuzzed requests: {wrong:.0f} answers of 500, lines on stderr or files "
-        f"outside its folder; memory at most {f['memory_mb_peak']:.0f} MB; honest clients were "
+        "`edgekd serve` abused by bombs, huge and slow bodies, wrong tokens and "
+        f"{f['fuzzed']:.0f} fuzzed requests: {broken} answers of 500, {f['lines_on_stderr']:.0f} "
+        f"lines on stderr, {f['files_outside']:.0f} files outside its folder; memory at "
+        f"most {f['memory_mb_peak']:.0f} MB; honest clients were "
         f"answered in {f['honest_p50_ms']:.0f} ms (p50) meanwhile."
     )

@@ -35,6 +35,14 @@ def test_what_was_not_compared_is_said():
     assert "ECE" not in text
 
 
+def test_a_student_that_was_kept_as_cut_is_called_so():
+    student = rows()[1].artifact
+    kept = "no epoch was better on the validation split than the sub-net as cut: it is kept"
+    for epoch, said in ((0, True), (1, False)):
+        its = student.model_copy(update={"settings": {"best_epoch": epoch}})
+        assert (kept in shown(show.artifact(its))) is said
+
+
 def test_the_verdict_its_reasons_and_what_did_not_hold():
     text = shown(show.fidelity(fidelity("fail")))
     for line in (
