@@ -1,6 +1,8 @@
 """What TensorRT can be asked without a GPU: parse, build for others, refuse to run."""
 
+import contextlib
 import json
+import types
 
 import pytest
 import torch
@@ -96,6 +98,65 @@ def test_a_plan_answers_as_the_file_it_was_built_from(exported, tmp_path):  # no
     made = export.to_runtime(exported[1], pictures(), tmp_path, "tensorrt", profile=JETSON)
     session = runtimes.open_session(made, JETSON)
     assert session(pictures(21)).logits.shape == (21, 3)  # more than a call takes
+
+
+CONVOLUTION = {
+    "Name": "conv + relu", "LayerType": "CaskConvolution", "ParameterType": "Convolution",
+    "Inputs": [{"Name": "a", "Dimensions": [1, 8, 16, 16],
+                "Format/Datatype": "Four wide channel vectorized row major Int8 format"}],
+    "Outputs": [{"Name": "b", "Dimensions": [1, 16, 8, 8], "Format/Datatype": "Row major FP32"}],
+    "Kernel": [3, 3], "OutMaps": 16, "Groups": 2, "Weights": {"Type": "Int8", "Count": 576},
+}  # fmt: skip
+
+
+class Plan:
+    """Stands for `_Buffers`: of two layers, that tells of one; slow at first."""
+
+    def __init__(self):
+        self.calls, self.engine, self.context = 0, self, types.SimpleNamespace(profiler=None)
+
+    def __call__(self, image):
+        self.calls += 1
+        if self.context.profiler is not None:
+            self.context.profiler.report_layer_time("conv + relu", 0.25 * self.calls)
+            self.context.profiler.report_layer_time("pool", 0.5)
+
+    def create_engine_inspector(self):
+        return self
+
+    def get_engine_information(self, form):
+        assert form == trt.package().LayerInformationFormat.JSON
+        assert self.execution_context is self.context
+        return json.dumps({"Layers": [CONVOLUTION, "pool"], "Bindings": ["image"]})
+
+
+def test_layers_are_told_as_the_plan_ran_them(monkeypatch, tmp_path):
+    plan = Plan()
+    monkeypatch.setattr(trt, "_open", lambda path, profile, most: (0, plan))
+    monkeypatch.setattr(trt, "_current", lambda device: contextlib.nullcontext())
+    conv, pool = trt.profiled(tmp_path, JETSON, "int8", pictures(1), 2)
+    assert plan.calls == trt.WARMUP + 2
+    assert conv.ms == pytest.approx(0.25 * (4 + 5) / 2)  # the three that warm up are left out
+    assert (conv.name, conv.kind, conv.precision) == ("conv + relu", "CaskConvolution", "int8")
+    assert conv.macs == 16 * 8 * 8 * (8 // 2) * 3 * 3
+    assert pool == ("pool", "", "", 0.5, None, None)
+
+
+@pytest.mark.parametrize(("said", "precision"), [
+    ("Row major linear FP16 format", "fp16"), ("Half", "fp16"), ("Float", "fp32"),
+    ("Row major linear BFloat16 format", "bf16"), ("N/A due to dynamic shapes", ""),
+])  # fmt: skip
+def test_a_format_tells_its_precision(said, precision):
+    told = {"Inputs": [{"Format/Datatype": said}, {"Format/Datatype": "Int8"}]}
+    assert trt._node_time("x", 1.0, told).precision == precision
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_the_profile_of_a_plan_covers_its_layers(int8, tmp_path):
+    made = export.to_runtime(int8, pictures(), tmp_path, "tensorrt", profile=JETSON)
+    nodes = trt.profiled(made.path, JETSON, "int8", pictures(1), 5)
+    assert "int8" in {n.precision for n in nodes}
+    assert all(n.ms >= 0 for n in nodes)
 
 
 def static_ir(source, out, static=True):

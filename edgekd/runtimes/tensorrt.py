@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -23,13 +24,24 @@ except ModuleNotFoundError:
 from cuda.bindings import runtime as cuda
 
 from edgekd.records import EdgeKDError, Profile, RuntimeUnavailable, sha256, write_atomic
-from edgekd.runtimes import Outputs, Session
+from edgekd.runtimes import NodeTime, Outputs, Session
 
 SUFFIXES = (".plan",)
 BUILT_FOR = "plan.json"  # beside a plan: what it was built for, and from
 TIMINGS = "timing.cache"  # beside a plan: how fast each kernel was, for the next build
 LARGEST = 16  # images a call; more are asked in turns
 MATRIX = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")  # layers that are worth INT8
+WARMUP = 3  # calls before those that are profiled
+# What a plan calls the type of a tensor, in the words of its format; the first that is found.
+FORMATS = {
+    "int8": "int8",
+    "bf16": "bf16",
+    "bfloat16": "bf16",
+    "fp16": "fp16",
+    "half": "fp16",
+    "fp32": "fp32",
+    "float": "fp32",
+}
 
 
 def package() -> ModuleType:
@@ -121,6 +133,7 @@ def serialised(
     builder, network = _parsed(onnx, log)
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # by default FP32 is multiplied with 10 bits
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # `profiled` reads the layers
     _, *image = network.get_input(0).shape
     shapes = builder.create_optimization_profile()
     most = 1 if profile.static_batch else LARGEST
@@ -145,14 +158,7 @@ def serialised(
 
 def load(path: Path, profile: Profile, precision: str, batch: int | None) -> Session:
     """Open a plan on the profile's GPU; it must have been built for this GPU and version."""
-    device = _device(profile)
-    _check_built_for(path, _here(device))
-    log = _Log()
-    with _current(device):
-        engine = trt.Runtime(log).deserialize_cuda_engine(path.read_bytes())
-        if engine is None:
-            raise EdgeKDError(f"{trt.__name__} cannot open {path}: {log.reason()}")
-        buffers = _Buffers(engine, batch or (1 if profile.static_batch else LARGEST))
+    device, buffers = _open(path, profile, batch or (1 if profile.static_batch else LARGEST))
 
     def run(images: np.ndarray) -> Outputs:
         most = buffers.most
@@ -161,6 +167,62 @@ def load(path: Path, profile: Profile, precision: str, batch: int | None) -> Ses
         return Outputs(*(np.concatenate(x) for x in zip(*parts, strict=True)))
 
     return run
+
+
+def _open(path: Path, profile: Profile, most: int) -> tuple[int, _Buffers]:
+    """(the profile's GPU, the plan with memory on it for `most` images)."""
+    device = _device(profile)
+    _check_built_for(path, _here(device))
+    log = _Log()
+    with _current(device):
+        engine = trt.Runtime(log).deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
+            raise EdgeKDError(f"{trt.__name__} cannot open {path}: {log.reason()}")
+        return device, _Buffers(engine, most)
+
+
+def profiled(
+    path: Path, profile: Profile, precision: str, image: np.ndarray, calls: int
+) -> list[NodeTime]:
+    """Every layer of the plan (runtimes.Profiled), from TensorRT's own profiler.
+
+    It waits for each layer before it starts the next: together they take longer than a call.
+    """
+    device, buffers = _open(path, profile, 1)
+    times = _Times()
+    with _current(device):
+        for call in range(WARMUP + calls):
+            if call == WARMUP:
+                buffers.context.profiler = times
+            buffers(image)
+        inspector = buffers.engine.create_engine_inspector()
+        inspector.execution_context = buffers.context  # the shapes of the call, not -1
+        told = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    known = {x["Name"]: x for x in json.loads(told)["Layers"] if isinstance(x, dict)}
+    return [_node_time(name, ms / calls, known.get(name, {})) for name, ms in times.ms.items()]
+
+
+class _Times(trt.IProfiler):
+    """Adds up the ms that each layer takes, in the order in which they run."""
+
+    def __init__(self) -> None:
+        trt.IProfiler.__init__(self)
+        self.ms: dict[str, float] = {}
+
+    def report_layer_time(self, layer_name: str, ms: float) -> None:
+        """Called by TensorRT."""
+        self.ms[layer_name] = self.ms.get(layer_name, 0.0) + ms
+
+
+def _node_time(name: str, ms: float, told: dict[str, Any]) -> NodeTime:
+    """A layer and what the plan tells of it: nothing if it was built without details."""
+    taken = [str(t.get("Format/Datatype", "")).lower() for t in told.get("Inputs", [])[:1]]
+    precision = next((p for word, p in FORMATS.items() if word in "".join(taken)), "")
+    macs = None
+    if told.get("ParameterType") == "Convolution" and told.get("OutMaps"):
+        each = told["Weights"]["Count"] // told["OutMaps"]
+        macs = math.prod(told["Outputs"][0]["Dimensions"]) * each
+    return NodeTime(name, told.get("LayerType", ""), precision, ms, macs, None)
 
 
 class _Buffers:
