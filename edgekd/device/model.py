@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -107,7 +108,8 @@ class Model:
         sure = float(p.max())
         why = ""
         if sure < self.abstain_below:
-            why = f"{sure:.2f} sure at most, an answer needs {self.abstain_below:.2f}"
+            most = math.floor(1000 * sure) / 1000  # rounded up, it might be what is needed
+            why = f"{most:.3f} sure at most, an answer needs {self.abstain_below:g}"
         return Answer(
             image=seen.sha256,
             label="" if why else classes[int(p.argmax())],
