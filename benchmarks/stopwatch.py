@@ -5,15 +5,18 @@
 Three files of one network with random weights (which the clock does not see): FP32 and INT8 of OFA-
 lite's middle sub-net, and FP32 of its smallest. Repeated: the ratios between the three, and of the
 INT8 file to itself, five times, each in fresh processes, and how far apart the five are; beside it
-how far apart the INT8 file's own times are, which is the machine's doing. Planted: the INT8 file
-beside itself, beside itself on one thread, and beside FP32 in its place, twenty tries each, as
-`edgekd bench --against` judges them: a file that runs now, and a timing.json of before. About 25
-minutes on 2 cores. --quick (one repeat more than one, one try) keeps nothing.
+how far apart the INT8 file's own times are, which is the machine's doing. A repeat takes rounds
+until the 95 % interval of each ratio is narrower than 3 %, or three times as many as it began with.
+Planted: the INT8 file beside itself, beside itself on one thread, and beside FP32 in its place,
+twenty tries each, as `edgekd bench --against` judges them: a file that runs now, and a timing.json
+of before. 25 minutes on 2 cores, or more where the machine keeps changing its pace. --quick (one
+repeat more than one, one try) keeps nothing.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +25,12 @@ from workbench import RUNS, arguments, keep
 
 from edgekd import against, bench, export, models, quantize, spaces
 from edgekd.bench import Runner, short
-from edgekd.records import Artifact, Profile, Spec
+from edgekd.records import Artifact, Profile, Spec, Timing
 from edgekd.stopwatch import ratio_interval
 
 SIZE = 128
 REPEATS, TRIES = 5, 20
+WIDE = 0.03  # of a ratio: the interval that takes more rounds
 CPU = Profile.read("cpu")
 HOW = short(1.0, throughput=False)  # 1 s of calls of each file in each process
 
@@ -56,20 +60,32 @@ def made(folder: Path) -> dict[str, Artifact]:
 
 def repeated(files: dict[str, Artifact], repeats: int, rounds: int) -> list[dict[str, Any]]:
     """Each pair's ratio, `repeats` times."""
-    names = [*files, "mid int8 again"]
     given = [*files.values(), files["mid int8"]]
     rows = []
     for repeat in range(repeats):
-        each = bench.in_rounds([Runner(a, CPU, True) for a in given], HOW,
-                               rounds=rounds, seed=100 * repeat)  # fmt: skip
-        blocks = [[t.block_medians_ms for t in x] for x in each]
-        for i, j in ((0, 1), (0, 2), (1, 2), (3, 1)):
-            times, low, high = ratio_interval(blocks[i], blocks[j])
-            rows.append({"what": "repeat", "pair": f"{names[i]} / {names[j]}", "repeat": repeat,
-                         "times": times, "low": low, "high": high,
-                         "p50_ms": float(np.median(np.concatenate(blocks[i])))})  # fmt: skip
-            print(rows[-1], flush=True)
+        each = bench.in_rounds([Runner(a, CPU, True) for a in given], HOW, rounds=rounds,
+                               most=against.MORE * rounds, undecided=_vague,
+                               seed=100 * repeat)  # fmt: skip
+        rows += [{"what": "repeat", "repeat": repeat, "rounds": len(each[0])} | pair
+                 for pair in _ratios([*files, "mid int8 again"], each)]  # fmt: skip
+        print(*rows[-4:], sep="\n", flush=True)
     return rows
+
+
+def _ratios(names: Sequence[str], each: Sequence[Sequence[Timing]]) -> list[dict[str, Any]]:
+    """The ratio of each pair of files; `each` has the rounds of each file."""
+    blocks = [[t.block_medians_ms for t in x] for x in each]
+    found = []
+    for i, j in ((0, 1), (0, 2), (1, 2), (3, 1)):
+        times, low, high = ratio_interval(blocks[i], blocks[j])
+        found.append({"pair": f"{names[i]} / {names[j]}", "times": times, "low": low, "high": high,
+                      "p50_ms": float(np.median(np.concatenate(blocks[i])))})  # fmt: skip
+    return found
+
+
+def _vague(each: Sequence[Sequence[Timing]]) -> bool:
+    """Some ratio's interval is wider than what is claimed of repeats."""
+    return any(r["high"] - r["low"] > WIDE * r["times"] for r in _ratios(" " * len(each), each))
 
 
 def planted(files: dict[str, Artifact], tries: int) -> list[dict[str, Any]]:

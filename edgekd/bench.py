@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -219,15 +219,22 @@ def in_rounds(
     how: How,
     *,
     rounds: int,
+    most: int = 0,
+    undecided: Callable[[list[list[Timing]]], bool] = lambda _: False,
     seed: int = 0,
     track: Track = untracked,
 ) -> list[list[Timing]]:
     """`measure` so many times, each with processes of its own: of each file its rounds.
 
-    One file is some percent faster in one process than in the next.
+    One file is some percent faster in one process than in the next. While what was found is
+    `undecided`, there are more rounds, up to `most` in all.
     """
-    each = [measure(runners, how, seed=seed + i, track=track) for i in range(rounds)]
-    return [list(x) for x in zip(*each, strict=True)]
+    each: list[list[Timing]] = []
+    found: list[list[Timing]] = []
+    while len(each) < rounds or (len(each) < most and undecided(found)):
+        each.append(measure(runners, how, seed=seed + len(each), track=track))
+        found = [list(x) for x in zip(*each, strict=True)]
+    return found
 
 
 def joined(rounds: Sequence[Timing]) -> Timing:

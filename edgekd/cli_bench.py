@@ -46,7 +46,9 @@ def bench(
                      "if the run's last file is slower."),
     ] = None,
     rounds: Annotated[
-        int, typer.Option("--rounds", min=1, help="With --against: processes of each file.")
+        int,
+        typer.Option("--rounds", min=1, help="With --against: processes of each file; up to three "
+                     "times as many where they do not decide."),
     ] = 5,
     tolerance: Annotated[
         float | None,

@@ -29,6 +29,22 @@ def rounds(monkeypatch):
     return made
 
 
+@pytest.fixture
+def measured(monkeypatch):
+    """Gives `bench.measure` a round after the other, and tells how many were taken."""
+    taken = []
+
+    def give(*each):
+        def measure(runners, how, *, seed, track):
+            taken.append(seed)
+            return [x[seed] for x in each]
+
+        monkeypatch.setattr(against.bench, "measure", measure)
+        return taken
+
+    return give
+
+
 RUNNER = Runner(None, None, on_device=True)
 
 
@@ -58,6 +74,33 @@ def test_as_much_slower_as_is_allowed_is_not_decided(rounds):
     assert "--rounds" in found.reason
     more = against.other_file(RUNNER, RUNNER, How(), tolerance=20)
     assert more.state == "pass"
+
+
+def test_rounds_are_added_until_they_decide(measured):
+    """In two of the first rounds the machine made the slow build look like the other."""
+    slow, odd = paced(1.5, pace=[1] * 15, seed=1), paced(1.03, pace=[1] * 15, seed=3)
+    taken = measured(odd[:2] + slow[2:], paced(1.0, pace=[1] * 15, seed=2))
+    found = against.other_file(RUNNER, RUNNER, How(), rounds=3)
+    assert found.state == "fail"
+    assert taken == list(range(found.rounds))
+    assert 3 < found.rounds < 9
+    assert len(found.own.samples_ms) == len(found.other.samples_ms) == 8 * found.rounds
+
+
+@pytest.mark.parametrize(("times", "count"), [(1.0, 3), (1.5, 3), (1.05, 9)])
+def test_no_more_rounds_than_it_takes(measured, times, count):
+    taken = measured(paced(times, pace=[1] * 9, seed=1), paced(1.0, pace=[1] * 9, seed=2))
+    found = against.other_file(RUNNER, RUNNER, How(), rounds=3)
+    assert len(taken) == found.rounds == count
+    assert found.state == {1.0: "pass", 1.5: "fail", 1.05: "inconclusive"}[times]
+
+
+def test_rounds_are_added_beside_another_day(measured):
+    now = [timing(t.block_medians_ms) for t in paced(1.5, pace=(0.7, 1, 1, 1, 1, 1))]
+    taken = measured(now)
+    found = against.record(RUNNER, timing(np.full(8, 2.0)), How(), rounds=2)
+    assert found.state == "fail"
+    assert 2 < len(taken) == found.rounds
 
 
 @pytest.mark.parametrize(("times", "state"), [(1.0, "pass"), (1.6, "fail")])
