@@ -115,7 +115,7 @@ def distill(
 
 def without_teacher(training: Training) -> Training:
     """The same settings with nothing that a teacher would have to say."""
-    alone = {"alpha_hard": 1.0, "attention": 0.0, "features": 0.0}
+    alone = {"alpha_hard": 1.0, "attention": 0.0, "features": 0.0, "ask_mixed": False}
     return training.model_copy(update=alone)
 
 
@@ -186,14 +186,25 @@ class Hybrid:
         """The images of a step at a size, and what is wanted of them: this process's part."""
         view = self.training.view(epoch)
         images = self.images(size, view, chosen)
-        said = [teacher.of(view, chosen, images) for teacher in self.teachers]
         mixed = mix(images, self.training, self.seed, step)
+        if self.training.ask_mixed:
+            said = [t.say(self._mixed(t.size, view, step, chosen)) for t in self.teachers]
+        else:
+            said = [t.of(view, chosen, images) for t in self.teachers]
         labels, classes = self.labels[chosen], len(self.spec.classes)
         target = wanted(labels, classes, said, self.training, mixed)
         part, device = self.place.part(len(chosen)), self.place.device
         return (images if mixed is None else mixed.images)[part].to(device), target.part(
             part, device
         )
+
+    def _mixed(
+        self, size: tuple[int, int], view: int, step: int, chosen: np.ndarray
+    ) -> torch.Tensor:
+        """The same images at another size, mixed in the same shares."""
+        mixed = mix(self.images(size, view, chosen), self.training, self.seed, step)
+        assert mixed is not None  # ask_mixed asks for one or the other
+        return mixed.images
 
 
 def asked_of(
@@ -206,7 +217,9 @@ def asked_of(
     root: Path | None,
     track: Track = untracked,
 ) -> list[Targets]:
-    """What each teacher says of the training split; kept under folder `root` where there is one."""
+    """What each teacher says of the training split; kept under folder `root` where there is one,
+    unless each step shows it images that are mixed anew.
+    """
     if training.alpha_hard == 1 and not (training.attention or training.features):
         return []
     for teacher in teachers:
@@ -214,6 +227,7 @@ def asked_of(
     seen = spec.model_dump(mode="json", exclude={"size", "classes"})
     key = {"data": dataset.fingerprint, "spec": seen, "seed": seed}
     count = len(dataset.splits["train"])
+    root = None if training.ask_mixed else root
     return [Targets(t, images, count, training, key, root, track) for t in teachers]
 
 

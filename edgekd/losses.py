@@ -55,11 +55,17 @@ def wanted(
     training: Training,
     mixed: Mixed | None = None,
 ) -> Wanted:
-    """Of images with (n,) int64 `labels` of which teachers `said` something."""
+    """Of images with (n,) int64 `labels` of which teachers `said` something.
+
+    mixed: how the images were mixed; what teachers said is mixed likewise, unless they saw the
+    mixed images themselves (Beyer et al. 2022, arXiv 2106.05237: "function matching").
+    """
     truth = F.one_hot(labels, classes).float()
+    if mixed is not None and training.ask_mixed:
+        truth, mixed = mixed.of(truth), None
     t = training.temperature
     soft = [F.log_softmax(s.logits / t, 1) for s in said]
-    share = shares([s.logits for s in said], labels, training.teachers) if said else None
+    share = shares([s.logits for s in said], truth, training.teachers) if said else None
     maps = [s.attention for s in said if s.attention is not None]
     embedding = [s.embedding for s in said if s.embedding is not None]
     if mixed is not None:
@@ -73,15 +79,15 @@ def wanted(
     return Wanted(truth, tuple(soft), share, tuple(maps), tuple(embedding))
 
 
-def shares(logits: Sequence[torch.Tensor], labels: torch.Tensor, how: str) -> torch.Tensor:
+def shares(logits: Sequence[torch.Tensor], truth: torch.Tensor, how: str) -> torch.Tensor:
     """(n, K): how much each of K teachers counts for each image.
 
-    how: "equal"; "confidence", by each teacher's own cross-entropy with the label (Zhang, Chen and
-    Wang 2022, arXiv 2201.00007, eq. 3); or K numbers.
+    truth: (n, classes) probabilities. how: "equal"; "confidence", by each teacher's own
+    cross-entropy with the truth (Zhang, Chen and Wang 2022, arXiv 2201.00007, eq. 3); or K numbers.
     """
-    count, n = len(logits), len(labels)
+    count, n = len(logits), len(truth)
     if how == "confidence" and count > 1:
-        errors = torch.stack([F.cross_entropy(x, labels, reduction="none") for x in logits], 1)
+        errors = torch.stack([F.cross_entropy(x, truth, reduction="none") for x in logits], 1)
         return (1 - errors.softmax(1)) / (count - 1)
     if how in ("equal", "confidence"):
         return torch.full((n, count), 1 / count)

@@ -177,6 +177,7 @@ class Training(Record):
     class_weights: bool = False  # the labels' loss as if all classes were equally frequent
     mixup: float = Field(default=0.0, ge=0)  # of Beta(mixup, mixup); 0: off
     cutmix: float = Field(default=0.0, ge=0)  # the same, for rectangles
+    ask_mixed: bool = False  # teachers see the mixed images; off: their answers are mixed instead
     ema: float = Field(default=0.99, ge=0, lt=1)  # decay a step of the averaged weights; 0: off
     patience: int = Field(
         default=0, ge=0
@@ -202,6 +203,8 @@ class Training(Record):
             raise ValueError("attention cannot be cut and pasted: set cutmix or attention to 0")
         if self.cutmix and self.mixup:
             raise ValueError("mixup and cutmix exclude each other: set one to 0")
+        if self.ask_mixed and not (self.mixup or self.cutmix):
+            raise ValueError("ask_mixed mixes nothing: set mixup or cutmix as well")
         return self
 
 

@@ -112,15 +112,16 @@ class Targets:
         """The answers to images `chosen` in a view; `images` are those, at some size."""
         if self.folder is None:
             fits = tuple(images.shape[2:]) == self.size
-            return self._say(images if fits else self.images(self.size, view, chosen))
+            return self.say(images if fits else self.images(self.size, view, chosen))
         found = {name: torch.from_numpy(self._open()[name][view, chosen].astype(np.float32))
                  for name in self.kinds}  # fmt: skip
         return Said(**found)
 
     def _ask(self, view: int, chosen: np.ndarray) -> Said:
-        return self._say(self.images(self.size, view, chosen))
+        return self.say(self.images(self.size, view, chosen))
 
-    def _say(self, images: torch.Tensor) -> Said:
+    def say(self, images: torch.Tensor) -> Said:
+        """The answers to `images` (n, 3, *size), whatever they are; nothing is kept."""
         if self._net is None:
             self._net = models.load(self.teacher).to(compute.here().device)
         net, images = self._net, images.to(compute.here().device)

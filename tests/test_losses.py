@@ -105,6 +105,22 @@ def test_mixup_mixes_images_labels_and_soft_targets_alike():
     assert augment.mix(images, Training(), 0, 5) is None
 
 
+def test_a_teacher_that_saw_the_mixed_images_is_believed_as_it_is():
+    """Its answers are not mixed again, and how sure it is counts by the mixed label."""
+    images = torch.zeros(2, 3, 4, 4)
+    mixed = augment.Mixed(images, torch.tensor([1, 0]), torch.tensor([0.75, 1.0]))
+    training = Training(mixup=1, ask_mixed=True, temperature=1, teachers="confidence")
+    told = [Said(TEACHER.repeat(2, 1)), Said(STUDENT.repeat(2, 1))]
+    target = wanted(torch.tensor([0, 1]), 2, told, training, mixed)
+    torch.testing.assert_close(target.labels, torch.tensor([[0.75, 0.25], [0.0, 1.0]]))
+    torch.testing.assert_close(target.soft[0].exp(), torch.tensor([[0.75, 0.25]] * 2))
+    # Errors of (3/4, 1/4): 3/4 ln 4/3 + 1/4 ln 4, and 3/4 ln 4 + 1/4 ln 4/3.
+    apart = math.exp(0.5 * LN3)  # exp of their difference
+    assert target.shares[0, 0].item() == pytest.approx(apart / (1 + apart))
+    with pytest.raises(EdgeKDError, match="ask_mixed mixes nothing"):
+        Training.parse({"ask_mixed": True}, "--set")
+
+
 def test_cutmix_counts_what_is_covered():
     images = torch.arange(8.0)[:, None, None, None].expand(8, 3, 10, 10)
     mixed = augment.mix(images, Training(cutmix=1.0), seed=1, step=0)

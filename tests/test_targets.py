@@ -1,10 +1,12 @@
 """Teachers are asked once for a view of the images, and what they said is replayed."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
-from edgekd import data, distill, losses, models, supernet, targets, training
+from edgekd import augment, data, distill, losses, models, supernet, targets, training
 from edgekd.augment import view
 from edgekd.records import EdgeKDError, Spec, Training
 from edgekd.targets import Targets, attention
@@ -32,13 +34,13 @@ def teacher(dataset, spec, tmp_path_factory):
 @pytest.fixture
 def asked(monkeypatch):
     """How many images teachers were asked for."""
-    count, say = [], Targets._say
+    count, say = [], Targets.say
 
     def counted(self, images):
         count.append(len(images))
         return say(self, images)
 
-    monkeypatch.setattr(Targets, "_say", counted)
+    monkeypatch.setattr(Targets, "say", counted)
     return count
 
 
@@ -177,3 +179,29 @@ def test_two_teachers_are_both_asked_and_named(dataset, spec, teacher, tmp_path)
                    mixup=0.2)  # fmt: skip
     assert made.parents == {"teacher": teacher.sha256, "teacher2": other.sha256}
     assert len(list((tmp_path / "replay").iterdir())) == 2
+
+
+@pytest.mark.parametrize("how", ["mixup", "cutmix"])
+def test_a_teacher_is_asked_of_the_very_mixture(dataset, spec, teacher, tmp_path, how):
+    """At its own size; what it says is of no use to another step, so nothing is kept."""
+    settings = Training(ask_mixed=True, views=2, **{how: 1.0})
+    images = view(dataset.splits["train"], spec, settings, 0)
+    given = distill.asked_of([teacher], images, dataset, spec, settings, 0, tmp_path)
+    labels = np.array([s.label for s in dataset.splits["train"]])
+    hybrid = distill.Hybrid(images, labels, spec, settings, given, seed=0)
+    chosen, small = np.array([5, 0, 33, 7]), (16, 16)
+    seen, target = hybrid.batch(small, 1, 9, chosen)
+    assert seen.shape[2:] == small
+    mixed = augment.mix(images(teacher.spec.size, 1, chosen), settings, 0, 9)
+    with torch.inference_mode():
+        answer = models.load(teacher).net(mixed.images)
+    expected = (answer / settings.temperature).log_softmax(1)
+    torch.testing.assert_close(target.soft[0], expected, atol=1e-5, rtol=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_student_learns_from_mixtures(dataset, spec, teacher, tmp_path):
+    made = student(dataset, spec, [teacher], tmp_path, epochs=2, mixup=1.0, ask_mixed=True)
+    assert made.parents == {"teacher": teacher.sha256}
+    log = (tmp_path / "student" / "log.jsonl").read_text("utf-8")
+    assert 0 < json.loads(log.splitlines()[-1])["soft"] < 1
