@@ -50,7 +50,7 @@ GIVE_UP = 0.5  # points of balanced accuracy on the validation split: the search
 NEAR = 0.01  # of balanced accuracy: what the best peer may give up, being the fastest
 # What a teacher who has seen all training images says of them is all but their labels; of mixtures
 # of them it tells more. Chosen on a quarter of the training split's own patients, held out.
-MIXED = ["--set", "mixup=1", "--set", "ask_mixed=true", "--alpha-hard", 0.1, "--temperature", 2]
+MIXED = ["--set", "ask_mixed=true", "--alpha-hard", 0.1, "--temperature", 2]
 CALIBRATION = 300
 
 
@@ -68,12 +68,13 @@ def commands(place: Path, root: Path, quick: bool) -> None:
     taught = ["--teacher", teacher, *MIXED, *FLIP]
     start = ["--start", PEERS[0], "--start-weights", lite0_weights(), "--lr", 0.001]
     few = ["--subnets", 24, "--generations", 20] if quick else []
-    edgekd("shrink", "-p", "cpu", *at, *(size if quick else []), *start, *epochs(8), *taught)
+    edgekd("shrink", "-p", "cpu", *at, *(size if quick else []), *start, *epochs(8), *taught,
+           "--set", "mixup=1")  # fmt: skip
     (net,) = (root / "shared").glob("*/supernet-*")
     cut = ["--supernet", net, "--give-up", GIVE_UP, *(size if quick else [])]
     edgekd("search", "-p", "cpu", *at, *cut, *few, "--run", root / "chosen")
     edgekd("distill", "-p", "cpu", *at, *cut, *few[:2], *epochs(12), "--lr", 0.0005, *taught,
-           "--run", root / "chosen")  # fmt: skip
+           "--set", "mixup=0.2", "--run", root / "chosen")  # fmt: skip
     edgekd("quantize", *(["--max-drop", 100] if quick else []), "--run", root / "chosen")
     edgekd("export", "-f", "openvino", "--run", root / "chosen")
     side = ["--size", Artifact.load(root / "chosen" / "student").spec.size[0]]
