@@ -80,7 +80,7 @@ def commands(place: Path, root: Path, quick: bool) -> None:
     side = ["--size", Artifact.load(root / "chosen" / "student").spec.size[0]]
     for name in PEERS[1:]:
         edgekd("distill", "-p", "cpu", *at, *side, "--no-teacher", "--student", name, *epochs(24),
-               "--lr", 0.002, *FLIP, "--run", root / name)  # fmt: skip
+               "--lr", 0.002, "--set", "precision=auto", *FLIP, "--run", root / name)  # fmt: skip
     if side != larger:  # the peer sees what the student sees
         edgekd("teach", PEERS[0], "--weights", lite0_weights(), *at, *side, *guide)
 
