@@ -1,13 +1,14 @@
 """Is it slower than it was? One file beside another, in turns; or beside what was measured before.
 
-Beside another file both run now, turn by turn, so that what slows the machine slows both. Beside a
-timing.json of another day both are told as multiples of the machine's pace (`stopwatch.yardstick`),
-which each of them measured in every turn. Where the rounds do not decide, there are more of them.
+Beside another file both run now, turn by turn, so that what slows the machine slows both; where the
+rounds do not decide, there are more of them. Beside a timing.json of another day both are told as
+multiples of the machine's pace (`stopwatch.yardstick`), which each of them measured in every turn;
+more rounds of today would not make that day surer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from edgekd.records import EdgeKDError, Stored, Timing, Track, untracked
 from edgekd.stopwatch import ratio_interval, redrawn
 
 ROUNDS = 5  # processes of each file: one is some percent faster in one process than in the next
-MORE = 3  # times as many at most, where they do not decide: the machine changed its pace meanwhile
+MORE = 3  # times as many at most of two files, where they do not decide
 TOLERANCE = {"turns": 5.0, "record": 10.0}  # percent slower that is no regression
 
 
@@ -59,7 +60,11 @@ def other_file(
         figures = ratio_interval(blocks[0], blocks[1], seed)
         return _judged("turns", both[0], bench.joined(both[1]), figures, tolerance)
 
-    return judged(_rounds([own, other], how, judged, rounds, seed, track))
+    both = bench.in_rounds(
+        [own, other], how, rounds=rounds, most=MORE * rounds,
+        undecided=lambda found: judged(found).state == "inconclusive", seed=seed, track=track,
+    )  # fmt: skip
+    return judged(both)
 
 
 def record(
@@ -72,8 +77,7 @@ def record(
     seed: int = 0,
     track: Track = untracked,
 ) -> Against:
-    """`own`, measured now in `rounds` processes or up to MORE times as many, beside what was
-    measured `before` on this machine.
+    """`own`, measured now in `rounds` processes, beside what was measured `before` on this machine.
 
     EdgeKDError if that was another machine, or without its pace.
     """
@@ -89,28 +93,9 @@ def record(
         raise EdgeKDError(
             "that timing does not tell the pace of all the machine's cores: run edgekd bench anew"
         )
-
-    def judged(found: Sequence[Sequence[Timing]]) -> Against:
-        (now,) = found
-        paces = [_pace(t) for t in now]
-        return _judged("record", now, before, _apart(paces, _pace(before), seed), tolerance)
-
-    return judged(_rounds([own], how, judged, rounds, seed, track))
-
-
-def _rounds(
-    runners: Sequence[Runner],
-    how: How,
-    judged: Callable[[Sequence[Sequence[Timing]]], Against],
-    rounds: int,
-    seed: int,
-    track: Track,
-) -> list[list[Timing]]:
-    """As many rounds of each file as it takes to decide, from `rounds` to MORE times as many."""
-    return bench.in_rounds(
-        runners, how, rounds=rounds, most=MORE * rounds,
-        undecided=lambda found: judged(found).state == "inconclusive", seed=seed, track=track,
-    )  # fmt: skip
+    (now,) = bench.in_rounds([own], how, rounds=rounds, seed=seed, track=track)
+    paces = [_pace(t) for t in now]
+    return _judged("record", now, before, _apart(paces, _pace(before), seed), tolerance)
 
 
 def _pace(t: Timing) -> np.ndarray:

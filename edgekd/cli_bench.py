@@ -47,8 +47,8 @@ def bench(
     ] = None,
     rounds: Annotated[
         int,
-        typer.Option("--rounds", min=1, help="With --against: processes of each file; up to three "
-                     "times as many where they do not decide."),
+        typer.Option("--rounds", min=1, help="With --against: processes of each file; of two "
+                     "files up to three times as many, where they do not decide."),
     ] = 5,
     tolerance: Annotated[
         float | None,
