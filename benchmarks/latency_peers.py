@@ -48,8 +48,9 @@ WAYS = ("openvino", "openvino nncf", "ort", "ort static", "ort inc", "ort optimu
 VGG = "vgg19 openvino f32"
 GIVE_UP = 0.5  # points of balanced accuracy on the validation split: the search's
 NEAR = 0.01  # of balanced accuracy: what the best peer may give up, being the fastest
-# What a teacher who has seen all training images says of them is all but their labels; of mixtures
-# of them it tells more. Chosen on a quarter of the training split's own patients, held out.
+# What a teacher says of images that it was trained on is little but their labels; of mixtures of
+# them it tells more. On a quarter of the training split's patients, held out from a Lite0 of 96
+# pixels: loss 0.61 by labels, 0.67 by a teacher's answers, 0.49 by its answers to mixtures.
 MIXED = ["--set", "ask_mixed=true", "--alpha-hard", 0.1, "--temperature", 2]
 CALIBRATION = 300
 
