@@ -39,7 +39,7 @@ from workbench import (
     untrained,
 )
 
-from edgekd import data, imaging, models, quantize, roofline, runs, runtimes
+from edgekd import data, front, imaging, models, quantize, roofline, runs, runtimes, seek
 from edgekd.records import Artifact, make_folder
 from edgekd.stopwatch import ratio_interval
 
@@ -63,27 +63,36 @@ def commands(place: Path, root: Path, quick: bool) -> None:
     def epochs(n: int) -> list[object]:
         return ["--epochs", 1 if quick else n]
 
-    guide = [*epochs(7), *TEACHER[2:]]
-    edgekd("teach", PEERS[0], "--weights", lite0_weights(), *at, *larger, *guide)
-    (teacher,) = (root / "shared").glob(f"*/teacher-*-{larger[1]}px-*")
-    taught = ["--teacher", teacher, *MIXED, *FLIP]
+    def teach(pixels: list[object]) -> None:
+        edgekd("teach", PEERS[0], "--weights", lite0_weights(), *at, *pixels, *epochs(7),
+               *TEACHER[2:])  # fmt: skip
+
+    def taught(mixup: float) -> list[object]:
+        """By the teacher that is the most accurate on the validation split, of those there are."""
+        found = [Artifact.load(f) for f in (root / "shared").glob("*/teacher-*")]
+        best = max(found, key=lambda t: t.metrics["val_balanced_accuracy"].value)
+        return ["--teacher", best.folder, *MIXED, "--set", f"mixup={mixup}", *FLIP]
+
+    teach(larger)
     start = ["--start", PEERS[0], "--start-weights", lite0_weights(), "--lr", 0.001]
     few = ["--subnets", 24, "--generations", 20] if quick else []
-    edgekd("shrink", "-p", "cpu", *at, *(size if quick else []), *start, *epochs(8), *taught,
-           "--set", "mixup=1")  # fmt: skip
+    if not list((root / "shared").glob(f"*/supernet-*/{Artifact.FILE}")):
+        edgekd("shrink", "-p", "cpu", *at, *(size if quick else []), *start, *epochs(8),
+               *taught(1))  # fmt: skip
     (net,) = (root / "shared").glob("*/supernet-*")
     cut = ["--supernet", net, "--give-up", GIVE_UP, *(size if quick else [])]
     edgekd("search", "-p", "cpu", *at, *cut, *few, "--run", root / "chosen")
-    edgekd("distill", "-p", "cpu", *at, *cut, *few[:2], *epochs(12), "--lr", 0.0005, *taught,
-           "--set", "mixup=0.2", "--run", root / "chosen")  # fmt: skip
+    found = root / "chosen" / "search"
+    member = seek.chosen_of(front.Front.load(found), seek.Sought.load(found))
+    side = ["--size", member.arch.resolution]
+    teach(side)  # the peer sees what the student sees, and may be its teacher
+    edgekd("distill", "-p", "cpu", *at, *cut, *few[:2], *epochs(12), "--lr", 0.0005, *taught(0.2),
+           "--run", root / "chosen")  # fmt: skip
     edgekd("quantize", *(["--max-drop", 100] if quick else []), "--run", root / "chosen")
     edgekd("export", "-f", "openvino", "--run", root / "chosen")
-    side = ["--size", Artifact.load(root / "chosen" / "student").spec.size[0]]
     for name in PEERS[1:]:
         edgekd("distill", "-p", "cpu", *at, *side, "--no-teacher", "--student", name, *epochs(24),
                "--lr", 0.002, "--set", "precision=auto", *FLIP, "--run", root / name)  # fmt: skip
-    if side != larger:  # the peer sees what the student sees
-        edgekd("teach", PEERS[0], "--weights", lite0_weights(), *at, *side, *guide)
 
 
 def trained(root: Path, name: str, dataset: data.Dataset, side: int) -> Artifact:
