@@ -328,7 +328,9 @@ def latency_peers(result: dict) -> Told:
     return Told(
         f"The file that EdgeKD chose for the `cpu` profile is {best:.2f} times as fast as the best "
         f"of what one would deploy without it ({result['best_peer']}), at "
-        f"{f['accuracy_minus_best_peer_pt']:+.1f} points of balanced accuracy; {fastest:.2f} times "
+        f"{f['accuracy_minus_best_peer_pt']:+.1f} points of balanced accuracy "
+        f"[{f['accuracy_minus_best_peer_low_pt']:+.1f}, "
+        f"{f['accuracy_minus_best_peer_high_pt']:+.1f}]; {fastest:.2f} times "
         f"as fast as the fastest ({result['fastest_peer']}), at "
         f"{f['accuracy_minus_fastest_peer_pt']:+.1f} points; "
         f"{f['accuracy_minus_most_accurate_peer_pt']:+.1f} points beside the most accurate; "

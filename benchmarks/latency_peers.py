@@ -19,7 +19,7 @@ it training; interrupted, it goes on where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from workbench import (
     untrained,
 )
 
-from edgekd import data, front, imaging, models, quantize, roofline, runs, runtimes, seek
+from edgekd import data, front, imaging, models, paired, quantize, roofline, runs, runtimes, seek
 from edgekd.records import Artifact, make_folder
 from edgekd.stopwatch import ratio_interval
 
@@ -219,6 +219,23 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
+def interval(
+    found: dict[str, Any], test: Sequence[data.Sample], best: str, made: Artifact
+) -> dict[str, float]:
+    """How sure the difference in accuracy from the best peer is: both answered the same images."""
+
+    def log_p(name: str) -> np.ndarray:
+        logits = np.array(found[name]["logits"])
+        return logits - np.logaddexp.reduce(logits, 1, keepdims=True)
+
+    labels = np.array([s.label for s in test])
+    apart = paired.compare(log_p("chosen"), log_p(best), labels, [s.group for s in test], made)
+    points = apart.differences["balanced_accuracy"]
+    return {"accuracy_minus_best_peer_low_pt": 100 * points.low,
+            "accuracy_minus_best_peer_high_pt": 100 * points.high,
+            "accuracy_beside_best_peer_p": apart.mcnemar_p}  # fmt: skip
+
+
 def rooflines(ours: dict[str, Any], best: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """How near the two come to the most that this machine does in any runtime."""
     peaks = [roofline.peak(r, CPU.model_copy(update={"runtime": r, "device": "CPU"}))
@@ -266,7 +283,8 @@ def main() -> None:
     rows = rows_of(files, found, np.array([s.label for s in test]), sizes)
     best, fastest, _ = best_of(rows)
     packages = ("openvino", "nncf", "onnxruntime", "neural-compressor-pt", "torch", "timm")
-    keep("latency_peers", figures(rows), rows, packages=packages, quick=given.quick,
+    told = figures(rows) | interval(found, test, best["file"], sizes[best["file"]])
+    keep("latency_peers", told, rows, packages=packages, quick=given.quick,
          chosen=chosen.model, size=spec.size[0], best_peer=best["file"],
          fastest_peer=fastest["file"], elsewhere=elsewhere.PACKAGES)  # fmt: skip
 
