@@ -3,17 +3,18 @@
     python benchmarks/latency_peers.py [--quick] [--data DIR] [--runs DIR]
 
 On real MRI slices: the `cpu` profile's file, chosen by search (the fastest that gives up at most
-half a point of validation), distilled from a teacher of 160 pixels and quantised, beside four
-networks of timm at the same input size as they are taken today, in OpenVINO (as it is, which is
-bfloat16 where the processor has it, and NNCF's defaults) and in ONNX Runtime (FP32, its static
-quantisation, and Intel Neural Compressor's, Optimum's and Olive's); and VGG19 in FP32 in the same
-runtime, untrained: its speed alone is asked. EfficientNet-Lite0 is fine-tuned from ImageNet
-weights, which are at hand and from which the student comes as well; the other three begin at
-random, for want of theirs, and get 24 epochs for it. Every file has a process of its own, in three
-rounds; they take turns, call by call, and after two seconds of rest. The best peer is the fastest
-file whose balanced accuracy is within a point of the most accurate peer's; as accuracy depends on
-where a network begins, the fastest of all is told too. About three hours on 2 cores, nearly all of
-it training; interrupted, it goes on where it stopped.
+half a point of validation), distilled from EfficientNet-Lite0 and quantised, beside four networks
+of timm at the same input size as they are taken today, in OpenVINO (as it is, which is bfloat16
+where the processor has it, and NNCF's defaults) and in ONNX Runtime (FP32, its static quantisation,
+and Intel Neural Compressor's, Optimum's and Olive's); and VGG19 in FP32 in the same runtime,
+untrained: its speed alone is asked. EfficientNet-Lite0 is fine-tuned from ImageNet weights, which
+are at hand and from which the student comes as well; the other three begin at random, for want of
+theirs, and get 24 epochs for it. The teacher is Lite0 at 160 pixels or the peer itself, whichever
+is the more accurate on validation images. Every file has a process of its own, in three rounds;
+they take turns, call by call, and after two seconds of rest. The best peer is the fastest file
+whose balanced accuracy is within a point of the most accurate peer's; as accuracy depends on where
+a network begins, the fastest of all is told too. About three hours on 2 cores, nearly all of it
+training; interrupted, it goes on where it stopped.
 --quick (one epoch, 64 pixels) keeps nothing.
 """
 
