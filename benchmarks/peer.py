@@ -99,11 +99,26 @@ class Peer:
         self.process.stdin.flush()
         return self._answer()
 
+    def stop(self) -> None:
+        """No more questions."""
+        self.process.kill()
+        self.process.communicate()
+
     def _answer(self) -> Any:
         line = self.process.stdout.readline()
         if not line:
             sys.exit(f"{self.name} does not open, or has gone")
         return json.loads(line)
+
+
+def answers(name: str, file: File, images: Path) -> list[list[float]]:
+    """(images, classes) logits of one file."""
+    peer = Peer(name, file, images)
+    try:
+        said: list[list[float]] = peer.ask("logits")
+        return said
+    finally:
+        peer.stop()
 
 
 def in_turns(files: dict[str, File], images: Path, quick: bool) -> dict[str, dict[str, Any]]:
@@ -130,8 +145,7 @@ def in_turns(files: dict[str, File], images: Path, quick: bool) -> dict[str, dic
                     found[p.name]["rests"].append(p.ask("once"))
         finally:
             for p in peers:
-                p.process.kill()
-                p.process.communicate()
+                p.stop()
     return found
 
 
