@@ -6,7 +6,7 @@ Three files of one network with random weights (which the clock does not see): F
 lite's middle sub-net, and FP32 of its smallest. Repeated: the ratios between the three, and of the
 INT8 file to itself, five times, each in fresh processes, and how far apart the five are; beside it
 how far apart the INT8 file's own times are, which is the machine's doing. A repeat takes rounds
-until the 95 % interval of each ratio is narrower than 3 %, or three times as many as it began with.
+until the 95 % interval of each ratio is narrower than 3 %, or five times as many as it began with.
 Planted: the INT8 file beside itself, beside itself on one thread, and beside FP32 in its place,
 twenty tries each, as `edgekd bench --against` judges them: a file that runs now, and a timing.json
 of before. 25 minutes on 2 cores, or more where the machine keeps changing its pace. --quick (one

@@ -17,10 +17,10 @@ from edgekd import bench, machine
 from edgekd.bench import How, Runner
 from edgekd.gates import State, held
 from edgekd.records import EdgeKDError, Stored, Timing, Track, untracked
-from edgekd.stopwatch import ratio_interval, redrawn
+from edgekd.stopwatch import YARDSTICK, ratio_interval, redrawn
 
 ROUNDS = 5  # processes of each file: one is some percent faster in one process than in the next
-MORE = 3  # times as many at most of two files, where they do not decide
+MORE = 5  # times as many at most of two files, where they do not decide
 TOLERANCE = {"turns": 5.0, "record": 10.0}  # percent slower that is no regression
 
 
@@ -89,9 +89,10 @@ def record(
             f"that timing is of {before.machine.name}, this machine is {here.name}: times of two "
             "machines are no regression; measure both here, --against a folder"
         )
-    if not before.yardstick_ms or before.yardstick_threads != here.cores:
+    if (before.yardstick, before.yardstick_threads) != (YARDSTICK, here.cores):
         raise EdgeKDError(
-            "that timing does not tell the pace of all the machine's cores: run edgekd bench anew"
+            "that timing does not tell the machine's pace as this edgekd measures it: run edgekd "
+            "bench anew"
         )
     (now,) = bench.in_rounds([own], how, rounds=rounds, seed=seed, track=track)
     paces = [_pace(t) for t in now]

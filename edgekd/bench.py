@@ -38,7 +38,7 @@ from edgekd.records import (
     versions,
     write_atomic,
 )
-from edgekd.stopwatch import AGREE, ENOUGH, percentiles, unstable
+from edgekd.stopwatch import AGREE, ENOUGH, QUIET, YARDSTICK, percentiles, unstable
 from edgekd.worker import UNAVAILABLE, WARMUP, film_bytes
 
 # Turns of each artifact: short ones, so that the others meet the machine at the same pace. On two
@@ -101,7 +101,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
-            env=os.environ | {"PYTHONPATH": path},
+            env=os.environ | QUIET | {"PYTHONPATH": path},
             text=True,
         )
 
@@ -432,6 +432,7 @@ def _timing(
             "accuracy": artifact.metrics.get("test_balanced_accuracy"),
             "machine": here,
             "yardstick_threads": here.cores,
+            "yardstick": YARDSTICK,
             "versions": versions("numpy", profile.runtime),
             "on_device": on_device,
             "budget": profile.budget,

@@ -48,7 +48,7 @@ def bench(
     rounds: Annotated[
         int,
         typer.Option("--rounds", min=1, help="With --against: processes of each file; of two "
-                     "files up to three times as many, where they do not decide."),
+                     "files up to five times as many, where they do not decide."),
     ] = 5,
     tolerance: Annotated[
         float | None,

@@ -341,6 +341,7 @@ class Timing(Stored):
     energy: Energy | None = None  # None: this machine does not tell
     yardstick_ms: tuple[float, ...] = ()  # of each turn, a fixed piece of work: the machine's pace
     yardstick_threads: int | None = None  # that did it; None: an older edgekd's, of one core
+    yardstick: int | None = None  # which piece of work: stopwatch.YARDSTICK; None: an older one
     executed: str = ""  # precision that most of the time was spent in, told by the runtime
     layers: tuple[Layer, ...] = ()  # the slowest; empty: not asked, or the runtime does not tell
     roofline: Roofline | None = None

@@ -119,18 +119,35 @@ def redrawn(rounds: Sequence[np.ndarray], rng: np.random.Generator) -> float:
     return float(np.median([np.median(rng.choice(rounds[i], len(rounds[i]))) for i in chosen]))
 
 
-def yardstick(threads: int = 1, runs: int = 9) -> float:
-    """How long a fixed piece of arithmetic takes on each of `threads` cores at once, in ms: the
-    machine's pace just now.
+# The environment of a process that calls `yardstick`: no product of numpy's is shared out among
+# cores.
+QUIET = {"OPENBLAS_NUM_THREADS": "1"}
+YARDSTICK = 2  # which piece of work: times of another say nothing of this one
 
-    A virtual machine changes its pace by half, for minutes, and often that of one core alone; times
-    of different days are compared as multiples of this.
+
+def yardstick(threads: int = 1, runs: int = 9) -> float:
+    """How long a fixed piece of work takes on `threads` cores at once, in ms: the machine's pace
+    just now. For a process with the environment QUIET.
+
+    Small products, each of what another core has just written, as the layers of a network are. A
+    virtual machine changes its pace by half, for seconds or minutes, and often only that of data on
+    its way between two cores: what each core does for itself is then as fast as ever, a network on
+    two cores no faster than on one. Times of different days are compared as multiples of this.
     """
     rng = np.random.default_rng(0)
-    a, b = (rng.standard_normal((256, 256), np.float32) for _ in range(2))
+    weights = rng.standard_normal((128, 128), np.float32) / np.float32(128**0.5)
+    both = [[rng.standard_normal((64, 128), np.float32) for _ in range(threads)] for _ in "ab"]
     with ThreadPoolExecutor(threads) as pool:  # numpy lets go of the interpreter meanwhile
 
+        def step(read: list[np.ndarray], write: list[np.ndarray]) -> None:
+            def part(i: int) -> None:
+                np.matmul(read[i - 1], weights, out=write[i])
+
+            list(pool.map(part, range(threads)))
+
         def together() -> None:
-            list(pool.map(lambda _: a @ b, range(threads)))
+            for _ in range(6):
+                step(both[0], both[1])
+                step(both[1], both[0])
 
         return float(np.median(time_ms(together, warmup=2, runs=runs)))

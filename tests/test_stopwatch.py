@@ -1,9 +1,11 @@
 """Numbers of times against numbers worked out by hand."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from edgekd import stopwatch
+from edgekd import bench, stopwatch
 
 
 def test_time_ms(clock):
@@ -37,6 +39,14 @@ def test_interval_knows_slow_moments():
     mixed = stopwatch.interval(np.random.default_rng(1).permutation(x), 40)
     together = stopwatch.interval(x, 40)
     assert together[1] - together[0] > 3 * (mixed[1] - mixed[0])
+
+
+def test_a_worker_computes_on_one_core_at_a_time(monkeypatch):
+    """But for the runtime: numpy's own threads would be in the yardstick's way."""
+    given = {}
+    monkeypatch.setattr(bench.subprocess, "Popen", lambda *_, **kw: given.update(kw))
+    bench.Worker(None).errors.close()
+    assert stopwatch.QUIET.items() <= given["env"].items()
 
 
 def test_unstable():
@@ -118,4 +128,21 @@ def test_the_yardstick_is_of_all_cores_at_once(monkeypatch):
 
     monkeypatch.setattr(stopwatch, "ThreadPoolExecutor", Pool)
     assert stopwatch.yardstick(2, runs=3) > 0
-    assert at_once == [2] * 5  # two of them untimed
+    assert at_once == [2] * 12 * 5  # two of them untimed
+
+
+def test_the_yardstick_hands_on_what_it_computes(monkeypatch):
+    """Every product but the first is of what another core wrote the step before."""
+    read, written = [], []
+    matmul = np.matmul
+
+    def spy(a, b, out):
+        read.append(id(a))
+        written.append(id(out))
+        return matmul(a, b, out=out)
+
+    monkeypatch.setattr(stopwatch.np, "matmul", spy)
+    stopwatch.yardstick(2, runs=1)
+    steps = [(set(read[i : i + 2]), set(written[i : i + 2])) for i in range(0, len(read), 2)]
+    assert all(now[0] == before[1] for before, now in itertools.pairwise(steps))
+    assert all(r != w for r, w in zip(read, written, strict=True))
