@@ -39,7 +39,7 @@ def quantise(tool: str, root: Path, onnx: Path, images: np.ndarray, out: Path) -
 
 def environment(tool: str, root: Path) -> Path:
     """The Python of `tool`'s environment, made under folder `root` the first time."""
-    folder = root / f"env-{tool}"
+    folder = root.absolute() / f"env-{tool}"
     python = folder / "bin" / "python"
     if not (folder / "done").exists():
         venv.create(folder, with_pip=True, clear=True)
