@@ -336,7 +336,10 @@ def latency_peers(result: dict) -> Told:
         f"{f['accuracy_minus_most_accurate_peer_pt']:+.1f} points beside the most accurate; "
         f"{f['speedup_over_vgg19']:.0f} times as fast as VGG19 in FP32.",
         (
-            f"{result['chosen']}, {result['size']} px, real MRI slices. It is at "
+            f"{result['chosen']}, {result['size']} px, real MRI slices. Accuracies of it and of "
+            f"Lite0 are means of {len(result['table'][0]['trainings'])} trainings, which differ by "
+            f"{f['accuracy_sd_pt']:.1f} points (the best peer's by "
+            f"{f['accuracy_sd_best_peer_pt']:.1f}; standard deviation). It is at "
             f"{f['roofline_fraction']:.2f} of what this machine can do, the best peer at "
             f"{f['roofline_fraction_best_peer']:.2f}. Lite0 begins from ImageNet weights, as the "
             "chosen file's supernet did; the other three at random:",

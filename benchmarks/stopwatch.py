@@ -1,27 +1,29 @@
 """Can the stopwatch be believed? The same measurement five times, and slow builds planted.
 
-    python benchmarks/stopwatch.py [--quick] [--runs DIR]
+    python benchmarks/stopwatch.py [--quick] [--only repeat|planted] [--runs DIR]
 
 Three files of one network with random weights (which the clock does not see): FP32 and INT8 of OFA-
 lite's middle sub-net, and FP32 of its smallest. Repeated: the ratios between the three, and of the
 INT8 file to itself, five times, each in fresh processes, and how far apart the five are; beside it
 how far apart the INT8 file's own times are, which is the machine's doing. A repeat takes rounds
-until the 95 % interval of each ratio is narrower than 3 %, or five times as many as it began with.
+until the 95 % interval of each ratio is narrower than 3 %, five to fifteen.
 Planted: the INT8 file beside itself, beside itself on one thread, and beside FP32 in its place,
 twenty tries each, as `edgekd bench --against` judges them: a file that runs now, and a timing.json
-of before. 25 minutes on 2 cores, or more where the machine keeps changing its pace. --quick (one
-repeat more than one, one try) keeps nothing.
+of before. 25 minutes on 2 cores, or more where the machine keeps changing its pace; --only does one
+of the two, and leaves the other as the kept result has it. --quick (one repeat more than one, one
+try) keeps nothing.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from workbench import RUNS, arguments, keep
+from workbench import RUNS, arguments, keep, result_of
 
 from edgekd import against, bench, export, models, quantize, spaces
 from edgekd.bench import Runner, short
@@ -31,6 +33,7 @@ from edgekd.stopwatch import ratio_interval
 SIZE = 128
 REPEATS, TRIES = 5, 20
 WIDE = 0.03  # of a ratio: the interval that takes more rounds
+MOST = 3  # times as many
 CPU = Profile.read("cpu")
 HOW = short(1.0, throughput=False)  # 1 s of calls of each file in each process
 
@@ -64,7 +67,7 @@ def repeated(files: dict[str, Artifact], repeats: int, rounds: int) -> list[dict
     rows = []
     for repeat in range(repeats):
         each = bench.in_rounds([Runner(a, CPU, True) for a in given], HOW, rounds=rounds,
-                               most=against.MORE * rounds, undecided=_vague,
+                               most=MOST * rounds, undecided=_vague,
                                seed=100 * repeat)  # fmt: skip
         rows += [{"what": "repeat", "repeat": repeat, "rounds": len(each[0])} | pair
                  for pair in _ratios([*files, "mid int8 again"], each)]  # fmt: skip
@@ -133,10 +136,17 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--runs", type=Path)
+    parser.add_argument("--only", choices=("repeat", "planted"))
     given = parser.parse_args()
     files = made(given.runs or RUNS / "stopwatch")
-    rows = repeated(files, 2 if given.quick else REPEATS, 1 if given.quick else against.ROUNDS)
-    rows += planted(files, 1 if given.quick else TRIES)
+    rows = []
+    if given.only:
+        before = json.loads(result_of("stopwatch").read_text("utf-8"))["table"]
+        rows = [r for r in before if r["what"] != given.only]
+    if given.only != "planted":
+        rows += repeated(files, 2 if given.quick else REPEATS, 1 if given.quick else against.ROUNDS)
+    if given.only != "repeat":
+        rows += planted(files, 1 if given.quick else TRIES)
     keep("stopwatch", figures(rows), rows, packages=("openvino", "numpy"), quick=given.quick)
 
 
