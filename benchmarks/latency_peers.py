@@ -275,6 +275,8 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {
         "speedup_over_best_peer": best["times"],
         "accuracy_minus_best_peer_pt": more_accurate_than(best),
+        "accuracy_sd_pt": spread(ours["trainings"]),
+        "accuracy_sd_best_peer_pt": spread(best["trainings"]),
         "accuracy_minus_most_accurate_peer_pt": more_accurate_than(top),
         "speedup_over_fastest_peer": fastest["times"],
         "accuracy_minus_fastest_peer_pt": more_accurate_than(fastest),
@@ -304,12 +306,10 @@ def interval(
                       for x in (ours, theirs))  # fmt: skip
         apart.append(100 * (own - other))
     low, high = np.percentile(apart, [2.5, 97.5])
-    return {"accuracy_minus_best_peer_low_pt": low, "accuracy_minus_best_peer_high_pt": high,
-            "accuracy_sd_pt": spread(balanced(ours, labels)),
-            "accuracy_sd_best_peer_pt": spread(balanced(theirs, labels))}  # fmt: skip
+    return {"accuracy_minus_best_peer_low_pt": low, "accuracy_minus_best_peer_high_pt": high}
 
 
-def spread(accuracies: np.ndarray) -> float:
+def spread(accuracies: list[float]) -> float:
     """The standard deviation, in points; 0 of one."""
     return 100 * float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0
 

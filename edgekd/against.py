@@ -89,7 +89,8 @@ def record(
             f"that timing is of {before.machine.name}, this machine is {here.name}: times of two "
             "machines are no regression; measure both here, --against a folder"
         )
-    if (before.yardstick, before.yardstick_threads) != (YARDSTICK, here.cores):
+    told = (before.yardstick, before.yardstick_threads)
+    if not before.yardstick_ms or told != (YARDSTICK, here.cores):
         raise EdgeKDError(
             "that timing does not tell the machine's pace as this edgekd measures it: run edgekd "
             "bench anew"

@@ -17,6 +17,10 @@ ENOUGH = {50: 1, 90: 64, 95: 130, 99: 662}
 BLOCKS = 8
 AGREE = 0.10  # block medians of one run are not further apart than that, or it is repeated
 WINDOW, STEADY, PATIENCE = 10, 0.05, 20  # see `settle`
+# The environment of a process that calls `yardstick`: no product of numpy's is shared out among
+# cores.
+QUIET = {"OPENBLAS_NUM_THREADS": "1"}
+YARDSTICK = 2  # which piece of work it does: times of another say nothing of this one
 
 
 def time_ms(call: Callable[[], object], *, warmup: int, runs: int) -> np.ndarray:
@@ -117,12 +121,6 @@ def redrawn(rounds: Sequence[np.ndarray], rng: np.random.Generator) -> float:
     """The median of rounds' medians, of rounds drawn anew and of turns drawn anew within each."""
     chosen = rng.integers(len(rounds), size=len(rounds))
     return float(np.median([np.median(rng.choice(rounds[i], len(rounds[i]))) for i in chosen]))
-
-
-# The environment of a process that calls `yardstick`: no product of numpy's is shared out among
-# cores.
-QUIET = {"OPENBLAS_NUM_THREADS": "1"}
-YARDSTICK = 2  # which piece of work: times of another say nothing of this one
 
 
 def yardstick(threads: int = 1, runs: int = 9) -> float:

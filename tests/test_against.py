@@ -123,7 +123,10 @@ def test_beside_another_day(rounds, times, state):
 def test_another_machine_is_no_regression(rounds):
     with pytest.raises(EdgeKDError, match="times of two machines"):
         against.record(RUNNER, timing([1.0], machine=MACHINE), How())
-    for update in ({"yardstick": None}, {"yardstick": YARDSTICK - 1}, {"yardstick_threads": 99}):
+    for update in (
+        {"yardstick_ms": ()}, {"yardstick_threads": None}, {"yardstick_threads": 99},
+        {"yardstick": None}, {"yardstick": YARDSTICK - 1},
+    ):  # fmt: skip
         old = timing([1.0]).model_copy(update=update)
         with pytest.raises(EdgeKDError, match="does not tell the machine's pace as"):
             against.record(RUNNER, old, How())

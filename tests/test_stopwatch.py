@@ -133,16 +133,17 @@ def test_the_yardstick_is_of_all_cores_at_once(monkeypatch):
 
 def test_the_yardstick_hands_on_what_it_computes(monkeypatch):
     """Every product but the first is of what another core wrote the step before."""
-    read, written = [], []
+    made = []  # (what was written, of what)
     matmul = np.matmul
 
     def spy(a, b, out):
-        read.append(id(a))
-        written.append(id(out))
+        made.append((id(out), id(a)))
         return matmul(a, b, out=out)
 
     monkeypatch.setattr(stopwatch.np, "matmul", spy)
-    stopwatch.yardstick(2, runs=1)
-    steps = [(set(read[i : i + 2]), set(written[i : i + 2])) for i in range(0, len(read), 2)]
-    assert all(now[0] == before[1] for before, now in itertools.pairwise(steps))
-    assert all(r != w for r, w in zip(read, written, strict=True))
+    stopwatch.yardstick(3, runs=1)
+    steps = [dict(made[i : i + 3]) for i in range(0, len(made), 3)]
+    assert len(steps) == 12 * 3
+    for before, now in itertools.pairwise(steps):
+        assert set(now.values()) == set(before)
+        assert all(before[read] != written for written, read in now.items())
