@@ -32,7 +32,8 @@ def newest(question: str) -> dict | None:
 def where(result: dict) -> str:
     """The machine."""
     machine = result["machine"]
-    return f"{machine['cpu']}, {machine['cores']} cores"
+    isa = machine.get("isa", [])[-1:]  # older results do not tell
+    return ", ".join([machine["cpu"], *isa, f"{machine['cores']} cores"])
 
 
 def told(question: str, result: dict) -> answers.Told:

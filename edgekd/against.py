@@ -82,9 +82,7 @@ def record(
     EdgeKDError if that was another machine, or without its pace.
     """
     here = machine.this()
-    if (here.cpu, here.cores, here.gpu) != (
-        before.machine.cpu, before.machine.cores, before.machine.gpu,
-    ):  # fmt: skip
+    if here.kind != before.machine.kind:
         raise EdgeKDError(
             f"that timing is of {before.machine.name}, this machine is {here.name}: times of two "
             "machines are no regression; measure both here, --against a folder"

@@ -110,7 +110,7 @@ def _layers(t: Timing) -> Iterator[list[Cell]]:
 def _settings(found: Sequence[Shown], command: str) -> Iterator[tuple[str, str]]:
     """Machine, its state meanwhile, versions and files."""
     yield "command", command
-    for text in dict.fromkeys(bench_rows.machine(s.timing.machine) for s in found):
+    for text in dict.fromkeys(str(s.timing.machine) for s in found):
         yield "machine", text
     for text in dict.fromkeys(_state(s.timing) for s in found):
         yield "meanwhile", text or f"{DASH} (this machine told nothing)"

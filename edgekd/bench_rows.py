@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgekd.records import Machine, Timing
+from edgekd.records import Timing
 from edgekd.stopwatch import ENOUGH, claimed, interval, ratio, unstable
 
 UNITS = {"ms": "ms", "m": "M", "mb": "MB"}  # last word of a budget's limit -> as it is written
@@ -94,7 +94,7 @@ def times_as_fast(first: Timing, other: Timing, seed: int = 0) -> Times | None:
     if other is first:
         return Times(1.0)
     a, b = (np.asarray(t.block_medians_ms, float) for t in (first, other))
-    if not len(a) or len(a) != len(b) or first.machine.name != other.machine.name:
+    if not len(a) or len(a) != len(b) or first.machine.kind != other.machine.kind:
         return None
     if len(a) < FEW_TURNS:
         return Times(ratio(a, b))
@@ -357,12 +357,6 @@ def where(found: Sequence[Shown]) -> str:
     return f"{' and '.join(places)}: {said}"
 
 
-def machine(m: Machine) -> str:
-    """The machine in a line."""
-    text = f"{m.cpu}, {m.cores} cores, {m.memory_gb:g} GB, {m.system}, Python {m.python}"
-    return text + (f", GPU {m.gpu}" if m.gpu else "")
-
-
 # ---- for other programs
 
 
@@ -375,7 +369,7 @@ def markdown(found: Sequence[Shown], table: Sequence[Line], title: str, command:
             rows.append([line.what, *cells])
     text = [f"**{_escaped(title)}**", "", f"Measured on {_escaped(where(found))}.", ""]
     text += [f"- machine: {_escaped(m)}" for m in dict.fromkeys(
-        machine(s.timing.machine) for s in found)]  # fmt: skip
+        str(s.timing.machine) for s in found)]  # fmt: skip
     text += [f"- command: {_escaped(command)}", ""]
     text += ["| " + " | ".join(map(_escaped, row)) + " |" for row in rows]
     text += ["", *(f"- noise: {_escaped(d)}" for d in doubts(found))]
@@ -411,7 +405,7 @@ def _fields(s: Shown, gaps: Sequence[str]) -> Iterator[tuple[str, Any]]:
                 "threads", "cores_busy", "batch"):  # fmt: skip
         yield key, getattr(t, key)
     yield "on_profile_device", str(t.on_device).lower()
-    yield "machine", machine(t.machine)
+    yield "machine", str(t.machine)
     yield from _metric("balanced_accuracy", t.accuracy)
     for p, value in s.latency.items():
         for which, x in zip(("", "_low", "_high"), value or (None,) * 3, strict=True):

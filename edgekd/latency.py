@@ -300,8 +300,8 @@ def cached(profile: Profile, precision: str) -> Path:
     fingerprint = {
         "space": profile.space, "resolutions": sorted(profile.resolutions),
         "runtime": profile.runtime, "device": profile.device, "precision": precision,
-        "threads": profile.threads, "options": profile.options, "cpu": here.cpu,
-        "cores": here.cores, "gpu": here.gpu, "versions": versions(profile.runtime),
+        "threads": profile.threads, "options": profile.options,
+        "machine": here.kind, "versions": versions(profile.runtime),
     }  # fmt: skip
     name = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:12]
     return user_cache() / "latency" / f"{profile.space}-{profile.runtime}-{name}"

@@ -14,16 +14,25 @@ from edgekd.records import Machine
 # What stands in a processor's name and does not tell it from others; its clock and graphics end it.
 NO_NAME = r"\((r|tm)\)|\b(cpu|processor|\d+-core|developer kit|\d+th gen)\b|@.*| w/ .*| with .*"
 
+# Instructions that decide what INT8 and BF16 cost, weakest first. A processor's name does not tell
+# them: clouds hide it, and hypervisors hide instructions.
+ISA = (
+    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16",
+    "amx_int8", "asimd", "asimddp", "sve", "i8mm", "bf16",
+)  # fmt: skip
+
 
 def this() -> Machine:
     """The machine we run on, as far as it can be read; nothing that tells whose it is."""
     cpu = _cpu_model()
     words = re.findall(r"[a-z0-9.]+", re.sub(NO_NAME, " ", cpu.lower()))
     name = "-".join(words[:4]) or "unknown"
+    isa = instructions()
+    strongest = f"{isa[-1].replace('_', '-')}-" if isa else ""
     clock = clock_mhz()
     gpus = [field(p, "Model") for p in Path("/proc/driver/nvidia/gpus").glob("*/information")]
     return Machine(
-        name=f"{name}-{cores()}c",
+        name=f"{name}-{strongest}{cores()}c",
         cpu=cpu,
         cores=cores(),
         memory_gb=round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
@@ -32,6 +41,7 @@ def this() -> Machine:
         load_1min=round(os.getloadavg()[0], 2),
         clock_mhz=None if clock is None else round(clock),
         gpu=", ".join(gpus),
+        isa=isa,
     )
 
 
@@ -46,6 +56,13 @@ def _cpu_model() -> str:
     board = read(Path("/proc/device-tree/model")).strip("\0\n ")
     named = field(Path("/proc/cpuinfo"), "model name") or board
     return named or platform.processor() or platform.machine()
+
+
+def instructions(root: Path = Path("/")) -> tuple[str, ...]:
+    """What this processor has of `ISA`; nothing where it is not told."""
+    cpu = root / "proc/cpuinfo"
+    told = f"{field(cpu, 'flags')} {field(cpu, 'Features')}".split()  # the latter on ARM
+    return tuple(i for i in ISA if i in told)
 
 
 def clock_mhz(root: Path = Path("/")) -> float | None:

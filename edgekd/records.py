@@ -301,6 +301,19 @@ class Machine(Record):
     load_1min: float | None = None
     clock_mhz: float | None = None
     gpu: str = ""
+    isa: tuple[str, ...] = ()  # what of vector and matrix instructions it has, weakest first
+
+    @property
+    def kind(self) -> tuple[str, tuple[str, ...], int, str]:
+        """Times are compared between machines of one kind only."""
+        return self.cpu, self.isa, self.cores, self.gpu
+
+    def __str__(self) -> str:
+        parts = (
+            self.cpu, f"{self.cores} cores", " ".join(self.isa), f"{self.memory_gb:g} GB",
+            self.system, f"Python {self.python}", f"GPU {self.gpu}" if self.gpu else "",
+        )  # fmt: skip
+        return ", ".join(filter(None, parts))
 
 
 class Timing(Stored):

@@ -159,8 +159,8 @@ def _times(own: float, its: float) -> str:
 def _pace(first: Row, last: Row) -> str:
     """Median latency beside the first model's, if one runtime, device and machine timed both."""
     a, b = first.timing, last.timing
-    if not a or not b or a is b or (a.runtime, a.device, a.machine.name) != (
-        b.runtime, b.device, b.machine.name
+    if not a or not b or a is b or (a.runtime, a.device, a.machine.kind) != (
+        b.runtime, b.device, b.machine.kind
     ):  # fmt: skip
         return ""
     ratio = percentiles(a.samples_ms)["p50"] / percentiles(b.samples_ms)["p50"]
@@ -274,9 +274,7 @@ def _budget(t: Timing) -> str:
 
 
 def _machine(m: Machine) -> str:
-    text = f"{m.cpu}, {m.cores} cores, {m.memory_gb:g} GB, {m.system}, Python {m.python}"
-    text += f", GPU {m.gpu}" if m.gpu else ""
-    return text + (f", load {m.load_1min:.1f}" if m.load_1min is not None else "")
+    return f"{m}" + (f", load {m.load_1min:.1f}" if m.load_1min is not None else "")
 
 
 def _where(rows: Sequence[Row], profile: Profile) -> str:

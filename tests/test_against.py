@@ -121,8 +121,10 @@ def test_beside_another_day(rounds, times, state):
 
 
 def test_another_machine_is_no_regression(rounds):
-    with pytest.raises(EdgeKDError, match="times of two machines"):
-        against.record(RUNNER, timing([1.0], machine=MACHINE), How())
+    other = machine.this().model_copy(update={"isa": ("avx9",)})  # of the same name and cores
+    for theirs in (MACHINE, other):
+        with pytest.raises(EdgeKDError, match="times of two machines"):
+            against.record(RUNNER, timing([1.0], machine=theirs), How())
     for update in (
         {"yardstick_ms": ()}, {"yardstick_threads": None}, {"yardstick_threads": 99},
         {"yardstick": None}, {"yardstick": YARDSTICK - 1},

@@ -31,8 +31,36 @@ def test_machine():
 )
 def test_machine_name_fits_a_file_name(monkeypatch, cpu, name):
     monkeypatch.setattr(machine, "_cpu_model", lambda: cpu)
+    monkeypatch.setattr(machine, "instructions", lambda: ())
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0, 5}, raising=False)
     assert machine.this().name == name
+
+
+def test_a_name_tells_processors_of_one_brand_apart(monkeypatch):
+    monkeypatch.setattr(machine, "_cpu_model", lambda: "AMD EPYC")
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0}, raising=False)
+    kinds = {}
+    for isa in (("avx2",), ("avx2", "avx512f", "avx512_vnni")):
+        monkeypatch.setattr(machine, "instructions", lambda isa=isa: isa)
+        here = machine.this()
+        kinds[here.name] = here.kind
+        assert ", ".join(["AMD EPYC", "1 cores", " ".join(isa)]) in str(here)
+    assert list(kinds) == ["amd-epyc-avx2-1c", "amd-epyc-avx512-vnni-1c"]
+    assert len(set(kinds.values())) == 2
+
+
+@pytest.mark.parametrize(
+    ("told", "isa"),
+    [
+        ("flags\t\t: fpu avx f16c avx2 avx512f amx_tile avx512_vnni\n",
+         ("avx2", "avx512f", "avx512_vnni")),
+        ("Features\t: fp asimd asimddp bf16 i8mm\n", ("asimd", "asimddp", "i8mm", "bf16")),
+        ("processor\t: 0\n", ()),
+    ],
+)  # fmt: skip
+def test_instructions(tmp_path, told, isa):
+    write(tmp_path / "proc/cpuinfo", told)
+    assert machine.instructions(tmp_path) == isa
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
