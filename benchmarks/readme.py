@@ -25,7 +25,9 @@ BESIDE = (
 
 def newest(question: str) -> dict | None:
     """The newest result of a benchmark, if there is one."""
-    found = [json.loads(p.read_text("utf-8")) for p in HERE.glob(f"results/{question}-*.json")]
+    found = [
+        json.loads(p.read_text("utf-8")) for p in sorted(HERE.glob(f"results/{question}-*.json"))
+    ]
     return max(found, key=lambda r: r["date"]) if found else None
 
 
