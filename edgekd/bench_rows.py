@@ -333,7 +333,7 @@ def doubts(found: Sequence[Shown]) -> list[str]:
     whose: dict[str, list[str]] = {}
     for s in found:
         t = s.timing
-        unsteady = () if t.stable else ("its turns do not agree within 10 %",)
+        unsteady = () if t.stable else ("the turns do not agree within 10 %",)
         for text in dict.fromkeys((*t.noise, *unsteady)):
             whose.setdefault(text, []).append(s.name)
     return [

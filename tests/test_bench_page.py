@@ -244,7 +244,7 @@ def test_ratios_that_the_caller_knows_are_shown(tmp_path):
 def test_the_terminal_says_the_same_and_prints_the_noise():
     text = " ".join(terminal([timing(), whole(stable=False, attempts=3)]).split())
     for said in ("NOT stable after 3 runs", "noise: student int8: the clock fell by 12 %",
-                 "noise: student int8: its turns do not agree within 10 %",
+                 "noise: student int8: the turns do not agree within 10 %",
                  "balanced accuracy (not judged on the test split)",
                  "2.00 [2.00, 2.00]"):  # fmt: skip
         assert said in text, said

@@ -111,7 +111,9 @@ def compiled(path: Path, profile: Profile, precision: str, batch: int | None) ->
         raise EdgeKDError(f"{what}: {_reason(e)}") from None
     given = model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if given != wanted:
-        raise EdgeKDError(f"openvino runs {path} in {given} on {profile.device}, not {precision}")
+        raise EdgeKDError(
+            f"openvino computes {path.name} in {given} on {profile.device}, not {precision}"
+        )
     return model
 
 
