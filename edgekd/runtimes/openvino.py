@@ -104,8 +104,14 @@ def compiled(path: Path, profile: Profile, precision: str, batch: int | None) ->
         fix_batch(model, batch or 1)
     # On a CPU FP16 is how weights are stored: it computes in FP32, or if asked for f16 in bfloat16.
     wanted = "f32" if precision == "fp16" and profile.device == "CPU" else HINTS[precision]
+    config = _config(profile, wanted)
+    if (asked := config["INFERENCE_PRECISION_HINT"]) != wanted:
+        raise EdgeKDError(
+            f"profile {profile.name} has the option INFERENCE_PRECISION_HINT {asked}: leave it "
+            f"out, {path.name} is of {precision}"
+        )
     try:
-        model = ov.Core().compile_model(model, profile.device, _config(profile, wanted))
+        model = ov.Core().compile_model(model, profile.device, config)
     except BROKEN as e:
         what = f"openvino cannot compile {path} for {profile.device}"
         raise EdgeKDError(f"{what}: {_reason(e)}") from None
