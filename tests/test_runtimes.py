@@ -245,7 +245,7 @@ def test_openvino_is_set_as_the_profile_says(exported):
     assert int(model.get_property("NUM_STREAMS")) == 1
     assert model.get_property("ENABLE_CPU_PINNING") is False
     loose = profile("openvino", options={"INFERENCE_PRECISION_HINT": "bf16"})
-    with pytest.raises(EdgeKDError, match="leave it out, model.* is of fp32"):
+    with pytest.raises(EdgeKDError, match=r"leave it out, model.* is of fp32"):
         openvino.compiled(exported[1].path, loose, "fp32", 1)
     wrong = profile("openvino", options={"NO_SUCH": 1})
     with pytest.raises(EdgeKDError, match=r"cannot compile .* Unsupported property NO_SUCH"):
