@@ -4,7 +4,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from test_runtimes import Tiny, artifact, exported, pictures, profile  # noqa: F401
+from test_runtimes import (  # noqa: F401
+    OVERFLOWS,
+    WHY_OVERFLOWS,
+    Tiny,
+    artifact,
+    exported,
+    pictures,
+    profile,
+)
 from torch import nn
 
 from edgekd import export, graphs, models, quantize, quantizers, runtimes
@@ -31,6 +39,8 @@ def test_every_method_is_near_fp32(exported, tmp_path, engine, method):  # noqa:
     assert made.settings["method"] == method
     assert made.settings["quantised"] > 1
     assert made.kind == quantizers.get(engine).KIND
+    if OVERFLOWS:
+        pytest.skip(WHY_OVERFLOWS)
     for runtime in set(quantizers.get(engine).RUNTIMES) - {"tensorrt"}:
         assert all(0 < d < 0.2 for d in distance(made, exported[1], runtime))
 
@@ -87,6 +97,8 @@ def test_a_layer_that_is_kept_is_not_quantised(exported, tmp_path, engine):  # n
     fewer = small(engine, exported[1], tmp_path / "fewer", keep=names[-2:])
     assert fewer.settings["keep"] == names[-2:]
     assert fewer.settings["quantised"] < every.settings["quantised"]
+    if OVERFLOWS:
+        pytest.skip(WHY_OVERFLOWS)
     runtime = quantizers.get(engine).RUNTIMES[0]
     assert distance(fewer, exported[1], runtime)[1] < distance(every, exported[1], runtime)[1]
 
