@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from test_runtimes import OVERFLOWS, WHY_OVERFLOWS, Tiny, artifact, pictures, profile
+from test_runtimes import INT8, Tiny, artifact, pictures, profile
 
 from edgekd import data, distill, export, fakequant, quantize, runtimes
 from edgekd.records import Spec, Training
@@ -98,7 +98,7 @@ def test_a_student_trained_in_int8_is_an_ordinary_student(phantoms, tmp_path, in
     assert made.settings["training"]["int8"] is int8
 
 
-@pytest.mark.skipif(OVERFLOWS, reason=WHY_OVERFLOWS)
+@INT8
 def test_a_network_that_int8_ruins_is_mended_by_training_in_int8(tmp_path):
     """One giant channel a layer: rounded, the others vanish. Training finds weights that stand."""
     torch.manual_seed(0)

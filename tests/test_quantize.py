@@ -8,15 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_runtimes import (  # noqa: F401
-    OVERFLOWS,
-    WHY_OVERFLOWS,
-    Tiny,
-    artifact,
-    exported,
-    pictures,
-    profile,
-)
+from test_runtimes import INT8, Tiny, artifact, exported, pictures, profile  # noqa: F401
 
 from edgekd import export, quantize, runtimes
 from edgekd.data import Sample
@@ -30,7 +22,7 @@ def int8(exported, tmp_path_factory):  # noqa: F811
     return quantize.quantize(exported[1], pictures(64, seed=3), out), exported[1]
 
 
-@pytest.mark.skipif(OVERFLOWS, reason=WHY_OVERFLOWS)
+@INT8
 def test_int8_is_near_fp32_but_not_it(int8):
     made, source = int8
     images = pictures(32, seed=4)

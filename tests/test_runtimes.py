@@ -1,7 +1,6 @@
 """Every runtime passes the same tests. A new file in edgekd/runtimes needs no edit here."""
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +13,11 @@ from edgekd.runtimes import Outputs
 
 ISA = machine.instructions()
 # Pairs of INT8 products are added up in 16 bits by AVX2 alone, and in 32 by VNNI.
-OVERFLOWS = "avx2" in ISA and not any("vnni" in i or i == "amx_int8" for i in ISA)
-WHY_OVERFLOWS = "INT8 sums overflow on this CPU, which has no VNNI: no file is near FP32 for sure"
+INT8 = pytest.mark.xfail(
+    "avx2" in ISA and not any("vnni" in i or i == "amx_int8" for i in ISA),
+    reason="known: INT8 sums overflow on a CPU without VNNI",
+    raises=AssertionError, strict=False,  # some files hold by chance
+)  # fmt: skip
 SPEC = Spec(classes=("a", "b", "c"), size=(32, 32))
 
 
@@ -226,10 +228,11 @@ def executed(model):
 @pytest.mark.parametrize(("precision", "ran"), [("fp32", "f32"), ("bf16", "bf16")])
 def test_openvino_runs_in_the_precision_asked_for(exported, precision, ran):
     openvino = pytest.importorskip("edgekd.runtimes.openvino")
-    flags = Path("/proc/cpuinfo").read_text()
-    if precision == "bf16" and "avx512_bf16" not in flags and "amx_bf16" not in flags:
-        pytest.skip("this CPU has no bfloat16")
     here = profile("openvino")
+    if precision == "bf16" and not {"avx512_bf16", "amx_bf16"} & set(ISA):
+        with pytest.raises(EdgeKDError, match="in f32 on CPU, not bf16"):
+            openvino.compiled(exported[1].path, here, precision, 1)
+        return
     model = openvino.compiled(exported[1].path, here, precision, 1)
     assert executed(model) == {ran}
 
