@@ -1,9 +1,11 @@
 """Quantisers that do not live in this environment: Optimum and Olive, by their defaults for a CPU.
 
+Optimum has settings by instructions; they are taken as its documentation tells for this processor.
+
 Each gets an environment of its own that lies over this one, as their requirements contradict each
 other; `quantise` asks there. Their packages must be installable: without them, what asked fails.
 
-    python benchmarks/elsewhere.py optimum|olive fp32.onnx images.npy out.onnx  # run there
+    python benchmarks/elsewhere.py optimum|olive fp32.onnx images.npy out.onnx avx2  # run there
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+FOR_VNNI, FOR_AVX2 = "avx512_vnni", "avx2"  # Optimum's own names
 PACKAGES = {
     "optimum": ("optimum-onnx[onnxruntime]==0.1.0", "datasets==5.0.1"),
     "olive": ("olive-ai==0.13.0",),
@@ -33,8 +36,16 @@ def quantise(tool: str, root: Path, onnx: Path, images: np.ndarray, out: Path) -
         np.save(given, images)
         # Neither may ask a hub or tell its maker that it was used.
         silent = {"OLIVE_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
-        command = [python, __file__, tool, onnx.resolve(), given, out.resolve()]
+        command = [python, __file__, tool, onnx.resolve(), given, out.resolve(), settings()]
         subprocess.run(command, check=True, env=os.environ | silent, cwd=folder)
+
+
+def settings() -> str:
+    """Those of Optimum's that fit this processor."""
+    from edgekd import machine  # not at hand where the tools run
+
+    vnni = any("vnni" in i for i in machine.instructions())
+    return FOR_VNNI if vnni else FOR_AVX2
 
 
 def environment(tool: str, root: Path) -> Path:
@@ -50,23 +61,23 @@ def environment(tool: str, root: Path) -> Path:
     return python
 
 
-def optimum(onnx: Path, images: np.ndarray, out: Path) -> None:
-    """Optimum's settings for processors with VNNI, as its documentation has them."""
+def optimum(onnx: Path, images: np.ndarray, out: Path, kind: str) -> None:
+    """Optimum's settings for a kind of processor, its own defaults in all else."""
     from datasets import Dataset
     from optimum.onnxruntime import ORTQuantizer
     from optimum.onnxruntime.configuration import AutoCalibrationConfig, AutoQuantizationConfig
 
     shown = Dataset.from_dict({"image": list(images)}).with_format("numpy")
     quantizer = ORTQuantizer.from_pretrained(onnx.parent, file_name=onnx.name)
-    settings = AutoQuantizationConfig.avx512_vnni(is_static=True)
+    settings = getattr(AutoQuantizationConfig, kind)(is_static=True)
     ranges = quantizer.fit(dataset=shown, calibration_config=AutoCalibrationConfig.minmax(shown),
                            operators_to_quantize=settings.operators_to_quantize)  # fmt: skip
     quantizer.quantize(settings, out.parent / "optimum", calibration_tensors_range=ranges)
     shutil.move(out.parent / "optimum" / f"{onnx.stem}_quantized.onnx", out)
 
 
-def olive(onnx: Path, images: np.ndarray, out: Path) -> None:
-    """Olive's pass for static quantisation."""
+def olive(onnx: Path, images: np.ndarray, out: Path, kind: str) -> None:  # noqa: ARG001
+    """Olive's pass for static quantisation, which is the same for every processor."""
     from olive.data.config import DataConfig
     from olive.data.registry import Registry
     from olive.model import ONNXModelHandler
@@ -84,5 +95,5 @@ def olive(onnx: Path, images: np.ndarray, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    _, tool, onnx, given, out = sys.argv
-    {"optimum": optimum, "olive": olive}[tool](Path(onnx), np.load(given), Path(out))
+    _, tool, onnx, given, out, kind = sys.argv
+    {"optimum": optimum, "olive": olive}[tool](Path(onnx), np.load(given), Path(out), kind)

@@ -74,12 +74,13 @@ def own_stdout() -> TextIO:
     return answers
 
 
-def edgekd(*arguments: object) -> float:
-    """Run one command, its output shown; returns its seconds."""
+def edgekd(*arguments: object, threads: int | None = None) -> float:
+    """Run one command, its output shown; returns its seconds. None: as many threads as it likes."""
     command = [sys.executable, "-m", "edgekd", *map(str, arguments)]
     print("\n$ edgekd", *map(str, arguments), flush=True)
+    few = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     start = time.perf_counter()
-    done = subprocess.run(command, check=False)
+    done = subprocess.run(command, check=False, env=os.environ | few)
     if done.returncode not in (0, 3, 6):  # over a limit, or undecided: the figures are there
         sys.exit(done.returncode)
     return time.perf_counter() - start
