@@ -170,7 +170,7 @@ def choose(
     (make_folder(out) / Choice.FILE).unlink(missing_ok=True)
     here = machine.this()
     wanted = tuple(engines) if engines is not None else writers(profile.runtime)
-    ways = _ways(source, tuned, profile, out, wanted)
+    ways = _ways(source, tuned, profile, out, wanted, here)
     shared = _shared(source, dataset, profile, images, seed, track)
     judged: list[Judged] = []
     failed: list[Candidate] = []
@@ -223,9 +223,15 @@ Make = Callable[[Bench], Artifact]
 
 
 def _ways(
-    source: Artifact, tuned: Artifact | None, profile: Profile, out: Path, engines: Sequence[str]
+    source: Artifact,
+    tuned: Artifact | None,
+    profile: Profile,
+    out: Path,
+    engines: Sequence[str],
+    here: Machine,
 ) -> dict[str, Make]:
     """Name of each candidate and how it is made; FP32, that all are compared with, is one."""
+    narrow = profile.device == "CPU" and machine.overflows(here.isa)
 
     def whole(precision: Precision) -> Make:
         return lambda b: export.to_runtime(
@@ -233,23 +239,32 @@ def _ways(
             precision=precision, profile=profile,
         )  # fmt: skip
 
-    def small(engine: str, of: Artifact, name: str) -> Make:
+    def small(engine: str, method: str, of: Artifact, name: str) -> Make:
         def make(b: Bench) -> Artifact:
             made = _finished(out / name, of, {"calibration_images": len(b.calibration), "keep": []})
             return made or quantize.quantize(
-                of, b.calibration, out / name, engine=engine, runtime=profile.runtime, seed=b.seed
-            )
+                of, b.calibration, out / name,
+                engine=engine, method=method, runtime=profile.runtime, seed=b.seed,
+            )  # fmt: skip
 
         return make
+
+    def all_of(source: Artifact, ending: str) -> dict[str, Make]:
+        found = {}
+        for e in engines:
+            first, *others = quantizers.get(e).METHODS
+            found[f"int8-{e}{ending}"] = small(e, first, source, f"int8-{e}{ending}")
+            if narrow and quantizers.NARROW in others:
+                name = f"int8-{e}-{quantizers.NARROW}{ending}"
+                found[name] = small(e, quantizers.NARROW, source, name)
+        return found
 
     floats: dict[Precision, None] = dict.fromkeys(
         ("fp32", *(p for p in profile.precisions if p != "int8"))
     )
     found: dict[str, Make] = {p: whole(p) for p in floats}
     if "int8" in profile.precisions:
-        found |= {f"int8-{e}": small(e, source, f"int8-{e}") for e in engines}
-        if tuned is not None:
-            found |= {f"int8-{e}-qat": small(e, tuned, f"int8-{e}-qat") for e in engines}
+        found |= all_of(source, "") | (all_of(tuned, "-qat") if tuned else {})
     return found
 
 
@@ -333,13 +348,15 @@ def mended(
     if not can:
         return None
     best = min(can, key=lambda j: (max(0.0, j.drop.value - max_drop), -j.agreement))
-    engine = best.artifact.settings["engine"]
-    name = f"int8-{engine}-repaired"
+    engine, method = best.artifact.settings["engine"], best.artifact.settings["method"]
+    kind = f"{engine}-{method}" if method == quantizers.NARROW else engine
+    name = f"int8-{kind}-repaired"
 
     def made(keep: Sequence[str], calibration: np.ndarray, folder: Path) -> Artifact:
         return quantize.quantize(
             shared.source, calibration, folder,
-            engine=engine, runtime=shared.profile.runtime, keep=keep, seed=shared.seed,
+            engine=engine, method=method, runtime=shared.profile.runtime, keep=keep,
+            seed=shared.seed,
         )  # fmt: skip
 
     last: Judged | None = None

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from edgekd import data, imaging, runs
+from edgekd import data, imaging, machine, runs
 from edgekd.evaluation import ANSWERS
 from edgekd.records import (
     Artifact,
@@ -88,7 +88,7 @@ def _choice(
     seconds: float | None,
     force: bool,
 ) -> candidates.Choice:
-    """All candidates measured now, unless that was done before and asked for alike."""
+    """All candidates measured now, unless such a machine has done it before and was asked alike."""
     from edgekd import candidates
 
     out = place.folder / CANDIDATES
@@ -98,7 +98,8 @@ def _choice(
         old = candidates.Choice.load(out)
         asked = (source.sha256, tuned.sha256 if tuned else "", profile, max_drop,
                  min(images, len(dataset.splits["train"])), seconds)  # fmt: skip
-        if (old.source, old.tuned, old.profile, old.max_drop, old.images, old.seconds) == asked:
+        same = (old.source, old.tuned, old.profile, old.max_drop, old.images, old.seconds) == asked
+        if same and old.machine.kind == machine.this().kind:
             return old
     if force:
         shutil.rmtree(out, ignore_errors=True)

@@ -7,6 +7,7 @@ import platform
 import re
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgekd.records import Machine
@@ -63,6 +64,16 @@ def instructions(root: Path = Path("/")) -> tuple[str, ...]:
     cpu = root / "proc/cpuinfo"
     told = f"{field(cpu, 'flags')} {field(cpu, 'Features')}".split()  # the latter on ARM
     return tuple(i for i in ISA if i in told)
+
+
+def overflows(isa: Sequence[str]) -> bool:
+    """Whether a processor with these instructions adds INT8 products up in 16 bits.
+
+    A pair of 8-bit products needs 17 (AVX2's and AVX-512's vpmaddubsw saturates); VNNI and AMX add
+    in 32. A pair with 7-bit weights fits.
+    """
+    wide = any("vnni" in i or i == "amx_int8" for i in isa)
+    return "avx2" in isa and not wide
 
 
 def clock_mhz(root: Path = Path("/")) -> float | None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_runtimes import Tiny, artifact
 
-from edgekd import candidates, data, export, quantizers, repair
+from edgekd import candidates, data, export, machine, quantizers, repair
 from edgekd.candidates import Choice, Judged
 from edgekd.gates import Margins
 from edgekd.records import Artifact, EdgeKDError, Metric, Profile, RuntimeUnavailable, Spec, Timing
@@ -40,7 +40,7 @@ def choice(trained, tmp_path_factory):
 def test_every_candidate_ran_and_is_kept_with_its_figures(choice):
     made, out = choice
     assert Choice.load(out) == made
-    assert {c.name for c in made.candidates} == {"fp32", "int8-nncf", "int8-ort"}
+    assert {c.name for c in made.candidates} >= {"fp32", "int8-nncf", "int8-ort"}
     for c in made.candidates:
         assert Artifact.load(out / c.name).sha256 == c.artifact_sha256
         assert c.p50_ms > 0
@@ -48,6 +48,22 @@ def test_every_candidate_ran_and_is_kept_with_its_figures(choice):
     fp32 = next(c for c in made.candidates if c.name == "fp32")
     assert (fp32.flips, fp32.drop_pt.value) == (0, 0)
     assert fp32.agreement == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("isa", "device", "more"),
+    [(("avx2",), "CPU", {"int8-nncf-7-bit", "int8-ort-7-bit"}),
+     (("avx2", "avx512f"), "CPU", {"int8-nncf-7-bit", "int8-ort-7-bit"}),
+     (("avx2",), "NPU", set()), (("avx2", "avx_vnni"), "CPU", set()), (("asimd",), "CPU", set())],
+)  # fmt: skip
+def test_weights_of_seven_bits_are_tried_where_eight_overflow(tmp_path, isa, device, more):
+    here = machine.this().model_copy(update={"isa": isa})
+    profile = CPU.model_copy(update={"device": device})
+    engines = quantizers.names()
+    found = set(candidates._ways(artifact(), None, profile, tmp_path, engines, here))
+    assert found == {"fp32", "int8-nncf", "int8-ort", "int8-inc"} | more
+    both = set(candidates._ways(artifact(), artifact(), profile, tmp_path, engines, here))
+    assert both - found == {f"{n}-qat" for n in found - {"fp32"}}
 
 
 def test_the_fastest_of_those_that_hold_is_chosen(choice):
@@ -310,7 +326,7 @@ def test_what_is_mended_is_the_nearest_of_those_that_can_be(trained, tmp_path, m
            judged("int8-nncf", 1, drop=3.0, agreement=0.9),
            judged("int8-ort", 1, drop=0.5, agreement=0.78)]  # fmt: skip
     for j in out:
-        j[0].artifact.settings["engine"] = j[0].name.partition("-")[2]
+        j[0].artifact.settings.update(engine=j[0].name.partition("-")[2], method="min-max")
     small = [j[0] for j in out]
     shared = candidates._shared(trained[1], trained[0], CPU, 16, 0, candidates.untracked)
     candidates.mended(small, shared, tmp_path, 1.0)
@@ -325,10 +341,10 @@ def test_what_cannot_be_mended_is_told_with_what_was_tried(trained, tmp_path, mo
     shared = candidates._shared(source, dataset, CPU.model_copy(update={"margins": beyond}), 16, 0,
                                 candidates.untracked)  # fmt: skip
     j, _ = judged("int8-ort", 1, asked=1.1)
-    j.artifact.settings["engine"] = "ort"
+    j.artifact.settings.update(engine="ort", method=quantizers.NARROW)
     told = candidates.mended([j], shared, tmp_path, 100.0)
     assert (told.name, told.state, told.engine) == (
-        "int8-ort-repaired", "explains otherwise", "ort",
+        "int8-ort-7-bit-repaired", "explains otherwise", "ort",
     )  # fmt: skip
     assert re.match(
         r"agreement 0\.\d\d, under 1\.1; not mended by [12] of \d layers in FP32; those that cost",

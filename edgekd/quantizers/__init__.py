@@ -20,6 +20,8 @@ import numpy as np
 
 from edgekd.records import EdgeKDError, Kind, needing, unknown
 
+NARROW = "7-bit"  # a method of engines that can: for processors where `machine.overflows`
+
 
 class How(NamedTuple):
     """What an engine is told beside the graph and the images."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.quantizers import How, quiet
+from edgekd.quantizers import NARROW, How, quiet
 from edgekd.records import EdgeKDError
 from edgekd.runtimes import openvino  # before NNCF: it blocks telemetry
 
@@ -17,6 +17,7 @@ with quiet():
     from nncf.quantization.advanced_parameters import (
         AdvancedQuantizationParameters,
         AdvancedSmoothQuantParameters,
+        OverflowFix,
     )
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet as Ranges
 
@@ -26,6 +27,7 @@ METHODS = {
     "histogram": "ranges of the least error",
     "bias-correction": "ranges as seen, biases corrected with what came before; slower",
     "smooth-quant": "outlying channels' scale moved from activations to weights first",
+    NARROW: "ranges as seen, weights in 7 bits: for x86 processors without VNNI",
 }
 FILES = ("model.xml", "model.bin")
 KIND = "openvino"
@@ -41,6 +43,8 @@ def write(onnx: Path, images: np.ndarray, out: Path, how: How) -> dict[str, Any]
     if how.method in ("percentile", "histogram"):
         name = {"percentile": "MEAN_QUANTILE", "histogram": "HISTOGRAM"}[how.method]
         advanced.activations_range_estimator_params = getattr(Ranges, name)
+    if how.method == NARROW:
+        advanced.overflow_fix = OverflowFix.ENABLE
     if how.method == "smooth-quant":
         advanced.smooth_quant_alphas = AdvancedSmoothQuantParameters(convolution=0.5)
     preset = nncf.QuantizationPreset

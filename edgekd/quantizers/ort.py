@@ -12,13 +12,14 @@ import onnx as format_
 from onnxruntime import quantization as ort
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from edgekd.quantizers import How, quiet
+from edgekd.quantizers import NARROW, How, quiet
 from edgekd.records import EdgeKDError
 
 METHODS = {
     "min-max": "ranges as seen",
     "percentile": "ranges without the outermost 0.01 % of values",
     "entropy": "ranges of the least loss of information",
+    NARROW: "ranges as seen, weights in 7 bits: for x86 processors without VNNI",
 }
 FILES = ("model.onnx",)
 KIND = "onnx"
@@ -50,13 +51,13 @@ def write(onnx: Path, images: np.ndarray, out: Path, how: How) -> dict[str, Any]
     """Symmetric weights a channel; activations a tensor, asymmetric where that is understood."""
     if len(images) % CHUNK:  # a range must be whole: the last ones are asked again
         images = np.concatenate([images, images[: CHUNK - len(images) % CHUNK]])
-    method = {"min-max": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}[how.method]
+    method = {"percentile": "Percentile", "entropy": "Entropy"}.get(how.method, "MinMax")
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, quiet():
         ready = Path(folder) / "ready.onnx"
         quant_pre_process(onnx, ready, skip_symbolic_shape=True)
         ort.quantize_static(
             ready, out / FILES[0], _Images(images),
-            quant_format=ort.QuantFormat.QDQ, per_channel=True,
+            quant_format=ort.QuantFormat.QDQ, per_channel=True, reduce_range=how.method == NARROW,
             activation_type=ort.QuantType.QInt8 if how.symmetric else ort.QuantType.QUInt8,
             weight_type=ort.QuantType.QInt8,
             calibrate_method=getattr(ort.CalibrationMethod, method),
