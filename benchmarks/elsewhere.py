@@ -44,8 +44,7 @@ def settings() -> str:
     """Those of Optimum's that fit this processor."""
     from edgekd import machine  # not at hand where the tools run
 
-    vnni = any("vnni" in i for i in machine.instructions())
-    return FOR_VNNI if vnni else FOR_AVX2
+    return FOR_AVX2 if machine.overflows(machine.instructions()) else FOR_VNNI
 
 
 def environment(tool: str, root: Path) -> Path:

@@ -19,8 +19,8 @@ difference draws trainings and images. Every file that is timed has a process of
 rounds; they take turns, call by call, and after two seconds of rest. All students are timed, of
 Lite0 the first: the others are the same layers. The best peer is the fastest file whose balanced
 accuracy is within a point of the most accurate peer's; as accuracy depends on where a network
-begins, the fastest of all is told too. About two hours on 2 cores, most of it training, two at a
-time, half of the cores each; interrupted, it goes on where it stopped.
+begins, the fastest of all is told too. About two and a half hours on 2 cores, most of it training,
+two at a time, half of the cores each; interrupted, it goes on where it stopped.
 --quick (two trainings of one epoch, 64 pixels) keeps nothing.
 """
 

@@ -36,6 +36,7 @@ from edgekd import (
 from edgekd.confidence import log_softmax
 from edgekd.evaluation import Truth, truth
 from edgekd.metrics import answers
+from edgekd.quantizers import NARROW, Engine
 from edgekd.records import (
     Artifact,
     EdgeKDError,
@@ -53,6 +54,7 @@ from edgekd.records import (
 )
 from edgekd.stopwatch import percentiles, ratio
 
+QAT = "-qat"  # what the name of one that was trained in INT8 ends with
 EXPLAINED = 32  # validation images whose maps are compared
 ROUNDS = 3  # processes that time a candidate: the same file's differ by a few hundredths
 SECONDS = 2.0  # of timing it in each
@@ -211,10 +213,14 @@ def _timed(
 
 def writers(runtime: str) -> tuple[str, ...]:
     """Engines whose files `runtime` loads, of those that are installed."""
+    return _installed(quantizers.names(), lambda e: runtime in e.RUNTIMES)
+
+
+def _installed(engines: Sequence[str], fits: Callable[[Engine], bool]) -> tuple[str, ...]:
     found = []
-    for name in quantizers.names():
+    for name in engines:
         with contextlib.suppress(EdgeKDError):
-            if runtime in quantizers.get(name).RUNTIMES:
+            if fits(quantizers.get(name)):
                 found.append(name)
     return tuple(found)
 
@@ -231,7 +237,8 @@ def _ways(
     here: Machine,
 ) -> dict[str, Make]:
     """Name of each candidate and how it is made; FP32, that all are compared with, is one."""
-    narrow = profile.device == "CPU" and machine.overflows(here.isa)
+    overflows = profile.device == "CPU" and machine.overflows(here.isa)
+    narrow = _installed(engines, lambda e: NARROW in e.METHODS) if overflows else ()
 
     def whole(precision: Precision) -> Make:
         return lambda b: export.to_runtime(
@@ -239,7 +246,7 @@ def _ways(
             precision=precision, profile=profile,
         )  # fmt: skip
 
-    def small(engine: str, method: str, of: Artifact, name: str) -> Make:
+    def small(engine: str, method: str | None, of: Artifact, name: str) -> Make:
         def make(b: Bench) -> Artifact:
             made = _finished(out / name, of, {"calibration_images": len(b.calibration), "keep": []})
             return made or quantize.quantize(
@@ -250,21 +257,17 @@ def _ways(
         return make
 
     def all_of(source: Artifact, ending: str) -> dict[str, Make]:
-        found = {}
-        for e in engines:
-            first, *others = quantizers.get(e).METHODS
-            found[f"int8-{e}{ending}"] = small(e, first, source, f"int8-{e}{ending}")
-            if narrow and quantizers.NARROW in others:
-                name = f"int8-{e}-{quantizers.NARROW}{ending}"
-                found[name] = small(e, quantizers.NARROW, source, name)
-        return found
+        tried: list[tuple[str, str | None, str]]
+        tried = [(e, None, f"int8-{e}{ending}") for e in engines]
+        tried += [(e, NARROW, f"int8-{e}-{NARROW}{ending}") for e in narrow]
+        return {name: small(e, method, source, name) for e, method, name in tried}
 
     floats: dict[Precision, None] = dict.fromkeys(
         ("fp32", *(p for p in profile.precisions if p != "int8"))
     )
     found: dict[str, Make] = {p: whole(p) for p in floats}
     if "int8" in profile.precisions:
-        found |= all_of(source, "") | (all_of(tuned, "-qat") if tuned else {})
+        found |= all_of(source, "") | (all_of(tuned, QAT) if tuned else {})
     return found
 
 
@@ -349,8 +352,7 @@ def mended(
         return None
     best = min(can, key=lambda j: (max(0.0, j.drop.value - max_drop), -j.agreement))
     engine, method = best.artifact.settings["engine"], best.artifact.settings["method"]
-    kind = f"{engine}-{method}" if method == quantizers.NARROW else engine
-    name = f"int8-{kind}-repaired"
+    name = f"{best.name.removesuffix(QAT)}-repaired"  # it is made of the student itself
 
     def made(keep: Sequence[str], calibration: np.ndarray, folder: Path) -> Artifact:
         return quantize.quantize(

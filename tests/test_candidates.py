@@ -1,13 +1,14 @@
 """The fastest file that keeps its answers: who is out, who is chosen, and why."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from test_runtimes import Tiny, artifact
 
-from edgekd import candidates, data, export, machine, quantizers, repair
+from edgekd import candidates, data, export, files, machine, quantizers, records, repair
 from edgekd.candidates import Choice, Judged
 from edgekd.gates import Margins
 from edgekd.records import Artifact, EdgeKDError, Metric, Profile, RuntimeUnavailable, Spec, Timing
@@ -40,7 +41,8 @@ def choice(trained, tmp_path_factory):
 def test_every_candidate_ran_and_is_kept_with_its_figures(choice):
     made, out = choice
     assert Choice.load(out) == made
-    assert {c.name for c in made.candidates} >= {"fp32", "int8-nncf", "int8-ort"}
+    more = {"int8-nncf-7-bit", "int8-ort-7-bit"} if machine.overflows(made.machine.isa) else set()
+    assert {c.name for c in made.candidates} == {"fp32", "int8-nncf", "int8-ort"} | more
     for c in made.candidates:
         assert Artifact.load(out / c.name).sha256 == c.artifact_sha256
         assert c.p50_ms > 0
@@ -218,6 +220,23 @@ def test_what_cannot_be_made_is_told_and_the_rest_goes_on(trained, tmp_path, mon
     assert (lost.state, lost.reason, lost.p50_ms) == ("does not run", "no such operator", None)
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_choice_of_another_kind_of_machine_is_not_taken_again(
+    choice, trained, tmp_path, monkeypatch, same
+):
+    made, _ = choice
+    before = made if same else made.model_copy(
+        update={"machine": made.machine.model_copy(update={"isa": ("neon",)})}
+    )  # fmt: skip
+    before.save(records.make_folder(tmp_path / files.CANDIDATES))
+    monkeypatch.setattr(candidates, "choose", lambda *a, **k: "measured anew")
+    run = SimpleNamespace(profile=CPU, seed=0)
+    place = SimpleNamespace(folder=tmp_path, run=run, track=candidates.untracked)
+    told = files._choice(place, trained[0], trained[1], made.images, made.max_drop, None,
+                         seconds=made.seconds, force=False)  # fmt: skip
+    assert told == (made if same else "measured anew")
+
+
 def test_an_absent_device_is_an_error_not_another_machines_choice(trained, tmp_path):
     npu = CPU.model_copy(update={"device": "NPU"})
     with pytest.raises(RuntimeUnavailable, match="auto measures on the device, and"):
@@ -340,7 +359,7 @@ def test_what_cannot_be_mended_is_told_with_what_was_tried(trained, tmp_path, mo
     beyond = Margins().model_copy(update={"kappa": 1.1})  # none can be
     shared = candidates._shared(source, dataset, CPU.model_copy(update={"margins": beyond}), 16, 0,
                                 candidates.untracked)  # fmt: skip
-    j, _ = judged("int8-ort", 1, asked=1.1)
+    j, _ = judged("int8-ort-7-bit", 1, asked=1.1)
     j.artifact.settings.update(engine="ort", method=quantizers.NARROW)
     told = candidates.mended([j], shared, tmp_path, 100.0)
     assert (told.name, told.state, told.engine) == (

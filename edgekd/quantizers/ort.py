@@ -51,7 +51,8 @@ def write(onnx: Path, images: np.ndarray, out: Path, how: How) -> dict[str, Any]
     """Symmetric weights a channel; activations a tensor, asymmetric where that is understood."""
     if len(images) % CHUNK:  # a range must be whole: the last ones are asked again
         images = np.concatenate([images, images[: CHUNK - len(images) % CHUNK]])
-    method = {"percentile": "Percentile", "entropy": "Entropy"}.get(how.method, "MinMax")
+    method = {"min-max": "MinMax", NARROW: "MinMax", "percentile": "Percentile",
+              "entropy": "Entropy"}[how.method]  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, quiet():
         ready = Path(folder) / "ready.onnx"
         quant_pre_process(onnx, ready, skip_symbolic_shape=True)
