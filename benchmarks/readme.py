@@ -23,12 +23,12 @@ BESIDE = (
 )  # fmt: skip
 
 
-def newest(question: str) -> dict | None:
-    """The newest result of a benchmark, if there is one."""
+def kept(question: str) -> list[dict]:
+    """The results of a benchmark, one a machine, the newest first."""
     found = [
         json.loads(p.read_text("utf-8")) for p in sorted(HERE.glob(f"results/{question}-*.json"))
     ]
-    return max(found, key=lambda r: r["date"]) if found else None
+    return sorted(found, key=lambda r: r["date"], reverse=True)
 
 
 def where(result: dict) -> str:
@@ -47,12 +47,14 @@ def told(question: str, result: dict) -> answers.Told:
 def results() -> str:
     """In short: the whole line's table, and of everything else what it found."""
     lines = []
-    if whole := newest("line"):
+    for whole in kept("line")[:1]:
         short, more = told("line", whole)
         lines = [f"{where(whole)}, `benchmarks/line.py`. {short}", "", *more, ""]
     for question in BESIDE:
-        if result := newest(question):
-            lines.append(f"- {told(question, result).short} (`{question}`)")
+        found = kept(question)
+        for result in found:
+            on = f"{where(result)}: " if len(found) > 1 else ""
+            lines.append(f"- {on}{told(question, result).short} (`{question}`)")
     return "\n".join(lines) + "\n"
 
 
@@ -65,14 +67,16 @@ def in_full() -> str:
         "that train; each writes a file to `results/`, from which `readme.py` writes this page.",
     ]
     for question in ("line", *BESIDE):
-        if not (result := newest(question)):
+        found = kept(question)
+        if not found:
             continue
         doc = ast.get_docstring(ast.parse((HERE / f"{question}.py").read_text("utf-8")))
         assert doc  # every one says what it asks
-        short, more = told(question, result)
-        lines += ["", f"## {doc.splitlines()[0]}", "",
-                  f"`{question}.py`, {where(result)}, {result['date']}", "", short]  # fmt: skip
-        lines += ["", *more] if more else []
+        lines += ["", f"## {doc.splitlines()[0]}"]
+        for result in found:
+            short, more = told(question, result)
+            lines += ["", f"`{question}.py`, {where(result)}, {result['date']}", "", short]
+            lines += ["", *more] if more else []
     return "\n".join(lines) + "\n"
 
 

@@ -4,16 +4,14 @@ INT8 is not faster by itself: on one runtime an engine's file runs twice as fast
 twice as slow. So each precision and engine that the profile allows is tried in the profile's own
 runtime. What loses too much accuracy on the validation split, or explains its answers otherwise
 than FP32 does, is out; all are timed in one interleaved run. Where INT8 files that are out are
-faster than the fastest that is left, layers of one go back to FP32 until it holds, and it is timed
-with the rest. The fastest is chosen, or what is more exact and as fast. The test split is not
-looked at.
+clearly faster than what is left, layers of one go back to FP32 until it holds, and it is timed with
+the rest. The fastest is chosen, or what is more exact and as fast. The test split is not looked at.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -184,8 +182,9 @@ def choose(
                 raise EdgeKDError(f"FP32 itself does not run in {profile.runtime}: {e}") from e
             failed.append(_failed(name, str(e)))
     rows = _rows(judged, _timed(judged, profile, seconds, seed, track), max_drop)
-    faster = {r.name for r in takewhile(lambda r: r.state != "chosen", rows)}
-    small = [j for j in judged if j.artifact.precision == "int8" and j.name in faster
+    times = {r.name: r.times or 0.0 for r in rows}
+    enough = next(times[r.name] for r in rows if r.state == "chosen") / CLEARLY
+    small = [j for j in judged if j.artifact.precision == "int8" and times[j.name] < enough
              and j.lost(max_drop)]  # fmt: skip
     found = mended(small, shared, out, max_drop) if small else None
     if isinstance(found, Candidate):
