@@ -52,7 +52,7 @@ from edgekd.options import (
     training_of,
     trains,
 )
-from edgekd.records import EdgeKDError, Profile
+from edgekd.records import Arch, Artifact, EdgeKDError, Profile
 
 app = typer.Typer(
     cls=Group,
@@ -273,6 +273,10 @@ def distill(
     subnets: SubnetsOption = 60,
     estimate: EstimateOption = False,
     give_up: GiveUpOption = 0.0,
+    finalists: Annotated[
+        int,
+        typer.Option("--finalists", min=1, help="Sub-nets of the front to distil and compare."),
+    ] = 1,
     size: SizeOption = None,
     epochs: EpochsOption = None,
     lr: LrOption = None,
@@ -292,11 +296,13 @@ def distill(
     """Distil a teacher into the profile's student, cut out of a supernet for its budget.
 
     What is missing is made first: teacher, supernet, search. --student trains one sub-net alone.
+    With --finalists 3, three of the front are distilled, from the fastest to the most accurate, and
+    the fastest is kept that gives up at most --give-up points as distilled, on validation.
     Examples: edgekd distill --profile jetson
     · edgekd distill -p cpu --data scans --teacher tf_efficientnet_lite0 --teacher-weights w.pth
     """
     trains()
-    from edgekd import seek, show, workplace
+    from edgekd import finals, seek, show, workplace
 
     chosen = Profile.read(profile or "cpu")
     given = {"epochs": epochs, "lr": lr, "batch": batch}
@@ -305,6 +311,10 @@ def distill(
     with show.tracker() as track:
         folder, pixels = run or runs_folder / chosen.name, size or chosen.pixels
         workplace.check(chosen, student, folder)
+        if finalists > 1 and (named := student or chosen.student):
+            raise EdgeKDError(
+                f"--finalists are of a search, student {named} is none: leave one out"
+            )
         work = workplace.Workplace.open(
             runs_folder, data_folder, pixels, resize, seed, track,
             split=split, allow_leakage=allow_leakage,
@@ -316,6 +326,11 @@ def distill(
         )  # fmt: skip
         for one in guides:
             show.say(f"teacher {one.model}, {one.folder}")
+
+        def made(pupil: workplace.Pupil, where: Path, anew: bool) -> Artifact:
+            return workplace.distill(work, chosen, where, guides, training, pupil,
+                                     sensitivity=sensitivity, layer=layer, force=anew)  # fmt: skip
+
         begin = workplace.Start(start, start_weights, start_pretrained)
         if student or chosen.student:
             pupil = workplace.pupil(work, student or chosen.student, begin)
@@ -325,25 +340,29 @@ def distill(
                 start=begin, schedule="sandwich",
             )  # fmt: skip
             show.say(f"supernet {base.model}, {base.folder}")
+            slack = give_up / 100
             front, sought = seek.search(
-                work, chosen, base, folder, subnets=subnets, estimate=estimate, slack=give_up / 100
-            )
+                work, chosen, base, folder, subnets=subnets, estimate=estimate,
+                slack=slack if finalists == 1 else 0.0,
+            )  # fmt: skip
             if not seek.told_apart(sought):
                 show.say("all sub-nets are equally accurate: chosen for speed alone")
+            if finalists > 1:
+
+                def one_of_them(name: str, arch: Arch, where: Path) -> Artifact:
+                    return made(workplace.Pupil(name, arch, base), where, force)
+
+                sought, compared = finals.settle(
+                    front, sought, folder, one_of_them, count=finalists, slack=slack, force=force
+                )
+                for each in compared.finalists:
+                    show.say(f"finalist {each.name}: predicted {each.p50_ms:.3g} ms, distilled "
+                             f"{each.accuracy:.3f} balanced accuracy on validation")  # fmt: skip
+                force = False  # the student that is there is the chosen one's
             show.say(f"student {sought.chosen}")
             arch = seek.chosen_of(front, sought).arch
             pupil = workplace.Pupil(sought.chosen, arch, base)
-        artifact = workplace.distill(
-            work,
-            chosen,
-            folder,
-            guides,
-            training,
-            pupil,
-            sensitivity=sensitivity,
-            layer=layer,
-            force=force,
-        )
+        artifact = made(pupil, folder, force)
     result(as_json, artifact, show.artifact(artifact, *guides[:1]))
 
 

@@ -76,7 +76,7 @@ EstimateOption = Annotated[
 ]
 GiveUpOption = Annotated[
     float,
-    typer.Option("--give-up", min=0, help="Points of predicted accuracy, for a faster student."),
+    typer.Option("--give-up", min=0, help="Points of accuracy, for a faster student."),
 ]
 DataOption = Annotated[
     Path | None,
