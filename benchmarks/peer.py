@@ -123,7 +123,7 @@ def answers(name: str, file: File, images: Path) -> list[list[float]]:
 
 def in_turns(files: dict[str, File], images: Path, quick: bool) -> dict[str, dict[str, Any]]:
     """Of each file: "blocks", its medians in ms round by round; "rests", each the ms of a call
-    after PAUSE_S in which the whole machine was at rest; "logits" and "precision".
+    after PAUSE_S in which it and the whole machine were at rest; "logits" and "precision".
     """
     found: dict[str, dict[str, Any]] = {n: {"blocks": [], "rests": []} for n in files}
     for number in range(1 if quick else ROUNDS):
@@ -141,6 +141,7 @@ def in_turns(files: dict[str, File], images: Path, quick: bool) -> dict[str, dic
                     found[p.name]["blocks"][-1].append(block)
             for rest in range(0 if number else RESTS):
                 for p in peers if rest % 2 else peers[::-1]:
+                    p.ask(f"calls {CALLS}")  # or it would have rested while all others took turns
                     time.sleep(PAUSE_S)
                     found[p.name]["rests"].append(p.ask("once"))
         finally:
