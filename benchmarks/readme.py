@@ -47,9 +47,9 @@ def told(question: str, result: dict) -> answers.Told:
 def results() -> str:
     """In short: the whole line's table, and of everything else what it found."""
     lines = []
-    for whole in kept("line")[:1]:
+    for whole in kept("line"):
         short, more = told("line", whole)
-        lines = [f"{where(whole)}, `benchmarks/line.py`. {short}", "", *more, ""]
+        lines += [f"{where(whole)}, `benchmarks/line.py`. {short}", "", *more, ""]
     for question in BESIDE:
         found = kept(question)
         for result in found:

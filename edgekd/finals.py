@@ -62,7 +62,7 @@ def settle(
     asked: dict[str, Any] = {
         "front": sha256(folder / "search" / Front.FILE), "count": count, "slack": slack,
     }  # fmt: skip
-    if not force and (found := _kept(folder / "search", asked)):
+    if not force and (found := Finals.kept(folder / "search", asked)):
         return sought.model_copy(update={"chosen": found.chosen}), found
     if not force and (student / Artifact.FILE).exists():
         raise EdgeKDError(
@@ -70,33 +70,24 @@ def settle(
             "--run DIR keeps both"
         )
     runs.alone("comparing finalists")
-    members = [*front.members[: front.members.index(seek.chosen_of(front, sought)) + 1]]
-    made: list[tuple[Member, Artifact]] = []
-    for member in evenly(members, count):
+    last = front.members.index(seek.chosen_of(front, sought))
+    compared = []
+    for member in evenly(front.members[: last + 1], count):
         name = spaces.title(member.arch)
-        made.append((member, distil(name, member.arch, folder / FOLDER / name)))
-    told = tuple(
-        Finalist(name=spaces.title(m.arch), p50_ms=m.p50_ms, student=a.sha256,
-                 accuracy=a.metrics["val_balanced_accuracy"].value)
-        for m, a in made
-    )  # fmt: skip
-    best = max(f.accuracy for f in told)
-    chosen = next(f for f in told if f.accuracy >= best - slack)
-    finals = Finals(**asked, finalists=told, chosen=chosen.name).save(folder / "search")
+        made = distil(name, member.arch, folder / FOLDER / name)
+        accuracy = made.metrics["val_balanced_accuracy"].value
+        compared.append(
+            Finalist(name=name, p50_ms=member.p50_ms, accuracy=accuracy, student=made.sha256)
+        )
+    best = max(f.accuracy for f in compared)
+    chosen = next(f for f in compared if f.accuracy >= best - slack)
+    finals = Finals(**asked, finalists=tuple(compared), chosen=chosen.name).save(folder / "search")
     for old in (student, copy := folder / ".student"):
         shutil.rmtree(old, ignore_errors=True)
     (folder / runs.Run.FILE).unlink(missing_ok=True)  # is written anew with the student
     shutil.copytree(folder / FOLDER / chosen.name / "student", copy)
     copy.rename(student)
     return sought.model_copy(update={"chosen": chosen.name}), finals
-
-
-def _kept(folder: Path, asked: dict[str, Any]) -> Finals | None:
-    """What is in `folder`, if it is what is asked."""
-    if not (folder / Finals.FILE).exists():
-        return None
-    old = Finals.load(folder)
-    return old if all(getattr(old, k) == v for k, v in asked.items()) else None
 
 
 def evenly(members: Sequence[Member], count: int) -> list[Member]:

@@ -96,11 +96,8 @@ def search(
         check_prior(prior, supernet.model)
     asked: dict[str, Any] = {"supernet": supernet.sha256, "profile": profile, "subnets": subnets,
              "prior": sha256(prior) if prior else "", "slack": slack}  # fmt: skip
-    if (out / Sought.FILE).exists() and not force:
-        old = Sought.load(out)
-        same = all(getattr(old, name) == value for name, value in asked.items())
-        if same and (old.estimated or not estimate):
-            return Front.load(out), old
+    if not force and (old := Sought.kept(out, asked)) and (old.estimated or not estimate):
+        return Front.load(out), old
     runs.alone("searching")
     make_folder(out)
     (out / Sought.FILE).unlink(missing_ok=True)

@@ -110,6 +110,14 @@ class Stored(Record):
             )
         return cls.parse(data, source)
 
+    @classmethod
+    def kept(cls, folder: Path, asked: Mapping[str, Any]) -> Self | None:
+        """The record in `folder` if there is one whose fields are as `asked`."""
+        if not (folder / cls.FILE).exists():
+            return None
+        old = cls.load(folder)
+        return old if all(getattr(old, name) == value for name, value in asked.items()) else None
+
     def save(self, folder: Path) -> Self:
         """Write the record's file into `folder`, atomically; to be called last by a stage."""
         write_atomic(folder / self.FILE, self.model_dump_json(indent=1) + "\n")

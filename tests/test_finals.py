@@ -3,7 +3,7 @@
 import pytest
 from typer.testing import CliRunner
 
-from edgekd import finals, seek, spaces, workplace
+from edgekd import finals, spaces, workplace
 from edgekd.cli import app
 from edgekd.finals import Finals
 from edgekd.front import Front, Member
@@ -26,16 +26,17 @@ bandwidth_gbs = 10
 
 @pytest.fixture(scope="module")
 def searched(phantoms, tmp_path_factory):
-    """(root of runs, profile's file, arguments of distilling in it), a supernet shrunk."""
+    """(root of runs, arguments of distilling in it), a supernet shrunk."""
     root = tmp_path_factory.mktemp("runs")
     profile = root / "box.toml"
     profile.write_text(BOX)
     work = Workplace.open(root, phantoms, 32, "stretch", 0, untracked)
     workplace.shrink(work, [Profile.read(str(profile))], [], Training(epochs=1, batch=16),
                      start=Start(), schedule="sandwich")  # fmt: skip
-    return root, profile, ["distill", "-p", profile, "--data", phantoms, "--runs", root,
-                           "--no-teacher", "--size", 32, "--epochs", 1, "--batch", 16,
-                           "--subnets", 20, "--estimate"]  # fmt: skip
+    return root, [
+        "distill", "-p", profile, "--data", phantoms, "--runs", root, "--no-teacher",
+        "--size", 32, "--epochs", 1, "--batch", 16, "--subnets", 20, "--estimate",
+    ]  # fmt: skip
 
 
 def told(*arguments, code=0):
@@ -59,7 +60,7 @@ def test_finalists_are_even_in_latency_with_both_ends():
 
 
 def test_the_student_is_the_fastest_finalist_that_is_as_good(searched):
-    root, _, distil = searched
+    root, distil = searched
     run = root / "three"
     done = told(*distil, "--run", run, "--finalists", 3, "--give-up", 100)
     front, compared = Front.load(run / "search"), Finals.load(run / "search")
@@ -84,8 +85,8 @@ def test_the_student_is_the_fastest_finalist_that_is_as_good(searched):
     assert "--force replaces it" in refused.output
 
 
-def test_a_search_that_was_settled_settles_other_seeds(searched, tmp_path):
-    root, _, distil = searched
+def test_a_search_that_was_settled_settles_other_seeds(searched):
+    root, distil = searched
     first = root / "first"
     told(*distil, "--run", first, "--finalists", 2)
     second = root / "second"
@@ -124,7 +125,7 @@ def test_what_may_be_given_up_is_of_accuracy_as_distilled(tmp_path, slack, place
 
 
 def test_finalists_are_of_a_search(searched):
-    *_, distil = searched
+    _, distil = searched
     refused = told(*distil, "--finalists", 2, "--student", "resnet18", code=1)
     assert "student resnet18 is none" in refused.output
 
@@ -134,5 +135,5 @@ def test_one_process_compares(searched, monkeypatch, tmp_path):
     front = Front.model_construct(members=tuple(members(1.0)))
     monkeypatch.setattr(finals, "sha256", lambda path: "0" * 64)
     with pytest.raises(EdgeKDError, match="comparing finalists runs in one process"):
-        finals.settle(front, seek.Sought.model_construct(chosen=""), tmp_path, None, count=2,
+        finals.settle(front, Sought.model_construct(chosen=""), tmp_path, None, count=2,
                       slack=0)  # fmt: skip
