@@ -24,8 +24,9 @@ demo: $(READY)  ## the whole line on the embedded data: distil, quantise, export
 	@echo; echo "open this page in a browser:"
 	@$(BIN)/edgekd report $(DEMO)
 
+# A process that crashes ends the run: xdist 3.8 may wait for ever for one that it has replaced.
 test: $(READY)  ## the tests
-	$(RUN) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(TESTS)
+	$(RUN) $(BIN)/python -m pytest -n auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile $(TESTS)
 
 check: $(READY)  ## lint, format, types
 	$(BIN)/ruff check .

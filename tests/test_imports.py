@@ -11,8 +11,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "edgekd"
 GLUE = {  # may know every stage
     "cli", "cli_aside", "cli_bench", "cli_bundle", "cli_deploy", "cli_device", "cli_files",
-    "options", "workplace", "seek", "trial", "candidates", "files", "stages", "evidence", "runs",
-    "show", "show_device", "__main__",
+    "options", "workplace", "seek", "finals", "trial", "candidates", "files", "stages", "evidence",
+    "runs", "show", "show_device", "__main__",
 }  # fmt: skip
 ALLOWED = {
     "stored": set(),

@@ -347,7 +347,7 @@ def test_what_an_npu_compiled_is_kept(exported, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     seen = {}
 
-    real = openvino.ov.Core
+    real = openvino.core
 
     class Core:
         available_devices = ("NPU",)
@@ -359,7 +359,7 @@ def test_what_an_npu_compiled_is_kept(exported, monkeypatch, tmp_path):
             seen.update(config)
             raise RuntimeError("no driver")
 
-    monkeypatch.setattr(openvino.ov, "Core", Core)
+    monkeypatch.setattr(openvino, "core", Core)
     with pytest.raises(EdgeKDError, match=r"cannot compile .* for NPU: no driver"):
         openvino.compiled(exported[1].path, profile("openvino", static_batch=True)
                           .model_copy(update={"device": "NPU"}), "fp16", None)  # fmt: skip

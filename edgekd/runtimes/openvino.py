@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -47,6 +47,12 @@ WEIGHTED = {
 WARMUP = 3
 
 
+@cache
+def core() -> ov.Core:
+    """The one of this process: where a driver is missing, a second one can crash it."""
+    return ov.Core()
+
+
 def build(onnx: Path, out: Path, profile: Profile) -> list[Path]:
     """Convert to IR with FP32 weights; shapes stay as exported."""
     model = read(onnx)
@@ -57,7 +63,7 @@ def build(onnx: Path, out: Path, profile: Profile) -> list[Path]:
 def read(path: Path) -> ov.Model:
     """The graph in `path`; EdgeKDError if OpenVINO cannot read it."""
     try:
-        return ov.Core().read_model(path)
+        return core().read_model(path)
     except BROKEN as e:
         raise EdgeKDError(f"openvino cannot read {path}: {_reason(e)}") from None
 
@@ -111,7 +117,7 @@ def compiled(path: Path, profile: Profile, precision: str, batch: int | None) ->
             f"out, {path.name} is of {precision}"
         )
     try:
-        model = ov.Core().compile_model(model, profile.device, config)
+        model = core().compile_model(model, profile.device, config)
     except BROKEN as e:
         what = f"openvino cannot compile {path} for {profile.device}"
         raise EdgeKDError(f"{what}: {_reason(e)}") from None
@@ -263,13 +269,13 @@ def products(profile: Profile, side: int) -> Iterator[tuple[str, Callable[[], ob
     Neither is always the faster: in f32 a convolution has better kernels than a MatMul, while in
     int8 its input is reordered first.
     """
-    able = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     for precision, hint in HINTS.items():
         if precision.upper() not in able:
             continue
         for shape in ((side, side), (1, side, side // 32, 32)):
             graph = _product(shape, precision == "int8")
-            model = ov.Core().compile_model(graph, "CPU", _config(profile, hint))
+            model = core().compile_model(graph, "CPU", _config(profile, hint))
             facts = [n.get_rt_info() for n in _executed(model).values()]
             ran = {_said(f, "layerType"): _ran(_said(f, "primitiveType")) for f in facts}
             # What is asked for is not always what is done.
@@ -309,4 +315,4 @@ def _product(shape: tuple[int, ...], quantised: bool) -> ov.Model:
 
 def devices() -> list[str]:
     """What OpenVINO's plugins find here."""
-    return list(ov.Core().available_devices)
+    return list(core().available_devices)
