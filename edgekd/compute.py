@@ -167,14 +167,14 @@ class _AllSum(torch.autograd.Function):
 
 def fastest(steps: dict[str, Callable[[], object]], rounds: int = 4) -> str:
     """Name of the quickest of `steps`, called in turns; the first must be beaten by 10 %."""
-    took: dict[str, list[float]] = {name: [] for name in steps}
+    took: dict[str, list[int]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
-            began = time.perf_counter()
+            began = time.perf_counter_ns()
             step()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            took[name].append(time.perf_counter() - began)
+            took[name].append(time.perf_counter_ns() - began)
     best = {name: min(times[1:]) for name, times in took.items()}
     first, *_ = best
     found = min(best, key=lambda n: best[n])
