@@ -54,40 +54,64 @@ def settle(
 ) -> tuple[seek.Sought, Finals]:
     """(`sought` with the finalist that was chosen, how the finalists compare), kept in `folder`.
 
-    folder: of the run. Its search/finals.json is used again while front, count and slack are the
-    same. Otherwise `count` of the front are distilled, and the chosen one's student becomes the
-    run's; EdgeKDError if that has one which this would replace, unless `force`.
+    folder: of the run. `count` of the front are distilled, and the chosen one's student becomes the
+    run's; EdgeKDError if that has one of another making which this would replace, unless `force`.
+    While front and count are the same, what search/finals.json tells is not made again: another
+    slack only chooses anew.
     """
-    student = folder / "student"
-    asked: dict[str, Any] = {
-        "front": sha256(folder / "search" / Front.FILE), "count": count, "slack": slack,
-    }  # fmt: skip
-    if not force and (found := Finals.kept(folder / "search", asked)):
-        return sought.model_copy(update={"chosen": found.chosen}), found
-    if not force and (student / Artifact.FILE).exists():
-        raise EdgeKDError(
-            f"{folder} has a student that no finalists were compared with: --force replaces it, "
-            "--run DIR keeps both"
-        )
+    search = folder / "search"
+    asked: dict[str, Any] = {"front": sha256(search / Front.FILE), "count": count}
+    found = None if force else Finals.kept(search, asked)
+    if found is None or found.slack != slack:
+        compared = found.finalists if found else _compared(front, sought, folder, distil, count,
+                                                           force=force)  # fmt: skip
+        best = max(f.accuracy for f in compared)
+        chosen = next(f.name for f in compared if f.accuracy >= best - slack)
+        found = Finals(**asked, slack=slack, finalists=compared, chosen=chosen).save(search)
+    _take(folder, found, force=force)
+    return sought.model_copy(update={"chosen": found.chosen}), found
+
+
+def _compared(
+    front: Front, sought: seek.Sought, folder: Path, distil: Distil, count: int, *, force: bool
+) -> tuple[Finalist, ...]:
+    """Some of the front up to the member that was sought, each distilled."""
+    if not force and (folder / "student" / Artifact.FILE).exists():
+        raise _not_ours(folder)
     runs.alone("comparing finalists")
     last = front.members.index(seek.chosen_of(front, sought))
-    compared = []
+    found = []
     for member in evenly(front.members[: last + 1], count):
         name = spaces.title(member.arch)
         made = distil(name, member.arch, folder / FOLDER / name)
         accuracy = made.metrics["val_balanced_accuracy"].value
-        compared.append(
+        found.append(
             Finalist(name=name, p50_ms=member.p50_ms, accuracy=accuracy, student=made.sha256)
         )
-    best = max(f.accuracy for f in compared)
-    chosen = next(f for f in compared if f.accuracy >= best - slack)
-    finals = Finals(**asked, finalists=tuple(compared), chosen=chosen.name).save(folder / "search")
+    return tuple(found)
+
+
+def _take(folder: Path, finals: Finals, *, force: bool) -> None:
+    """The chosen finalist's student as the run's; nothing where they were another run's."""
+    student, made = folder / "student", folder / FOLDER / finals.chosen / "student"
+    sha = {f.name: f.student for f in finals.finalists}
+    own = Artifact.load(student).sha256 if (student / Artifact.FILE).exists() else ""
+    if own == sha[finals.chosen] or not made.is_dir():
+        return
+    if own and own not in sha.values() and not force:
+        raise _not_ours(folder)
     for old in (student, copy := folder / ".student"):
         shutil.rmtree(old, ignore_errors=True)
     (folder / runs.Run.FILE).unlink(missing_ok=True)  # is written anew with the student
-    shutil.copytree(folder / FOLDER / chosen.name / "student", copy)
+    shutil.copytree(made, copy)
     copy.rename(student)
-    return sought.model_copy(update={"chosen": chosen.name}), finals
+
+
+def _not_ours(folder: Path) -> EdgeKDError:
+    return EdgeKDError(
+        f"{folder} has a student that no finalists were compared with: --force replaces it, "
+        "--run DIR keeps both"
+    )
 
 
 def evenly(members: Sequence[Member], count: int) -> list[Member]:

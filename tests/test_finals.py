@@ -80,6 +80,19 @@ def test_the_student_is_the_fastest_finalist_that_is_as_good(searched):
     before = (run / "student" / "model.safetensors").stat().st_mtime_ns
     told(*distil, "--run", run, "--finalists", 3, "--give-up", 100)
     assert (run / "student" / "model.safetensors").stat().st_mtime_ns == before
+    # Giving up less chooses anew from what is known, and back again.
+    kept = [p.stat().st_mtime_ns for p in sorted(run.glob("finalists/*/student/model.safetensors"))]
+    told(*distil, "--run", run, "--finalists", 3, "--give-up", 0)
+    now = Finals.load(run / "search")
+    best = max(f.accuracy for f in compared.finalists)
+    assert now.finalists == compared.finalists
+    assert now.chosen == next(f.name for f in now.finalists if f.accuracy == best)
+    assert Artifact.load(run / "student").model == now.chosen
+    told(*distil, "--run", run, "--finalists", 3, "--give-up", 100)
+    assert Artifact.load(run / "student").sha256 == student.sha256
+    assert kept == [
+        p.stat().st_mtime_ns for p in sorted(run.glob("finalists/*/student/model.safetensors"))
+    ]
     # Another count compares anew, which would replace the student.
     refused = told(*distil, "--run", run, "--finalists", 2, "--give-up", 100, code=1)
     assert "--force replaces it" in refused.output
