@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 from edgekd import runs, spaces
 from edgekd.front import Front, Member, plot
 from edgekd.latency import Table
-from edgekd.predictor import Ranking, check_prior, judge_all
+from edgekd.machine import this
+from edgekd.predictor import AccuracyPredictor, Ranking, check_prior, judge_all
 from edgekd.records import (
     Arch,
     Artifact,
@@ -82,6 +83,8 @@ def search(
 ) -> tuple[Front, Sought]:
     """The front of `supernet` for `profile`, in `folder`; not made again unless asked otherwise.
 
+    Another `slack` only chooses anew, and measures that member if it was not measured.
+
     What is evaluated is kept with the supernet, what is measured in the user's cache: the next
     profile starts from there. `front.winner` is the most accurate sub-net within the budget,
     `sought.chosen` the fastest that gives up at most `slack` of that. prior: OFA's
@@ -95,28 +98,36 @@ def search(
     if prior is not None:
         check_prior(prior, supernet.model)
     asked: dict[str, Any] = {"supernet": supernet.sha256, "profile": profile, "subnets": subnets,
-             "prior": sha256(prior) if prior else "", "slack": slack}  # fmt: skip
-    if not force and (old := Sought.kept(out, asked)) and (old.estimated or not estimate):
+             "prior": sha256(prior) if prior else ""}  # fmt: skip
+    old = None if force else Sought.kept(out, asked)
+    if old and estimate and not old.estimated:
+        old = None
+    if old and old.slack == slack:
         return Front.load(out), old
     runs.alone("searching")
-    make_folder(out)
-    (out / Sought.FILE).unlink(missing_ok=True)
     resolutions = allowed(profile, supernet)
+    estimate = estimate or (old is not None and old.estimated)
     table = latency_of(profile, len(work.spec.classes), resolutions, estimate, work.track)
     judge = judge_of(work, supernet)
-    predictor, front = evolution.explore(
-        supernet.model, resolutions, latency.tabulate(table).over(resolutions), profile.budget,
-        judge, supernet.folder / EVALUATED,
-        classes=len(work.spec.classes), samples=subnets, each=max(6, subnets // 3),
-        p95_ratio=table.p95_ratio, prior=prior,
-        bytes_per_param=BYTES[table.precision], generations=generations, seed=work.seed,
-        track=work.track,
-    )  # fmt: skip
-    front.save(out)
-    predictor.save(out / "predictor")
+    if old and may_measure(old.machine):
+        predictor, front = AccuracyPredictor.load(out / "predictor"), Front.load(out)
+    else:
+        old = None
+        make_folder(out)
+        (out / Sought.FILE).unlink(missing_ok=True)
+        predictor, front = evolution.explore(
+            supernet.model, resolutions, latency.tabulate(table).over(resolutions), profile.budget,
+            judge, supernet.folder / EVALUATED,
+            classes=len(work.spec.classes), samples=subnets, each=max(6, subnets // 3),
+            p95_ratio=table.p95_ratio, prior=prior,
+            bytes_per_param=BYTES[table.precision], generations=generations, seed=work.seed,
+            track=work.track,
+        )  # fmt: skip
+        front.save(out)
+        predictor.save(out / "predictor")
     chosen = fastest_within(front.members, slack)
-    measured: list[Measured] = []
-    machine = None
+    measured = list(old.measured) if old else []
+    machine = old.machine if old else None
     if measure and not table.estimated and runs.here(profile):  # a table may come from a device
 
         def timed(members: Sequence[Member]) -> Machine:
@@ -126,11 +137,12 @@ def search(
             measured.extend(made)
             return here
 
-        few = front.spread(measure)
-        machine = timed([m for m in front.members if m in few or m == chosen])
+        if not measured:
+            few = front.spread(measure)
+            machine = timed([m for m in front.members if m in few or m == chosen])
         chosen = settled(front.members, slack, profile.budget, measured, timed)
     sought = Sought(
-        **asked, precision=table.precision,
+        **asked, slack=slack, precision=table.precision,
         ranking=predictor.record.ranking, estimated=table.estimated,
         chosen=spaces.title(chosen.arch), measured=tuple(measured), machine=machine,
         seconds=round(time.perf_counter() - started, 1),
@@ -143,6 +155,11 @@ def search(
     real = {m.name: (m.p95_ms, m.accuracy) for m in measured}
     plot(front, out / "front.png", chosen=chosen, named=points, measured=real)
     return front, sought.save(out)
+
+
+def may_measure(machine: Machine | None) -> bool:
+    """Whether times that are taken here may stand beside those that `machine` took."""
+    return machine is None or machine.kind == this().kind
 
 
 def told_apart(sought: Sought) -> bool:
