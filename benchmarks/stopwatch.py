@@ -138,6 +138,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path)
     parser.add_argument("--only", choices=("repeat", "planted"))
     given = parser.parse_args()
+    if given.only and not result_of("stopwatch").exists():
+        parser.error("--only keeps the other half of this machine's result, and there is none")
     files = made(given.runs or RUNS / "stopwatch")
     rows = []
     if given.only:
