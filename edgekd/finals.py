@@ -62,22 +62,27 @@ def settle(
     search = folder / "search"
     asked: dict[str, Any] = {"front": sha256(search / Front.FILE), "count": count}
     found = None if force else Finals.kept(search, asked)
+    ours = found is None or (folder / FOLDER).is_dir()  # not another seed's run with this search
+    known = [f.student for f in found.finalists] if found else []
+    if ours and not force and _own(folder) not in ("", *known):
+        raise EdgeKDError(
+            f"{folder} has a student that no finalists were compared with: --force replaces it, "
+            "--run DIR keeps both"
+        )
     if found is None or found.slack != slack:
-        compared = found.finalists if found else _compared(front, sought, folder, distil, count,
-                                                           force=force)  # fmt: skip
+        compared = found.finalists if found else _compared(front, sought, folder, distil, count)
         best = max(f.accuracy for f in compared)
         chosen = next(f.name for f in compared if f.accuracy >= best - slack)
         found = Finals(**asked, slack=slack, finalists=compared, chosen=chosen).save(search)
-    _take(folder, found, force=force)
+    if ours:
+        _take(folder, found)
     return sought.model_copy(update={"chosen": found.chosen}), found
 
 
 def _compared(
-    front: Front, sought: seek.Sought, folder: Path, distil: Distil, count: int, *, force: bool
+    front: Front, sought: seek.Sought, folder: Path, distil: Distil, count: int
 ) -> tuple[Finalist, ...]:
     """Some of the front up to the member that was sought, each distilled."""
-    if not force and (folder / "student" / Artifact.FILE).exists():
-        raise _not_ours(folder)
     runs.alone("comparing finalists")
     last = front.members.index(seek.chosen_of(front, sought))
     found = []
@@ -91,27 +96,22 @@ def _compared(
     return tuple(found)
 
 
-def _take(folder: Path, finals: Finals, *, force: bool) -> None:
-    """The chosen finalist's student as the run's; nothing where they were another run's."""
-    student, made = folder / "student", folder / FOLDER / finals.chosen / "student"
-    sha = {f.name: f.student for f in finals.finalists}
-    own = Artifact.load(student).sha256 if (student / Artifact.FILE).exists() else ""
-    if own == sha[finals.chosen] or not made.is_dir():
+def _own(folder: Path) -> str:
+    """The sha256 of the run's finished student; empty: there is none."""
+    student = folder / "student"
+    return Artifact.load(student).sha256 if (student / Artifact.FILE).exists() else ""
+
+
+def _take(folder: Path, finals: Finals) -> None:
+    """The chosen finalist's student as the run's, unless it is that already."""
+    student = folder / "student"
+    if _own(folder) == next(f.student for f in finals.finalists if f.name == finals.chosen):
         return
-    if own and own not in sha.values() and not force:
-        raise _not_ours(folder)
     for old in (student, copy := folder / ".student"):
         shutil.rmtree(old, ignore_errors=True)
     (folder / runs.Run.FILE).unlink(missing_ok=True)  # is written anew with the student
-    shutil.copytree(made, copy)
+    shutil.copytree(folder / FOLDER / finals.chosen / "student", copy)
     copy.rename(student)
-
-
-def _not_ours(folder: Path) -> EdgeKDError:
-    return EdgeKDError(
-        f"{folder} has a student that no finalists were compared with: --force replaces it, "
-        "--run DIR keeps both"
-    )
 
 
 def evenly(members: Sequence[Member], count: int) -> list[Member]:

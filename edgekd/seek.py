@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from edgekd import runs, spaces
+from edgekd import machine, runs, spaces
 from edgekd.front import Front, Member, plot
 from edgekd.latency import Table
-from edgekd.machine import this
 from edgekd.predictor import AccuracyPredictor, Ranking, check_prior, judge_all
 from edgekd.records import (
     Arch,
@@ -109,7 +108,7 @@ def search(
     estimate = estimate or (old is not None and old.estimated)
     table = latency_of(profile, len(work.spec.classes), resolutions, estimate, work.track)
     judge = judge_of(work, supernet)
-    if old and may_measure(old.machine):
+    if old and (old.machine is None or old.machine.kind == machine.this().kind):
         predictor, front = AccuracyPredictor.load(out / "predictor"), Front.load(out)
     else:
         old = None
@@ -127,7 +126,7 @@ def search(
         predictor.save(out / "predictor")
     chosen = fastest_within(front.members, slack)
     measured = list(old.measured) if old else []
-    machine = old.machine if old else None
+    measured_on = old.machine if old else None
     if measure and not table.estimated and runs.here(profile):  # a table may come from a device
 
         def timed(members: Sequence[Member]) -> Machine:
@@ -139,13 +138,13 @@ def search(
 
         if not measured:
             few = front.spread(measure)
-            machine = timed([m for m in front.members if m in few or m == chosen])
+            measured_on = timed([m for m in front.members if m in few or m == chosen])
         chosen = settled(front.members, slack, profile.budget, measured, timed)
     sought = Sought(
         **asked, slack=slack, precision=table.precision,
         ranking=predictor.record.ranking, estimated=table.estimated,
-        chosen=spaces.title(chosen.arch), measured=tuple(measured), machine=machine,
-        seconds=round(time.perf_counter() - started, 1),
+        chosen=spaces.title(chosen.arch), measured=tuple(measured),
+        machine=measured_on, seconds=round(time.perf_counter() - started, 1),
     )  # fmt: skip
     points = {m.name: (m.predicted.p95_ms, m.predicted.accuracy) for m in measured}
     marks = _landmarks(supernet.model, resolutions)
@@ -155,11 +154,6 @@ def search(
     real = {m.name: (m.p95_ms, m.accuracy) for m in measured}
     plot(front, out / "front.png", chosen=chosen, named=points, measured=real)
     return front, sought.save(out)
-
-
-def may_measure(machine: Machine | None) -> bool:
-    """Whether times that are taken here may stand beside those that `machine` took."""
-    return machine is None or machine.kind == this().kind
 
 
 def told_apart(sought: Sought) -> bool:

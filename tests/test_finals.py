@@ -81,7 +81,8 @@ def test_the_student_is_the_fastest_finalist_that_is_as_good(searched):
     told(*distil, "--run", run, "--finalists", 3, "--give-up", 100)
     assert (run / "student" / "model.safetensors").stat().st_mtime_ns == before
     # Giving up less chooses anew from what is known, and back again.
-    kept = [p.stat().st_mtime_ns for p in sorted(run.glob("finalists/*/student/model.safetensors"))]
+    weights = sorted(run.glob("finalists/*/student/model.safetensors"))
+    kept = [p.stat().st_mtime_ns for p in weights]
     told(*distil, "--run", run, "--finalists", 3, "--give-up", 0)
     now = Finals.load(run / "search")
     best = max(f.accuracy for f in compared.finalists)
@@ -90,9 +91,7 @@ def test_the_student_is_the_fastest_finalist_that_is_as_good(searched):
     assert Artifact.load(run / "student").model == now.chosen
     told(*distil, "--run", run, "--finalists", 3, "--give-up", 100)
     assert Artifact.load(run / "student").sha256 == student.sha256
-    assert kept == [
-        p.stat().st_mtime_ns for p in sorted(run.glob("finalists/*/student/model.safetensors"))
-    ]
+    assert [p.stat().st_mtime_ns for p in weights] == kept
     # Another count compares anew, which would replace the student.
     refused = told(*distil, "--run", run, "--finalists", 2, "--give-up", 100, code=1)
     assert "--force replaces it" in refused.output

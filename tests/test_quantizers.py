@@ -2,7 +2,6 @@
 
 import numpy as np
 import onnx
-import openvino
 import pytest
 import torch
 from test_runtimes import INT8, Tiny, artifact, exported, pictures, profile  # noqa: F401
@@ -103,7 +102,7 @@ def weights(made):
     Not of depthwise layers, one weight a channel at a place: NNCF knows it and leaves them.
     """
     if made.kind == "openvino":
-        ops = openvino.Core().read_model(made.path).get_ops()
+        ops = runtimes.get("openvino").read(made.path).get_ops()
         held = [op.data for op in ops if op.get_type_name() == "Constant"]
     else:
         held = [onnx.numpy_helper.to_array(i) for i in onnx.load(made.path).graph.initializer]
