@@ -8,10 +8,10 @@ INT8 file to itself, five times, each in fresh processes, and how far apart the 
 how far apart the INT8 file's own times are, which is the machine's doing. A repeat takes rounds
 until the 95 % interval of each ratio is narrower than 3 %, five to fifteen.
 Planted: the INT8 file beside itself, beside itself on one thread, and beside FP32 in its place,
-twenty tries each, as `edgekd bench --against` judges them: a file that runs now, and a timing.json
-of before. 25 minutes on 2 cores, or more where the machine keeps changing its pace; --only does one
-of the two, and leaves the other as the kept result has it. --quick (one repeat more than one, one
-try) keeps nothing.
+twenty tries each, as `edgekd bench --against` judges them, but from three rounds where the command
+takes five: a file that runs now, and a timing.json of before. 25 minutes on 2 cores, or more where
+the machine keeps changing its pace; --only does one of the two, and leaves the other as the kept
+result has it. --quick (one repeat more than one, one try) keeps nothing.
 """
 
 from __future__ import annotations
