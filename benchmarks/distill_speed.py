@@ -25,9 +25,13 @@ import torch
 from torch.nn import functional as F
 from workbench import arguments, data_folder, keep, untrained
 
-from edgekd import data, distill, models, phantom, spaces, supernet, training
-from edgekd.augment import view
+from edgekd import data
+from edgekd.data import phantom
+from edgekd.data.augment import view
+from edgekd.models import zoo
+from edgekd.ofa import spaces, supernet
 from edgekd.records import Artifact, Spec, Training, make_folder, sha256
+from edgekd.train import distill, loop
 
 BATCH = 32
 TEACHERS = {"vgg19": 128, "visformer_small": 224}
@@ -36,9 +40,9 @@ TEACHERS = {"vgg19": 128, "visformer_small": 224}
 def saved(name: str, spec: Spec, out: Path) -> Artifact:
     """A teacher with random weights, in a folder."""
     waist, record = untrained(name, spec)
-    path = make_folder(out) / models.WEIGHTS
-    models.save_weights(waist.net, path)
-    return record.model_copy(update={"files": {models.WEIGHTS: sha256(path)}}).save(out)
+    path = make_folder(out) / zoo.WEIGHTS
+    zoo.save_weights(waist.net, path)
+    return record.model_copy(update={"files": {zoo.WEIGHTS: sha256(path)}}).save(out)
 
 
 def plain_loop(
@@ -56,7 +60,7 @@ def plain_loop(
     ])  # fmt: skip
     images = datasets.ImageFolder(str(folder / "train"), change)
     loader = torch.utils.data.DataLoader(images, BATCH, shuffle=True, drop_last=True)
-    net = models.load(teacher).net.eval()
+    net = zoo.load(teacher).net.eval()
     optimizer = torch.optim.AdamW(student.parameters(), 1e-3)
     batches = iter(loader)
 
@@ -113,14 +117,14 @@ def edgekd_steps(
     for name, teachers in (("first", said), ("replay", said), ("alone", [])):
         net = student()
         objective = distill.Hybrid(images, labels, spec, settings, teachers)
-        state = training._fresh(net, settings)
+        state = loop._fresh(net, settings)
         place = np.random.default_rng(0)
 
         def step(name=name, objective=objective, state=state, place=place) -> int:
             chosen = place.choice(len(labels), BATCH, replace=False)
             if name == "first":
                 objective.teachers[0]._ask(0, chosen)
-            training._step(state, objective, 0, chosen, 1e-3)
+            loop._step(state, objective, 0, chosen, 1e-3)
             return BATCH
 
         steps[name] = step

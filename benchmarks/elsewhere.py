@@ -42,7 +42,7 @@ def quantise(tool: str, root: Path, onnx: Path, images: np.ndarray, out: Path) -
 
 def settings() -> str:
     """Those of Optimum's that fit this processor."""
-    from edgekd import machine  # not at hand where the tools run
+    from edgekd.runtimes import machine  # not at hand where the tools run
 
     return FOR_AVX2 if machine.overflows(machine.instructions()) else FOR_VNNI
 

@@ -27,7 +27,9 @@ import numpy as np
 from serving import Server, film
 from workbench import HERE, RUNS, arguments, keep, lite0_weights, untrained
 
-from edgekd import bundle, export, familiar, imaging, phantom, runtimes
+from edgekd import export, runtimes
+from edgekd.bundle import bundle, out_of_distribution
+from edgekd.data import phantom, preprocess
 from edgekd.records import Profile, Spec, make_folder
 
 EXTRAS = {"onnxruntime": "onnxruntime,serve,dicom", "openvino": "openvino,serve"}
@@ -96,15 +98,15 @@ def bundles(folder: Path) -> Iterator[tuple[str, Path, Path]]:
     """(runtime, a bundle, its model's file) of the same network for each runtime."""
     spec = Spec(classes=phantom.CLASSES, size=(SIDE, SIDE))
     waist, record = untrained(NETWORK, spec, lite0_weights())
-    pixels = np.stack([imaging.pixels(film(i), spec) for i in range(60)])
-    images = imaging.normalise(pixels, spec)
+    pixels = np.stack([preprocess.pixels(film(i), spec) for i in range(60)])
+    images = preprocess.normalise(pixels, spec)
     onnx = export.to_onnx(waist, record, images[:4], folder / "onnx")
     for runtime in EXTRAS:
         made = onnx if runtime == "onnxruntime" else export.to_runtime(
             onnx, images[:4], folder / runtime, runtime)  # fmt: skip
         profile = Profile(name="cpu", runtime=runtime, device="CPU")
         pooled = runtimes.open_session(made, profile)(images).features.mean((2, 3))
-        usual = familiar.learnt(pooled[:40], pooled[40:], pixels)
+        usual = out_of_distribution.learnt(pooled[:40], pooled[40:], pixels)
         out = folder / f"{runtime}.edgekd"
         given = bundle.Given(made, profile, source=onnx, usual=usual)
         bundle.make(out, given, intended_use="benchmarks")

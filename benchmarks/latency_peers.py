@@ -50,9 +50,15 @@ from workbench import (
     untrained,
 )
 
-from edgekd import data, imaging, machine, models, quantize, roofline, runs, runtimes
+from edgekd import data, runtimes
+from edgekd.bench import roofline
+from edgekd.data import preprocess
+from edgekd.metrics.latency import ratio_interval
+from edgekd.models import zoo
+from edgekd.pipeline import folders
+from edgekd.quantize import ptq
 from edgekd.records import Artifact, make_folder
-from edgekd.stopwatch import ratio_interval
+from edgekd.runtimes import machine
 
 PEERS = ("tf_efficientnet_lite0", "mobilenetv3_large_100", "mobilenetv2_120d", "resnet18")
 WAYS = ("openvino", "openvino nncf", "ort", "ort static", "ort inc", "ort optimum", "ort olive")
@@ -149,7 +155,7 @@ def lite0(root: Path, side: int, seed: int = 0) -> Artifact:
     return next(a for a in made if a.seed == seed)
 
 
-def plain(waist: models.Waist, image: np.ndarray, path: Path) -> None:
+def plain(waist: zoo.Waist, image: np.ndarray, path: Path) -> None:
     """An ONNX file of one image in and logits out, nothing else."""
     import torch
 
@@ -180,7 +186,7 @@ def peer_files(
     if (folder / "done").exists():
         return
     fp32 = folder / "fp32.onnx"
-    plain(models.load(made).eval(), calibration[:1], fp32)
+    plain(zoo.load(made).eval(), calibration[:1], fp32)
     images = nncf.Dataset([x[None] for x in calibration])
     ov.save_model(nncf.quantize(ov.convert_model(fp32), images), folder / "nncf.xml")
 
@@ -193,8 +199,8 @@ def peer_files(
 
     ort.shape_inference.quant_pre_process(str(fp32), str(folder / "ready.onnx"))
     ort.quantize_static(str(folder / "ready.onnx"), str(folder / "static.onnx"), Reader())
-    whole = runs.onnx_of(made, folder / "whole", dataset)
-    inc = quantize.quantize(whole, calibration, folder / "inc", engine="inc", runtime="onnxruntime")
+    whole = folders.onnx_of(made, folder / "whole", dataset)
+    inc = ptq.quantize(whole, calibration, folder / "inc", engine="inc", runtime="onnxruntime")
     one = onnx.load(inc.path)
     make_dim_param_fixed(one.graph, one.graph.input[0].type.tensor_type.shape.dim[0].dim_param, 1)
     onnx.save(onnx.utils.Extractor(one).extract_model(["image"], ["logits"]), folder / "inc.onnx")
@@ -208,8 +214,8 @@ def files_of(
 ) -> tuple[dict[str, list[File]], dict[str, Artifact]]:
     """(Of each name the files of all its trainings, the record of one of them)."""
     spec = students[0].spec
-    few = quantize.pick_calibration(dataset.splits["train"], CALIBRATION, 0)
-    calibration = imaging.normalise(data.load_pixels(few, spec), spec)
+    few = ptq.pick_calibration(dataset.splits["train"], CALIBRATION, 0)
+    calibration = preprocess.normalise(data.load_pixels(few, spec), spec)
     files: dict[str, list[File]] = {"chosen": [(a.folder, "edgekd") for a in students]}
     sizes = {"chosen": students[0]}
     for name in PEERS:
@@ -370,11 +376,11 @@ def main() -> None:
     trainings = 2 if given.quick else TRAININGS
     commands(place, root, given.quick, trainings)
     dataset = data.open_dataset(place)
-    students = [runs.exports(student(root, s))[-1] for s in range(trainings)]
+    students = [folders.exports(student(root, s))[-1] for s in range(trainings)]
     spec = students[0].spec
     test = dataset.splits["test"][:: 20 if given.quick else 1]
     images = root / "test.npy"
-    np.save(images, imaging.normalise(data.load_pixels(test, spec), spec))
+    np.save(images, preprocess.normalise(data.load_pixels(test, spec), spec))
     files, sizes = files_of(root, students, dataset)
     found = found_of(files, images, given.quick)
     labels = np.array([s.label for s in test])

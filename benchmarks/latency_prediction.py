@@ -23,10 +23,11 @@ from pathlib import Path
 import numpy as np
 from workbench import RUNS, arguments, keep
 
-from edgekd import calibrate, latency, runtimes, spaces
-from edgekd.latency import Table
+from edgekd import runtimes
+from edgekd.bench.stopwatch import time_ms
+from edgekd.ofa import calibrate, latency_table, spaces
+from edgekd.ofa.latency_table import Table
 from edgekd.records import Arch, Artifact, Profile, make_folder, write_atomic
-from edgekd.stopwatch import time_ms
 
 CLASSES = ("a", "b", "c")
 PRECISIONS = ("fp32", "int8")
@@ -70,7 +71,8 @@ def make(arch: Arch, folder: Path) -> None:
         return
     import torch
 
-    from edgekd import supernet, trial
+    from edgekd.ofa import supernet
+    from edgekd.pipeline import trial
     from edgekd.records import Spec
 
     torch.manual_seed(0)
@@ -137,7 +139,7 @@ def main() -> None:
         times = in_own_process(folders, profile, 2 if given.quick else 16)
         measured = np.array([t["p50_ms"] for t in times])
         predicted = table.predict(archs)
-        error = latency.errors(predicted, measured)
+        error = latency_table.errors(predicted, measured)
         plain = table.model_copy(update={"scale": 1.0, "constant_ms": 0.0, "correction": {}})
         found |= {
             f"mape_{precision}": error.mape,
@@ -145,7 +147,9 @@ def main() -> None:
             f"within10_{precision}": error.within10,
             f"calibrate_s_{precision}": took[precision],
             f"bias_{precision}": 100 * float(np.mean(predicted / measured - 1)),
-            f"mape_plain_sum_{precision}": latency.errors(plain.predict(archs), measured).mape,
+            f"mape_plain_sum_{precision}": latency_table.errors(
+                plain.predict(archs), measured
+            ).mape,
             f"mape_left_out_{precision}": table.errors.mape if table.errors else 0.0,
         }
         for row, t, p in zip(rows, times, predicted, strict=True):

@@ -23,10 +23,10 @@ from workbench import (
     minutes,
 )
 
-from edgekd.data import open_dataset
+from edgekd.data.dataset import open_dataset
+from edgekd.metrics.latency import percentiles
+from edgekd.pipeline.folders import RunRecord
 from edgekd.records import Artifact, Fidelity, Timing
-from edgekd.runs import Run
-from edgekd.stopwatch import percentiles
 
 STUDENT = ["--student", "cpu_lat@10ms", "--epochs", 24, "--lr", 0.003, *FLIP]
 
@@ -59,7 +59,7 @@ def training_minutes(data: Path, runs: Path) -> dict[str, float]:
     """Minutes of training steps alone, from the logs: also right for a run that was resumed."""
     images = len(open_dataset(data).splits["train"])
     folders = {
-        "teacher": Path(Run.load(runs / "cpu").teacher),
+        "teacher": Path(RunRecord.load(runs / "cpu").teacher),
         "student": runs / "cpu" / "student",
         "student_alone": runs / "alone" / "student",
     }
@@ -69,7 +69,7 @@ def training_minutes(data: Path, runs: Path) -> dict[str, float]:
 def figures(runs: Path) -> tuple[dict[str, float], list[dict[str, object]]]:
     """(figures, table) read from the files that the commands wrote."""
     main = runs / "cpu"
-    teacher = Artifact.load(Path(Run.load(main).teacher))
+    teacher = Artifact.load(Path(RunRecord.load(main).teacher))
     files = {
         "teacher": teacher.folder / "teacher-onnx",
         "student": main / "onnx-fp32",

@@ -27,10 +27,12 @@ from workbench import (
 )
 
 from edgekd import data as images
-from edgekd import models, shrink, spaces
-from edgekd.front import Front
+from edgekd.models import zoo
+from edgekd.ofa import spaces
+from edgekd.ofa.pareto import Front
+from edgekd.pipeline.search import Sought
 from edgekd.records import Artifact, Training
-from edgekd.seek import Sought
+from edgekd.train import shrink
 
 PROFILES = ("cpu", "jetson", "intel-npu")
 SHRINK, TUNE = 8, 2  # epochs
@@ -74,7 +76,7 @@ def supernet(runs: Path, start: str) -> Path:
 def ends(folder: Path, dataset: images.Dataset, resolution: int) -> dict[str, float]:
     """Test balanced accuracy of the smallest, middle and largest sub-net as cut."""
     made = Artifact.load(folder)
-    net = models.load_supernet(made)
+    net = zoo.load_supernet(made)
     training = Training(**made.settings["training"])
     judge = shrink.judge_of(dataset, made.spec, training, made.seed, split="test")
     return {

@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 from workbench import FLIP, RUNS, TEACHER, arguments, data_folder, edgekd, keep, lite0_weights
 
-from edgekd import evaluation, models, paired
-from edgekd.confidence import log_softmax
-from edgekd.data import open_dataset
+from edgekd.data.dataset import open_dataset
+from edgekd.metrics import evaluation, paired
+from edgekd.metrics.calibration import log_softmax
+from edgekd.metrics.latency import percentiles
+from edgekd.models import zoo
 from edgekd.records import Artifact, Fidelity, Metric, Timing
-from edgekd.stopwatch import percentiles
 
 SETS = {  # name -> what may be mirrored in it, and epochs of a student
     "brain_tumor_mri": (FLIP, 12),
@@ -81,8 +82,8 @@ def figures(
             for kind in ("alone", "distilled")}  # fmt: skip
     reached = {k: [a.metrics[KEY].value for a in v] for k, v in made.items()}
     student = made["distilled"][0]
-    vgg19 = models.classifier("vgg19", len(teacher.spec.classes))
-    _, vgg19_macs = models.count(vgg19, teacher.spec.size)
+    vgg19 = zoo.classifier("vgg19", len(teacher.spec.classes))
+    _, vgg19_macs = zoo.count(vgg19, teacher.spec.size)
     fidelity = Fidelity.load(runs / "distilled-0" / "explain")
     seconds = {c.name: c.seconds_per_map for c in fidelity.comparisons}
     timings = [Timing.load(p.parent) for p in sorted(runs.glob("distilled-0/bench/*/timing.json"))]

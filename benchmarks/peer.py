@@ -20,8 +20,8 @@ import numpy as np
 from workbench import own_stdout
 
 from edgekd import runtimes
+from edgekd.bench.stopwatch import settle, time_ms
 from edgekd.records import Artifact, Profile
-from edgekd.stopwatch import settle, time_ms
 
 ROUNDS, TURNS, CALLS, RESTS = 3, 40, 12, 5  # short turns: see TURNS in edgekd/bench.py
 PAUSE_S = 2.0

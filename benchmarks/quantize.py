@@ -22,13 +22,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from workbench import FLIP, RUNS, TEACHER, arguments, data_folder, edgekd, keep, lite0_weights
 
-from edgekd import bench, data, imaging, runtimes
-from edgekd.candidates import Choice
-from edgekd.files import CANDIDATES
-from edgekd.metrics import answers
+from edgekd import data, runtimes
+from edgekd.bench import bench
+from edgekd.data import preprocess
+from edgekd.metrics.classification import answers
+from edgekd.metrics.latency import percentiles, ratio
+from edgekd.pipeline.candidates import Choice
+from edgekd.pipeline.export import CANDIDATES
+from edgekd.pipeline.folders import RunRecord
 from edgekd.records import Artifact, Profile
-from edgekd.runs import Run
-from edgekd.stopwatch import percentiles, ratio
 
 NETS = {  # name -> how it is trained
     "ofa595": ["--student", "ofa-595", "--epochs", 20, "--lr", 0.003],
@@ -89,7 +91,7 @@ def trained(data_path: Path, runs: Path, net: str, quick: bool) -> None:
         own = runs / f"{net}-{runtime}"
         if not (own / "student" / Artifact.FILE).exists():
             shutil.copytree(first / "student", own / "student")
-        Run.load(first).model_copy(update={"profile": profile}).save(own)
+        RunRecord.load(first).model_copy(update={"profile": profile}).save(own)
     for runtime in PROFILES:
         edgekd("quantize", "--max-drop", 100 if quick else 1, "--runs", runs,
                "--run", runs / f"{net}-{runtime}")  # fmt: skip
@@ -165,7 +167,7 @@ def main() -> None:
         trained(folder, runs, net, given.quick)
         spec = Artifact.load(runs / f"{net}-openvino" / "onnx").spec
         pixels = data.load_pixels(samples, spec)
-        split = Split(imaging.normalise(pixels, spec), np.array([s.label for s in samples]),
+        split = Split(preprocess.normalise(pixels, spec), np.array([s.label for s in samples]),
                       [f"{s.path.parent.name}/{s.path.name}" for s in samples])  # fmt: skip
         for runtime in PROFILES:
             rows += measured(runs, net, runtime, split)

@@ -35,7 +35,11 @@ from workbench import (
     untrained,
 )
 
-from edgekd import data, explain, export, fidelity, imaging, models, quantize, runtimes
+from edgekd import data, export, runtimes
+from edgekd.data import preprocess
+from edgekd.explain import fidelity, score_cam
+from edgekd.models import zoo
+from edgekd.quantize import ptq
 from edgekd.records import Artifact, Profile, Spec
 
 NETS = {  # name -> (student that is trained, epochs (0: random weights), images that count)
@@ -72,23 +76,23 @@ def made(data_path: Path, folder: Path, net: str, quick: bool) -> None:
                "--size", size, "--epochs", 1 if quick else epochs, "--lr", 0.002, *FLIP,
                "--run", folder)  # fmt: skip
         trained = Artifact.load(folder / "student")
-        waist = models.load(trained)
+        waist = zoo.load(trained)
     else:
         spec = Spec(classes=data.open_dataset(data_path).classes, size=(size, size))
         waist, trained = untrained(model, spec)
     spec = trained.spec
 
     def prepared(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-        few = quantize.pick_calibration(splits[split], count, 0)
+        few = ptq.pick_calibration(splits[split], count, 0)
         pixels = data.load_pixels(few, spec)
-        return imaging.normalise(pixels, spec), np.array([s.label for s in few])
+        return preprocess.normalise(pixels, spec), np.array([s.label for s in few])
 
     calibration, _ = prepared("train", 64)
     onnx = export.to_onnx(waist, trained, calibration[:4], folder / "onnx", tolerance=1e-2)
     for name in ("torch", "openvino"):
         export.to_runtime(onnx, calibration[:4], folder / name, name)
     export.to_runtime(onnx, calibration[:4], folder / "bf16", "openvino", precision="bf16")
-    quantize.quantize(onnx, calibration, folder / "int8")
+    ptq.quantize(onnx, calibration, folder / "int8")
     # One more than count: a process's first is not counted. Of VGG19 it would take too long.
     x, y = prepared("test", (2 if quick else images) + (net != "vgg19"))
     val_x, val_y = prepared("val", CERTIFIED)
@@ -140,7 +144,7 @@ def library(folder: Path, way: str) -> Explain:
 def network(folder: Path) -> Any:
     """The Waist that the files were made from."""
     if (folder / "student").is_dir():
-        return models.load(Artifact.load(folder / "student"))
+        return zoo.load(Artifact.load(folder / "student"))
     return untrained("vgg19", Artifact.load(folder / "onnx").spec)[0]
 
 
@@ -157,12 +161,12 @@ def serve(folder: Path, way: str) -> None:
         session(np.repeat(x[:1], BATCH, 0))
         share = 1.0
         if fast:
-            found = explain.fast_share(session, arrays["val_x"], arrays["val_y"], batch=BATCH)
+            found = score_cam.fast_share(session, arrays["val_x"], arrays["val_y"], batch=BATCH)
             share, row = found.share, {"share": found.share, "certified_r": found.worst}
 
         def explain_one(image: np.ndarray, label: int) -> tuple[np.ndarray, int]:
-            found = explain.ask(session, image, batch=BATCH, share=share)
-            return explain.class_maps(found)[label], found.asked
+            found = score_cam.ask(session, image, batch=BATCH, share=share)
+            return score_cam.class_maps(found)[label], found.asked
 
     print("ready", file=answers, flush=True)
     for line in sys.stdin:

@@ -22,16 +22,16 @@ from pathlib import Path
 import numpy as np
 from workbench import RUNS, arguments, keep
 
-from edgekd import spaces
-from edgekd.bench import bench, short
-from edgekd.front import Front, hypervolume, plot
-from edgekd.genes import Figure, Genome
-from edgekd.latency import Table, tabulate
-from edgekd.predictor import AccuracyPredictor
+from edgekd.bench.bench import bench, short
+from edgekd.metrics.latency import percentiles
+from edgekd.ofa import spaces
+from edgekd.ofa.accuracy_predictor import AccuracyPredictor
+from edgekd.ofa.encoding import Figure, Genome
+from edgekd.ofa.latency_table import Table, tabulate
+from edgekd.ofa.nsga2 import random_front, search
+from edgekd.ofa.pareto import Front, hypervolume, plot
+from edgekd.pipeline.search import BYTES, latency_of
 from edgekd.records import Arch, Artifact, Budget, Profile, Spec, make_folder
-from edgekd.search import random_front, search
-from edgekd.seek import BYTES, latency_of
-from edgekd.stopwatch import percentiles
 
 PUBLISHED = ("cpu_lat@", "tx2_")  # OFA's own nets for a CPU and a Jetson
 CLASSES = 3
@@ -86,7 +86,8 @@ def measured_ms(
     """p95 ms of sub-nets with random weights, made as deployed: weights do not matter."""
     import torch
 
-    from edgekd import supernet, trial
+    from edgekd.ofa import supernet
+    from edgekd.pipeline import trial
 
     made: list[Artifact] = []
     titles = [spaces.title(arch) for arch in archs]  # two published nets may be one of ours

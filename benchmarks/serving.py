@@ -19,8 +19,11 @@ import numpy as np
 from PIL import Image
 
 import edgekd
-from edgekd import bundle, familiar, imaging, machine, phantom, runtimes
+from edgekd import runtimes
+from edgekd.bundle import bundle, out_of_distribution
+from edgekd.data import phantom, preprocess
 from edgekd.records import Artifact, Profile
+from edgekd.runtimes import machine
 
 CPU = Profile(name="cpu", runtime="onnxruntime", device="CPU", threads=1)
 
@@ -35,12 +38,12 @@ def film(seed: int, side: int = 256) -> bytes:
 
 def tiny(folder: Path) -> Path:
     """A bundle of the network that comes with edgekd."""
-    model = Artifact.load(Path(edgekd.__file__).parent / "tiny")
-    images = [imaging.pixels(film(i, 64), model.spec) for i in range(60)]
+    model = Artifact.load(Path(edgekd.__file__).parent / "runtimes/tiny")
+    images = [preprocess.pixels(film(i, 64), model.spec) for i in range(60)]
     pixels = np.stack(images)
     session = runtimes.open_session(model, CPU)
-    pooled = session(imaging.normalise(pixels, model.spec)).features.mean((2, 3))
-    usual = familiar.learnt(pooled[:40], pooled[40:], pixels)
+    pooled = session(preprocess.normalise(pixels, model.spec)).features.mean((2, 3))
+    usual = out_of_distribution.learnt(pooled[:40], pooled[40:], pixels)
     out = folder / "tiny.edgekd"
     bundle.make(out, bundle.Given(model, CPU, usual=usual), intended_use="benchmarks")
     return out

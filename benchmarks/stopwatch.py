@@ -25,10 +25,14 @@ from typing import Any
 import numpy as np
 from workbench import RUNS, arguments, keep, result_of
 
-from edgekd import against, bench, export, models, quantize, spaces
-from edgekd.bench import Runner, short
+from edgekd import export
+from edgekd.bench import bench, compare
+from edgekd.bench.bench import Runner, short
+from edgekd.metrics.latency import ratio_interval
+from edgekd.models import zoo
+from edgekd.ofa import spaces
+from edgekd.quantize import ptq
 from edgekd.records import Artifact, Profile, Spec, Timing
-from edgekd.stopwatch import ratio_interval
 
 SIZE = 128
 REPEATS, TRIES = 5, 20
@@ -48,14 +52,14 @@ def made(folder: Path) -> dict[str, Artifact]:
             torch.manual_seed(0)
             spec = Spec(classes=("a", "b", "c"), size=(SIZE, SIZE))
             arch = spaces.uniform("ofa-lite-w1.0", name, SIZE)
-            net = models.Waist(models.student(arch, 3).eval(), spec.size).eval()
-            params, macs = models.count(net, spec.size)
+            net = zoo.Waist(zoo.student(arch, 3).eval(), spec.size).eval()
+            params, macs = zoo.count(net, spec.size)
             trained = Artifact(kind="student", model=name, spec=spec, params=params, macs=macs,
-                               files={models.WEIGHTS: "0" * 64})  # fmt: skip
+                               files={zoo.WEIGHTS: "0" * 64})  # fmt: skip
             images = np.random.default_rng(0).standard_normal((16, 3, SIZE, SIZE), np.float32)
             onnx = export.to_onnx(net, trained, images[:4], folder / name / "onnx")
             export.to_runtime(onnx, images[:4], folder / name / "fp32", "openvino")
-            quantize.quantize(onnx, images, folder / name / "int8")
+            ptq.quantize(onnx, images, folder / name / "int8")
         files |= {f"{name} {p}": Artifact.load(folder / name / p) for p in ("fp32", "int8")}
     del files["min int8"]
     return files
@@ -102,8 +106,8 @@ def planted(files: dict[str, Artifact], tries: int) -> list[dict[str, Any]]:
         before = bench.measure([good], HOW, seed=attempt)[0]
         for name, build in builds.items():
             given: dict[str, Any] = {"rounds": 3, "seed": attempt}
-            for found in (against.other_file(build, good, HOW, **given),
-                          against.record(build, before, HOW, **given)):  # fmt: skip
+            for found in (compare.other_file(build, good, HOW, **given),
+                          compare.record(build, before, HOW, **given)):  # fmt: skip
                 rows.append({"what": "planted", "build": name, "against": found.how,
                              "state": found.state, "times": found.times, "low": found.low,
                              "high": found.high})  # fmt: skip
@@ -146,7 +150,7 @@ def main() -> None:
         before = json.loads(result_of("stopwatch").read_text("utf-8"))["table"]
         rows = [r for r in before if r["what"] != given.only]
     if given.only != "planted":
-        rows += repeated(files, 2 if given.quick else REPEATS, 1 if given.quick else against.ROUNDS)
+        rows += repeated(files, 2 if given.quick else REPEATS, 1 if given.quick else compare.ROUNDS)
     if given.only != "repeat":
         rows += planted(files, 1 if given.quick else TRIES)
     keep("stopwatch", figures(rows), rows, packages=("openvino", "numpy"), quick=given.quick)

@@ -19,8 +19,11 @@ from typing import Any
 import numpy as np
 from workbench import FLIP, RUNS, TEACHER, arguments, data_folder, edgekd, keep, lite0_weights
 
-from edgekd import data, familiar, imaging, runs, runtimes
-from edgekd.confidence import probabilities
+from edgekd import data, runtimes
+from edgekd.bundle import out_of_distribution
+from edgekd.data import preprocess
+from edgekd.metrics.calibration import probabilities
+from edgekd.pipeline import folders
 from edgekd.records import Artifact, Profile, untracked
 
 OWN = {"brain_tumor_mri": FLIP, "cxr_pneumonia": []}  # what is learnt, and how it may be turned
@@ -62,8 +65,8 @@ def learnt(name: str, root: Path, quick: bool) -> tuple[Artifact, data.Dataset]:
     edgekd("teach", "tf_efficientnet_lite0", "--weights", lite0_weights(), "--data", place,
            "--runs", root, "--size", size, *guide, *OWN[name])  # fmt: skip
     dataset = data.open_dataset(place)
-    (folder,) = runs.shared(root, dataset).glob(f"teacher-*-{size}px-*")
-    return runs.onnx_of(Artifact.load(folder), folder / "teacher-onnx", dataset), dataset
+    (folder,) = folders.shared(root, dataset).glob(f"teacher-*-{size}px-*")
+    return folders.onnx_of(Artifact.load(folder), folder / "teacher-onnx", dataset), dataset
 
 
 def images_of(name: str, made: Artifact) -> np.ndarray:
@@ -72,17 +75,19 @@ def images_of(name: str, made: Artifact) -> np.ndarray:
     return data.load_pixels(test[:: -(-len(test) // IMAGES)], made.spec)
 
 
-def asked(made: Artifact, usual: familiar.Familiar, pixels: np.ndarray) -> dict[str, np.ndarray]:
+def asked(
+    made: Artifact, usual: out_of_distribution.Familiar, pixels: np.ndarray
+) -> dict[str, np.ndarray]:
     """Of each image: whether it is warned of, the score, and how unsure the network is."""
     session, _ = runtimes.open_streams(made, CPU)
-    said = [session(imaging.normalise(pixels[i : i + 32], made.spec))
+    said = [session(preprocess.normalise(pixels[i : i + 32], made.spec))
             for i in range(0, len(pixels), 32)]  # fmt: skip
     pooled = np.concatenate([x.features.mean((2, 3)) for x in said])
     p = probabilities(np.concatenate([x.logits for x in said]), made)
-    warned = [bool(w) for w in familiar.warnings(usual, pixels, pooled)]
+    warned = [bool(w) for w in out_of_distribution.warnings(usual, pixels, pooled)]
     return {
         "warned": np.array(warned),
-        "score": familiar.score(usual, pooled),
+        "score": out_of_distribution.score(usual, pooled),
         "unsure": 1 - p.max(1),
     }
 
@@ -98,7 +103,7 @@ def auroc(usual: np.ndarray, other: np.ndarray) -> float:
 def rows_of(name: str, root: Path, quick: bool) -> list[dict[str, Any]]:
     """A row a kind of image."""
     made, dataset = learnt(name, root, quick)
-    usual = runs.usual(made, CPU, dataset, untracked)
+    usual = folders.usual(made, CPU, dataset, untracked)
     own = images_of(name, made)
     kinds = {"its own": own}
     kinds |= {other: images_of(other, made) for other in OTHERS if other != name}

@@ -38,23 +38,17 @@ from workbench import (
     result_of,
 )
 
-from edgekd import (
-    data,
-    evaluation,
-    evidence,
-    examine,
-    export,
-    models,
-    phantom,
-    runs,
-    runtimes,
-)
-from edgekd import quantize as engines
-from edgekd.candidates import Choice
-from edgekd.evidence import Link, Question
-from edgekd.files import CANDIDATES
-from edgekd.gates import Margins
-from edgekd.records import Artifact, Comparison, EdgeKDError, Profile, make_folder, sha256
+from edgekd import data, export, runtimes
+from edgekd.data import phantom
+from edgekd.explain import examine
+from edgekd.metrics import evaluation
+from edgekd.models import zoo
+from edgekd.pipeline import explain, folders
+from edgekd.pipeline.candidates import Choice
+from edgekd.pipeline.explain import Link, Question
+from edgekd.pipeline.export import CANDIDATES
+from edgekd.quantize import ptq as engines
+from edgekd.records import Artifact, Comparison, EdgeKDError, Margins, Profile, make_folder, sha256
 from edgekd.runtimes import openvino as ov_runtime
 
 SETS = ("phantoms", "brain_tumor_mri", "cxr_pneumonia")
@@ -89,14 +83,14 @@ class Bench(NamedTuple):
 
     def images(self, split: str, count: int) -> np.ndarray:
         """(n, 3, H, W) float32, prepared."""
-        return runs.sample_images(self.dataset, self.onnx.spec, split, count)
+        return folders.sample_images(self.dataset, self.onnx.spec, split, count)
 
     def exported(self, name: str, change: Callable[[Any], None]) -> tuple[Artifact, Profile]:
         """The trained network after `change`, as ONNX."""
         out = self.folder / "cases" / name
         if not (out / Artifact.FILE).exists():
-            net = models.load(self.student)
-            models.without_colour(net, self.student.spec)
+            net = zoo.load(self.student)
+            zoo.without_colour(net, self.student.spec)
             change(net)
             export.to_onnx(net.eval(), self.student, self.images("val", 8), out)
         return Artifact.load(out), CPU
@@ -218,7 +212,7 @@ def _program(b: Bench) -> Artifact:
 def link(name: str, artifact: Artifact, profile: Profile, b: Bench, ask: Question) -> Link:
     """Judged on both splits and examined, in this very runtime."""
     if artifact.evaluation is None:
-        artifact = runs.judged(artifact, profile, b.dataset, b.student)
+        artifact = folders.judged(artifact, profile, b.dataset, b.student)
     session, _ = runtimes.open_streams(artifact, profile)  # as `edgekd explain` asks
     pixels = data.load_pixels(ask.samples, artifact.spec)
     digests = [s.digest for s in ask.samples]
@@ -237,19 +231,19 @@ def judged(
     of: Link, links: list[Link], ask: Question, margins: Margins, step: str
 ) -> list[dict[str, Any]]:
     """A row a link: its verdict on all images, and how many resamples of patients gave each."""
-    told = [evidence.answered(x.artifact, of.artifact, ask) for x in links]
-    accuracy = evidence.accuracy_of(of.artifact, ask)
+    told = [explain.answered(x.artifact, of.artifact, ask) for x in links]
+    accuracy = explain.accuracy_of(of.artifact, ask)
 
     def verdicts(chosen: np.ndarray) -> list[Comparison]:
         part, reference = resampled(ask, of.found, chosen)
         first = of._replace(found=reference)
         explained = reference.logits.argmax(1)
-        base = evidence.compared(first, first, explained, part)
+        base = explain.compared(first, first, explained, part)
         made = []
         for x, t in zip(links, told, strict=True):
-            own = evidence.compared(x._replace(found=resampled(ask, x.found, chosen)[1]), first,
+            own = explain.compared(x._replace(found=resampled(ask, x.found, chosen)[1]), first,
                                     explained, part)  # fmt: skip
-            made.append(evidence.judged(own, base, step, t, margins, accuracy))  # type: ignore[arg-type]
+            made.append(explain.judged(own, base, step, t, margins, accuracy))  # type: ignore[arg-type]
         return made
 
     n = len(ask.samples)
@@ -292,7 +286,7 @@ def trained(name: str, net: str, root: Path, quick: bool) -> tuple[Path, Path]:
     edgekd("teach", "tf_efficientnet_lite0", "--weights", lite0_weights(), *at, *TEACHER[:4], *flip,
            *epochs)  # fmt: skip
     dataset = data.open_dataset(place)
-    (guide,) = runs.shared(root, dataset).glob("teacher-*")
+    (guide,) = folders.shared(root, dataset).glob("teacher-*")
     folder = root / f"{name}-{net}"
     edgekd("distill", "-p", "cpu", *at, "--teacher", guide, *asked(name, net), *epochs, *flip,
            "--run", folder)  # fmt: skip
@@ -344,9 +338,9 @@ def examined(name: str, net: str, root: Path, quick: bool) -> list[dict[str, Any
     here = Bench(folder, other, dataset, Artifact.load(folder / "onnx"),
                  Artifact.load(folder / "student"))  # fmt: skip
     margins = CPU.margins
-    samples = evidence.spread(dataset.splits["test"], 12 if quick else margins.images)
+    samples = explain.spread(dataset.splits["test"], 12 if quick else margins.images)
     ask = Question(samples, evaluation.truth(dataset.splits["test"]),
-                   evidence.masks_of(samples, here.onnx.spec), here.onnx.spec, 0)  # fmt: skip
+                   explain.masks_of(samples, here.onnx.spec), here.onnx.spec, 0)  # fmt: skip
     reference = link("reference", here.onnx, CPU, here, ask)
     found, told, refused = [], [], []
     for case in cases(here):
@@ -363,8 +357,8 @@ def examined(name: str, net: str, root: Path, quick: bool) -> list[dict[str, Any
     for r, case in zip(rows, told, strict=True):
         r |= {"honest": case.honest, "step": "quantisation"}
     rows += refused
-    guide = Artifact.load(next(runs.shared(root, dataset).glob("teacher-*")))
-    whole = runs.onnx_of(guide, guide.folder / "teacher-onnx", dataset)
+    guide = Artifact.load(next(folders.shared(root, dataset).glob("teacher-*")))
+    whole = folders.onnx_of(guide, guide.folder / "teacher-onnx", dataset)
     first = link("teacher", whole, CPU, here, ask)
     students: list[Link] = [reference._replace(name="student")]
     which: list[bool | None] = [None]

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from edgekd import machine
 from edgekd.records import Artifact, Spec, make_folder, versions, write_atomic
+from edgekd.runtimes import machine
 
 if TYPE_CHECKING:
-    from edgekd.models import Waist
+    from edgekd.models.zoo import Waist
 
 HERE = Path(__file__).parent
 RUNS = HERE.parent / "runs"
@@ -56,15 +56,15 @@ def untrained(model: str, spec: Spec, weights: str = "") -> tuple[Waist, Artifac
     """
     import torch
 
-    from edgekd import models
+    from edgekd.models import zoo
 
     torch.manual_seed(0)
     classes, own = len(spec.classes), Path(weights) if weights else None
-    net = models.classifier(model, classes, weights=own).eval()
-    params, macs = models.count(net, spec.size)
+    net = zoo.classifier(model, classes, weights=own).eval()
+    params, macs = zoo.count(net, spec.size)
     record = Artifact(kind="teacher", role="teacher", model=model, spec=spec, params=params,
-                      macs=macs, files={models.WEIGHTS: "0" * 64})  # fmt: skip
-    return models.Waist(net, spec.size).eval(), record
+                      macs=macs, files={zoo.WEIGHTS: "0" * 64})  # fmt: skip
+    return zoo.Waist(net, spec.size).eval(), record
 
 
 def own_stdout() -> TextIO:

@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["CI"] = "true"
 os.environ["NNCF_CI"] = "1"
 
-from edgekd import phantom
+from edgekd.data import phantom
 from edgekd.records import Spec
 
 if TYPE_CHECKING:

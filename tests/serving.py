@@ -18,11 +18,13 @@ import numpy as np
 from PIL import Image
 
 import edgekd
-from edgekd import bundle, familiar, imaging, phantom, runtimes
+from edgekd import runtimes
+from edgekd.bundle import bundle, out_of_distribution
+from edgekd.data import phantom, preprocess
 from edgekd.records import Artifact, Profile
 
 CPU = Profile(name="cpu", runtime="onnxruntime", device="CPU", threads=1)
-TINY = Artifact.load(Path(edgekd.__file__).parent / "tiny")
+TINY = Artifact.load(Path(edgekd.__file__).parent / "runtimes/tiny")
 
 
 def png(pixels):
@@ -45,9 +47,9 @@ def make(out, **more):
     """A bundle that knows phantoms."""
     session = runtimes.open_session(TINY, CPU)
     films = [phantom.film(phantom.CLASSES[i % 3], i, size=64)[0] for i in range(60)]
-    pixels = np.stack([imaging.pixels(Image.fromarray(f), TINY.spec) for f in films])
-    pooled = session(imaging.normalise(pixels, TINY.spec)).features.mean((2, 3))
-    usual = familiar.learnt(pooled[:40], pooled[40:], pixels)
+    pixels = np.stack([preprocess.pixels(Image.fromarray(f), TINY.spec) for f in films])
+    pooled = session(preprocess.normalise(pixels, TINY.spec)).features.mean((2, 3))
+    usual = out_of_distribution.learnt(pooled[:40], pooled[40:], pixels)
     bundle.make(out, bundle.Given(TINY, CPU, usual=usual), **{"intended_use": "tests"} | more)
     return out
 
@@ -84,8 +86,9 @@ class Client:
 @contextlib.contextmanager
 def in_thread(model, folder, **settings):
     """(client, bench) of a server in this process."""
-    from edgekd.device import api, serve
-    from edgekd.device.audit import Audit
+    from edgekd.serve import api
+    from edgekd.serve import server as serve
+    from edgekd.serve.audit import Audit
 
     chosen = api.Settings(port=0, audit=folder / "audit.jsonl", **settings)
     audit = Audit(chosen.audit)
@@ -109,7 +112,7 @@ class Process:
     """`edgekd serve` as a process of its own."""
 
     def __init__(self, file, folder, *arguments, **env):
-        code = "from edgekd.cli import main; main()"
+        code = "from edgekd.cli.main import main; main()"
         command = [sys.executable, "-c", code, "serve", str(file), "--port", "0",
                    "--audit", str(folder / "audit.jsonl"), *map(str, arguments)]  # fmt: skip
         self.audit = folder / "audit.jsonl"

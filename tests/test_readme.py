@@ -12,6 +12,22 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
+# The same calls with less to do, see `small`.
+LESS = """
+import functools, edgekd
+from edgekd.records import Profile
+edgekd.DataOptions = functools.partial(edgekd.DataOptions, size=48)
+edgekd.TrainOptions = lambda epochs: edgekd.pipeline.TrainOptions(epochs=1, batch=16)
+edgekd.distill = functools.partial(
+    edgekd.distill, teacher=edgekd.TeacherOptions(teacher_epochs=1),
+    student=edgekd.StudentOptions(shrink_epochs=1),
+    search=edgekd.SearchOptions(subnets=20, estimate=True))
+edgekd.Run.quantize = functools.partialmethod(
+    edgekd.Run.quantize, engine="nncf", calibration_images=8, max_drop=100)
+edgekd.Run.bench = functools.partialmethod(edgekd.Run.bench, seconds=0.1)
+edgekd.Run.explain = functools.partialmethod(edgekd.Run.explain, images=6)
+"""
 ONCE = " --shrink-epochs 1 --subnets 20 --estimate"
 # At 32 pixels the last maps are 1x1, where OpenVINO's INT8 differs with the batch: export says so.
 SMALL = " --size 48 --epochs 1 --batch 16 --seed 0"
@@ -66,12 +82,22 @@ def test_a_block_runs(number, workplace):
         assert done.returncode in fine, f"{line}\n{done.stderr}"
 
 
+@pytest.mark.parametrize("number", range(len(PYTHON)))
+def test_the_lines_of_python_run(number, workplace):
+    shutil.copy(next((workplace / "scans" / "test").rglob("*.png")), workplace / "film.png")
+    done = subprocess.run(
+        [sys.executable, "-c", LESS + PYTHON[number]], cwd=workplace, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "(48, 48, 3)" in done.stdout
+    assert len(PYTHON[number].strip().splitlines()) <= 12
+
+
 def test_every_command_is_in_the_readme():
-    from typer.main import get_command
+    from edgekd.cli.main import COMMANDS
 
-    from edgekd.cli import app
-
-    for name in get_command(app).commands:
+    for name in COMMANDS:
         assert f"edgekd {name}" in README
 
 

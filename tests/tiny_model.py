@@ -12,9 +12,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekd import golden, runtimes
-from edgekd.doctor import TINY, WEIGHTS
+from edgekd import runtimes
+from edgekd.pipeline.doctor import TINY, WEIGHTS
 from edgekd.records import Artifact, Profile, Spec, sha256
+from edgekd.runtimes import golden
 
 SPEC = Spec(classes=("nodule", "normal", "opacity"), size=(32, 32), channels="grey")
 

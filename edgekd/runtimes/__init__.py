@@ -14,15 +14,15 @@ from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 
-from edgekd.records import (
-    Artifact,
-    EdgeKDError,
-    Profile,
-    RuntimeUnavailable,
-    needing,
-    unknown,
-)
+from edgekd.records import Artifact, EdgeKDError, Profile, RuntimeUnavailable, needing, unknown
 
+__all__ = [
+    "NEWEST", "NodeTime", "NotFinite", "Outputs", "Products", "Profiled", "Runtime", "Session",
+    "StreamsDiffer", "check", "fields", "get", "here", "message", "must_be_built", "names",
+    "one_by_one", "open_session", "open_streams", "opset", "runtime_of",
+]  # fmt: skip
+
+BESIDE = ("golden", "machine")  # files of this folder that are no runtimes
 NEWEST = 23  # operator set that is read; edgekd export writes 18
 
 
@@ -85,7 +85,7 @@ class Runtime(Protocol):
 
 def names() -> list[str]:
     """Every runtime there is a file for."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__))
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in BESIDE)
 
 
 def get(name: str) -> Runtime:

@@ -20,13 +20,7 @@ import openvino as ov  # noqa: E402
 from openvino import opset13 as op  # noqa: E402
 
 from edgekd.records import EdgeKDError, Profile, RuntimeUnavailable, user_cache  # noqa: E402
-from edgekd.runtimes import (  # noqa: E402
-    NodeTime,
-    Outputs,
-    Session,
-    StreamsDiffer,
-    one_by_one,
-)
+from edgekd.runtimes import NodeTime, Outputs, Session, StreamsDiffer, one_by_one  # noqa: E402
 
 SUFFIXES = (".xml", ".onnx")
 BROKEN = (RuntimeError, UnicodeDecodeError)  # what it raises, the latter for its own message

@@ -1,1 +1,0 @@
-"""What runs at the bedside: numpy, Pillow, pydantic and one runtime. No torch."""

@@ -1,0 +1,367 @@
+"""From a name and a checkpoint to a network with the waist's two outputs, and back from disk."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import nn
+
+from edgekd.data.augment import View
+from edgekd.models import checkpoints, plain
+from edgekd.ofa import spaces, warmstart
+from edgekd.ofa.supernet import SubNet, Supernet, build
+from edgekd.records import Arch, Artifact, EdgeKDError, Spec, unknown
+
+MIN_GRID = 12  # cells a side: on MRI a 16x16 grid found tumours twice as well as 8x8 or 4x4
+WEIGHTS = "model.safetensors"
+CALIBRATED_ON = 2000  # training images for a sub-net's batch norm, as in OFA
+
+
+class Waist(nn.Module):
+    """A classifier with its explained feature map kept: image -> (logits, features).
+
+    image (N, 3, H, W), logits (N, classes), features (N, C, h, w). `features` is the stage that
+    `layer` names ("stage3", "head"), or the deepest whose grid has at least MIN_GRID cells a side
+    at this input size.
+    """
+
+    def __init__(self, net: Any, size: tuple[int, int], layer: str = ""):
+        super().__init__()
+        self.net: Any = net  # timm networks have more methods than nn.Module declares
+        training = net.training
+        net.eval()
+        image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            # timm's intermediates come with what the head wants, but not of every network.
+            self._once = hasattr(net, "forward_intermediates")
+            final, maps = _final_and_maps(net, image, self._once)
+            if self._once and not torch.equal(final, net.forward_features(image)):
+                self._once = False
+                _, maps = _final_and_maps(net, image, self._once)
+        net.train(training)
+        names = [*(f"stage{i + 1}" for i in range(len(maps) - 1)), "head"]
+        self.shapes = {n: tuple(m.shape[1:]) for n, m in zip(names, maps, strict=True)}  # (C, h, w)
+        fits = [i for i, m in enumerate(maps) if min(m.shape[2:]) >= MIN_GRID]
+        if layer and layer not in names:
+            raise EdgeKDError(unknown("layer", layer, names))
+        self.index = names.index(layer) if layer else fits[-1] if fits else 0
+
+    @property
+    def layer(self) -> str:
+        """Name and shape of what is explained: 'stage3 40x16x16'."""
+        return self.title(list(self.shapes)[self.index])
+
+    def title(self, name: str) -> str:
+        """Name and shape of a stage."""
+        return f"{name} " + "x".join(map(str, self.shapes[name]))
+
+    def at(self, name: str) -> Waist:
+        """The same network, another stage explained."""
+        other = copy.copy(self)  # a module's copy shares its parameters
+        other.index = list(self.shapes).index(name)
+        return other
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: D102
+        logits, features, _ = self.answers(image)
+        return logits, features
+
+    def answers(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits, the explained map, and the last map, which the head sees (N, C', h', w')."""
+        final, maps = _final_and_maps(self.net, image, self._once)
+        logits = (
+            self.net.head(final) if isinstance(self.net, SubNet) else self.net.forward_head(final)
+        )
+        return logits, maps[self.index], maps[-1]
+
+
+def _final_and_maps(
+    net: Any, image: torch.Tensor, once: bool
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """(what the head wants, (N, C, h, w) of every stage, the one that the head sees last)."""
+    if isinstance(net, SubNet):
+        maps = net.maps(image)
+        return maps[-1], maps
+    if once:
+        final, found = net.forward_intermediates(image, output_fmt="NCHW")
+    else:
+        final, found = net.forward_features(image), []
+        if hasattr(net, "forward_intermediates"):
+            found = net.forward_intermediates(image, output_fmt="NCHW", intermediates_only=True)
+    return final, [*found, _as_nchw(net, final)]
+
+
+def _as_nchw(net: Any, x: torch.Tensor) -> torch.Tensor:
+    """The final map of a timm network as (N, C, h, w): NHWC and token layouts are turned."""
+    if x.ndim == 3:  # (N, prefix + h*w, C)
+        x = x[:, getattr(net, "num_prefix_tokens", 0) :]
+        side = round(x.shape[1] ** 0.5)
+        if side * side != x.shape[1]:
+            raise EdgeKDError(f"{type(net).__name__} has {x.shape[1]} tokens: not a square grid")
+        return x.transpose(1, 2).reshape(len(x), -1, side, side)
+    return x.permute(0, 3, 1, 2) if getattr(net, "output_fmt", "NCHW") == "NHWC" else x
+
+
+ALIASES = {  # names of the papers -> timm's
+    "autoformerv2-t": "swin_s3_tiny_224",
+    "visformer-s": "visformer_small",
+}
+FIVE = "five-convolutions"
+
+
+def known(name: str) -> bool:
+    """Whether `classifier` makes a network of that name."""
+    import timm
+
+    fewer = plain.FEWER.fullmatch(name)
+    base = fewer[1] if fewer else name
+    return name == FIVE or timm.is_model(ALIASES.get(base, base))
+
+
+def classifier(
+    name: str, classes: int, *, weights: Path | None = None, pretrained: bool = False
+) -> nn.Module:
+    """A network by name: timm's, a paper's alias, `five-convolutions`, or `NAME:K`, its first K
+    stages; the last two from scratch.
+    """
+    fewer = plain.FEWER.fullmatch(name)
+    if not (fewer or name == FIVE):
+        return teacher(ALIASES.get(name, name), classes, weights=weights, pretrained=pretrained)
+    if weights or pretrained:
+        raise EdgeKDError(f"{name} begins from scratch: there are no weights of it")
+    if fewer:
+        return plain.fewer_layers(ALIASES.get(fewer[1], fewer[1]), int(fewer[2]), classes)
+    return plain.five_convolutions(classes)
+
+
+def teacher(
+    name: str, classes: int, *, weights: Path | None = None, pretrained: bool = False
+) -> nn.Module:
+    """The timm network `name` with `classes` outputs: from `weights`, the hub, or from scratch."""
+    import timm
+
+    if not timm.is_model(name):
+        raise EdgeKDError(_unknown_teacher(name, timm.list_models()))
+    if weights and pretrained:
+        raise EdgeKDError("give --teacher-weights or --pretrained, not both")
+    try:
+        net: Any = timm.create_model(name, pretrained=pretrained, num_classes=classes)
+    except (OSError, RuntimeError, ValueError) as e:
+        if not pretrained:
+            raise
+        raise EdgeKDError(
+            f"no pretrained weights for {name} ({str(e).splitlines()[0]}): "
+            "give a local file with --teacher-weights"
+        ) from None
+    if not pretrained or classes != net.pretrained_cfg["num_classes"]:
+        _small_head(net)
+    if weights:
+        _fill(net, checkpoints.tensors(weights), weights)
+    return net
+
+
+def _small_head(net: Any) -> None:
+    """A new classifier begins near zero: timm's grows as the classes get fewer (loss 2.2 of 3)."""
+    for module in net.get_classifier().modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+            nn.init.zeros_(module.bias)
+
+
+def _unknown_teacher(name: str, known: list[str]) -> str:
+    """Timm has over a thousand names: the nearest, not all of them."""
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+    return unknown("teacher", name, near).replace("(known:", "(timm has, among others:")
+
+
+# lukemelas' EfficientNet-PyTorch names -> timm's; the first block has no expansion there.
+EFFICIENTNET_PYTORCH = [
+    (r"^_conv_stem\.", "conv_stem."),
+    (r"^_bn0\.", "bn1."),
+    (r"^_conv_head\.", "conv_head."),
+    (r"^_bn1\.", "bn2."),
+    (r"^_fc\.", "classifier."),
+]
+
+
+def _fill(net: Any, state: dict[str, torch.Tensor], source: Path) -> None:
+    """Load `state` into `net`; only a classifier of another size may stay as it is initialised."""
+    if "_conv_stem.weight" in state:
+        state = _rename_efficientnet(state, net)
+    if "head.weight" in state and type(net).__name__ == "SwinTransformer":
+        # The authors' names, of Swin and AutoFormerV2 (S3): a stage ends with what timm's begins.
+        from timm.models.swin_transformer import checkpoint_filter_fn
+
+        state = checkpoint_filter_fn(state, net)
+    own = net.state_dict()
+    head = net.get_classifier()
+    heads = {k for k in own if any(own[k] is p for p in head.state_dict().values())}
+    head_names = {n for n, m in net.named_modules() if m is head}
+    heads |= {k for k in own if k.rsplit(".", 1)[0] in head_names}
+    usable = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    wrong = [k for k in own if k not in usable and k not in heads]
+    wrong = [k for k in wrong if not k.endswith("num_batches_tracked")]
+    if wrong:
+        key = wrong[0]
+        given = f"has shape {tuple(state[key].shape)} there" if key in state else "is not in it"
+        raise EdgeKDError(
+            f"{source} does not fit {type(net).__name__}: {key} {tuple(own[key].shape)} {given} "
+            f"({len(wrong)} such tensors): give the weights of this very network"
+        )
+    net.load_state_dict(usable, strict=False)
+
+
+def _rename_efficientnet(state: dict[str, torch.Tensor], net: Any) -> dict:
+    """Keys of EfficientNet-PyTorch (and the lite nets made from it) under timm's names."""
+    places = [f"blocks.{s}.{b}" for s, stage in enumerate(net.blocks) for b in range(len(stage))]
+    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    full = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+            "_project_conv": "conv_pwl", "_bn2": "bn3", "_se_reduce": "se.conv_reduce",
+            "_se_expand": "se.conv_expand"}  # fmt: skip
+    renamed = {}
+    for key, value in state.items():
+        m = re.match(r"_blocks\.(\d+)\.(\w+)\.(.*)", key)
+        if m and int(m[1]) < len(places):
+            names = full if f"_blocks.{m[1]}._expand_conv.weight" in state else plain
+            key = f"{places[int(m[1])]}.{names.get(m[2], m[2])}.{m[3]}"
+        for old, new in EFFICIENTNET_PYTORCH:
+            key = re.sub(old, new, key)
+        renamed[key] = value
+    return renamed
+
+
+def supernet(
+    space: str, classes: int, *, start: str = "scratch", weights: Path | None = None,
+    pretrained: bool = False, seed: int = 0,
+) -> Supernet:  # fmt: skip
+    """A supernet of `space`: from scratch, or with the weights of `start`.
+
+    start: a timm network that is a member of the space, or an official supernet's checkpoint by
+    its name, in the file `weights`.
+    """
+    torch.manual_seed(seed)
+    if start == "scratch":
+        return Supernet(space, classes)
+    if start in checkpoints.SUPERNETS and weights is not None:
+        net = Supernet(space, classes)
+        checkpoints.fill_supernet(net, checkpoints.read(weights), weights)
+        return net
+    if warmstart.space_with(start) != space:
+        raise EdgeKDError(f"{start} is a member of {warmstart.space_with(start)}, not of {space}")
+    source = teacher(start, classes, weights=weights, pretrained=pretrained).eval()
+    torch.manual_seed(seed)
+    net = Supernet(space, classes, mix_bias=not spaces.space_of(space).mix_before_pool)
+    warmstart.fill(net, source)
+    net.sort_channels()
+    return net
+
+
+def published(arch: Arch, classes: int, weights: Path, seed: int = 0) -> SubNet:
+    """A sub-net with its official weights in a file; a head of 1000 classes is replaced."""
+    torch.manual_seed(seed)
+    net = build(arch, classes)
+    checkpoints.fill_subnet(net, checkpoints.read(weights), weights)
+    return net
+
+
+def load_supernet(artifact: Artifact) -> Supernet:
+    """The trained supernet of an artifact, in eval mode on the CPU."""
+    if artifact.kind != "supernet":
+        raise EdgeKDError(f"{artifact.folder} holds a {artifact.kind} file, not a supernet")
+    state = safetensors.torch.load_file(artifact.folder / WEIGHTS)
+    biased = "feature_mix_layer.conv.bias" in state
+    net = Supernet(artifact.model, len(artifact.spec.classes), mix_bias=biased)
+    net.load_state_dict(state)
+    return net.eval()
+
+
+def calibration_batches(
+    images: View, count: int, size: tuple[int, int], wanted: int = CALIBRATED_ON
+) -> Iterator[torch.Tensor]:
+    """At most `wanted` of `count` training images, spread evenly, augmented, 200 a batch."""
+    chosen = np.unique(np.linspace(0, count - 1, wanted).astype(int))
+    for i in range(0, len(chosen), 200):
+        yield images(size, 0, chosen[i : i + 200])
+
+
+def student(arch: Arch, classes: int) -> SubNet:
+    """The sub-net `arch`, from scratch."""
+    return build(arch, classes)
+
+
+def load(artifact: Artifact, layer: str = "") -> Waist:
+    """The trained network of a teacher or student artifact, in eval mode on the CPU.
+
+    layer: whose output is explained, see Waist.
+    """
+    if artifact.kind not in ("teacher", "student"):
+        raise EdgeKDError(f"{artifact.folder} holds a {artifact.kind} file, not a trained network")
+    classes = len(artifact.spec.classes)
+    state = safetensors.torch.load_file(artifact.folder / WEIGHTS)
+    net: nn.Module
+    if artifact.arch:
+        net = build(artifact.arch, classes, mix_bias="feature_mix_layer.conv.bias" in state)
+    else:
+        net = classifier(artifact.model, classes)
+    net.load_state_dict(state)
+    return Waist(net, artifact.spec.size, layer).eval()
+
+
+def without_colour(net: nn.Module, spec: Spec) -> None:
+    """Take out of the first convolution's weights what grey pictures cannot show it; exact.
+
+    At every pixel, masked or padded ones too, the three channels of a prepared grey picture are
+    u / std + v * mean / std: of a kernel's three weights there only their part in that plane
+    counts. Filters for colours, which ImageNet's weights have, have large parts beside it that
+    cancel; rounded to 8 bits they do not, and all layers after amplify what is left. On MRI slices
+    INT8 lost 1.2 points of balanced accuracy instead of 3.1, and its maps agreed by 0.84, not 0.75.
+    """
+    stem: Any = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
+    if spec.channels != "grey" or stem is None or stem.in_channels != 3 or stem.groups != 1:
+        return
+    plane = np.stack([np.ones(3), spec.mean], 1) / np.array(spec.std)[:, None]  # (3, 2)
+    onto = torch.from_numpy(plane @ np.linalg.pinv(plane)).to(stem.weight)
+    with torch.no_grad():
+        stem.weight.copy_(torch.einsum("dc,ockl->odkl", onto, stem.weight))
+
+
+def save_weights(net: nn.Module, path: Path) -> None:
+    """Write a network's tensors as safetensors, whole or not at all."""
+    from edgekd.records import write_atomic
+
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in net.state_dict().items()}
+    write_atomic(path, safetensors.torch.save(state))
+
+
+def count(net: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
+    """(parameters, multiply-accumulates of one image in convolutions and linear layers)."""
+    macs = 0
+
+    def add(module: nn.Module, _inputs: tuple, output: torch.Tensor) -> None:
+        nonlocal macs
+        if isinstance(module, nn.Conv2d):
+            kernel = module.weight[0].numel()  # (in / groups) * k * k
+            macs += output.numel() * kernel
+        elif isinstance(module, nn.Linear):
+            macs += output.numel() * module.in_features
+
+    kinds = (nn.Conv2d, nn.Linear)
+    hooks = [m.register_forward_hook(add) for m in net.modules() if isinstance(m, kinds)]
+    training = net.training
+    try:
+        net.eval()
+        with torch.no_grad():
+            net(torch.zeros(1, 3, *size, device=next(net.parameters()).device))
+    finally:
+        net.train(training)
+        for h in hooks:
+            h.remove()
+    return sum(p.numel() for p in net.parameters()), macs

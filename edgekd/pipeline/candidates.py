@@ -1,0 +1,435 @@
+"""Which file is the fastest that keeps its answers? Every candidate made, judged, explained, timed.
+
+INT8 is not faster by itself: on one runtime an engine's file runs twice as fast as FP32, on another
+twice as slow. So each precision and engine that the profile allows is tried in the profile's own
+runtime. What loses too much accuracy on the validation split, or explains its answers otherwise
+than FP32 does, is out; all are timed in one interleaved run. Where INT8 files that are out are
+clearly faster than what is left, layers of one go back to FP32 until it holds, and it is timed with
+the rest. The fastest is chosen, or what is more exact and as fast. The test split is not looked at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+
+from edgekd import data, export, runtimes
+from edgekd.bench import bench
+from edgekd.data import preprocess
+from edgekd.explain import fidelity
+from edgekd.metrics import paired
+from edgekd.metrics.calibration import log_softmax
+from edgekd.metrics.classification import answers
+from edgekd.metrics.evaluation import Truth, truth
+from edgekd.metrics.latency import percentiles, ratio
+from edgekd.pipeline import folders
+from edgekd.quantize import engines as quantizers
+from edgekd.quantize import ptq, sensitivity
+from edgekd.quantize.engines import NARROW, Engine
+from edgekd.records import (
+    Artifact,
+    EdgeKDError,
+    Machine,
+    Metric,
+    Precision,
+    Profile,
+    Record,
+    RuntimeUnavailable,
+    Stored,
+    Timing,
+    Track,
+    make_folder,
+    untracked,
+)
+from edgekd.runtimes import machine
+
+QAT = "-qat"  # what the name of one that was trained in INT8 ends with
+EXPLAINED = 32  # validation images whose maps are compared
+ROUNDS = 3  # processes that time a candidate: the same file's differ by a few hundredths
+SECONDS = 2.0  # of timing it in each
+CLEARLY = 1.02  # times the fastest one's time: what is nearer is as fast, and the most exact wins
+EXACT: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8")
+WHY = Literal[
+    "chosen", "slower", "no faster", "loses accuracy", "explains otherwise", "does not run"
+]
+
+
+class Candidate(Record):
+    """One precision by one engine, and what became of it."""
+
+    name: str  # of its folder: "fp32", "int8-nncf"
+    precision: str
+    engine: str = ""
+    state: WHY
+    reason: str
+    artifact_sha256: str = ""  # empty: there is no file
+    size_bytes: int = 0
+    drop_pt: Metric | None = None  # points of balanced accuracy lost to FP32, validation, paired
+    flips: int | None = None  # validation images that are answered otherwise than by FP32
+    agreement: float | None = None  # of its maps; None: not asked
+    times: float | None = None  # as long as FP32 takes, turn by turn: what is decided by
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+
+
+class Choice(Stored):
+    """All candidates, and which one is deployed."""
+
+    FILE: ClassVar[str] = "choice.json"
+    source: str  # sha256 of the FP32 ONNX file
+    tuned: str = ""  # of the one trained in INT8; empty: none
+    profile: Profile
+    max_drop: float  # points
+    images: int  # calibration
+    seconds: float = SECONDS  # of calls of each in each round
+    engines: tuple[str, ...]
+    chosen: str
+    candidates: tuple[Candidate, ...]
+    machine: Machine
+
+
+class Judged(NamedTuple):
+    """A file that ran, beside FP32 on the validation split."""
+
+    name: str
+    artifact: Artifact
+    drop: Metric  # points
+    flips: int
+    agreement: float  # kappa of its maps with FP32's: 1 the same, 0 as alike as strangers' maps
+    asked: float  # that the profile's margins ask
+
+    @property
+    def alike(self) -> float | None:
+        """The agreement as it is stored; None where no maps could be compared."""
+        return round(self.agreement, 4) if np.isfinite(self.agreement) else None
+
+    def lost(self, max_drop: float) -> tuple[WHY, str] | None:
+        """(state, reason) of one that is out; None of one that may be chosen, as FP32 always."""
+        if self.artifact.precision == "fp32":
+            return None
+        if self.drop.value > max_drop:
+            reason = f"{_points(self.drop)} lost on validation, {max_drop:g} allowed"
+            return "loses accuracy", reason
+        if not self.agreement >= self.asked:
+            return "explains otherwise", f"agreement {self.agreement:.2f}, under {self.asked:g}"
+        return None
+
+
+class Bench(NamedTuple):
+    """What all candidates of one choice share."""
+
+    source: Artifact
+    profile: Profile
+    calibration: np.ndarray  # (n, 3, H, W) float32
+    images: np.ndarray  # (N, 3, H, W) float32, the validation split
+    truth: Truth
+    log_p: np.ndarray  # (N, K) FP32's log probabilities
+    cases: fidelity.Cases  # what is explained
+    explained: np.ndarray  # (M,) which images that are
+    maps: fidelity.Maps  # FP32's
+    seed: int
+    track: Track
+
+
+def choose(
+    source: Artifact,
+    dataset: data.Dataset,
+    profile: Profile,
+    out: Path,
+    *,
+    images: int,
+    max_drop: float,
+    engines: Sequence[str] | None = None,
+    tuned: Artifact | None = None,
+    seconds: float = SECONDS,
+    seed: int = 0,
+    track: Track = untracked,
+) -> Choice:
+    """The best file for `profile`, whose device must be here; all are kept in `out`.
+
+    source: FP32 ONNX artifact. images: how many of the training split calibrate. max_drop: points
+    of balanced accuracy. engines: to try for INT8; None: all that write for the profile's runtime.
+    tuned: FP32 ONNX of the same network after training in INT8, to be quantised as well. seconds:
+    of calls of each in each of ROUNDS processes. EdgeKDError if FP32 itself does not run; what else
+    does not is told in the Choice.
+    """
+    if profile.device not in runtimes.get(profile.runtime).devices():
+        raise RuntimeUnavailable(
+            f"--engine auto measures on the device, and {profile.runtime} sees no {profile.device} "
+            f"here: run it there, or name an engine: {', '.join(quantizers.names())}"
+        )
+    (make_folder(out) / Choice.FILE).unlink(missing_ok=True)
+    here = machine.this()
+    wanted = tuple(engines) if engines is not None else writers(profile.runtime)
+    ways = _ways(source, tuned, profile, out, wanted, here)
+    shared = _shared(source, dataset, profile, images, seed, track)
+    judged: list[Judged] = []
+    failed: list[Candidate] = []
+    for name in track(ways, "making candidates", len(ways)):
+        try:
+            judged.append(judge(name, ways[name](shared), shared))
+        except EdgeKDError as e:
+            if name == "fp32":  # nothing to compare the rest with
+                raise EdgeKDError(f"FP32 itself does not run in {profile.runtime}: {e}") from e
+            failed.append(_failed(name, str(e)))
+    rows = _rows(judged, _timed(judged, profile, seconds, seed, track), max_drop)
+    times = {r.name: r.times or 0.0 for r in rows}
+    enough = next(times[r.name] for r in rows if r.state == "chosen") / CLEARLY
+    small = [j for j in judged if j.artifact.precision == "int8" and times[j.name] < enough
+             and j.lost(max_drop)]  # fmt: skip
+    found = mended(small, shared, out, max_drop) if small else None
+    if isinstance(found, Candidate):
+        failed.append(found)
+    elif found is not None:
+        judged.append(found)
+        rows = _rows(judged, _timed(judged, profile, seconds, seed, track), max_drop)
+    return Choice(
+        source=source.sha256, tuned=tuned.sha256 if tuned else "", profile=profile,
+        max_drop=max_drop, images=len(shared.calibration), seconds=seconds, engines=wanted,
+        chosen=next(r.name for r in rows if r.state == "chosen"),
+        candidates=(*rows, *failed), machine=here,
+    ).save(out)  # fmt: skip
+
+
+def _timed(
+    judged: Sequence[Judged], profile: Profile, seconds: float, seed: int, track: Track
+) -> list[Timing]:
+    """All of them in turns on the profile's device."""
+    runners = [bench.Runner(j.artifact, profile, True) for j in judged]
+    how = bench.short(seconds, throughput=False)
+    rounds = bench.in_rounds(runners, how, rounds=ROUNDS, seed=seed, track=track)
+    return [bench.joined(of_one) for of_one in rounds]
+
+
+def writers(runtime: str) -> tuple[str, ...]:
+    """Engines whose files `runtime` loads, of those that are installed."""
+    return _installed(quantizers.names(), lambda e: runtime in e.RUNTIMES)
+
+
+def _installed(engines: Sequence[str], fits: Callable[[Engine], bool]) -> tuple[str, ...]:
+    found = []
+    for name in engines:
+        with contextlib.suppress(EdgeKDError):
+            if fits(quantizers.get(name)):
+                found.append(name)
+    return tuple(found)
+
+
+Make = Callable[[Bench], Artifact]
+
+
+def _ways(
+    source: Artifact,
+    tuned: Artifact | None,
+    profile: Profile,
+    out: Path,
+    engines: Sequence[str],
+    here: Machine,
+) -> dict[str, Make]:
+    """Name of each candidate and how it is made; FP32, that all are compared with, is one."""
+    overflows = profile.device == "CPU" and machine.overflows(here.isa)
+    narrow = _installed(engines, lambda e: NARROW in e.METHODS) if overflows else ()
+
+    def whole(precision: Precision) -> Make:
+        return lambda b: export.to_runtime(
+            source, b.calibration[: export.COMPARED], out / precision, profile.runtime,
+            precision=precision, profile=profile,
+        )  # fmt: skip
+
+    def small(engine: str, method: str | None, of: Artifact, name: str) -> Make:
+        def make(b: Bench) -> Artifact:
+            made = _finished(out / name, of, {"calibration_images": len(b.calibration), "keep": []})
+            return made or ptq.quantize(
+                of, b.calibration, out / name,
+                engine=engine, method=method, runtime=profile.runtime, seed=b.seed,
+            )  # fmt: skip
+
+        return make
+
+    def all_of(source: Artifact, ending: str) -> dict[str, Make]:
+        tried: list[tuple[str, str | None, str]]
+        tried = [(e, None, f"int8-{e}{ending}") for e in engines]
+        tried += [(e, NARROW, f"int8-{e}-{NARROW}{ending}") for e in narrow]
+        return {name: small(e, method, source, name) for e, method, name in tried}
+
+    floats: dict[Precision, None] = dict.fromkeys(
+        ("fp32", *(p for p in profile.precisions if p != "int8"))
+    )
+    found: dict[str, Make] = {p: whole(p) for p in floats}
+    if "int8" in profile.precisions:
+        found |= all_of(source, "") | (all_of(tuned, QAT) if tuned else {})
+    return found
+
+
+def _finished(folder: Path, source: Artifact, settings: dict[str, Any]) -> Artifact | None:
+    """What an interrupted choice had made of the same source in the same way."""
+    if not (folder / Artifact.FILE).exists():
+        return None
+    made = Artifact.load(folder)
+    same = all(made.settings.get(k) == v for k, v in settings.items())
+    return made if same and source.sha256 in made.parents.values() else None
+
+
+def _shared(
+    source: Artifact,
+    dataset: data.Dataset,
+    profile: Profile,
+    images: int,
+    seed: int,
+    track: Track,
+) -> Bench:
+    """FP32's answers and maps, by ONNX Runtime's or the profile's own runtime."""
+    spec, samples = source.spec, dataset.splits["val"]
+
+    def prepared(chosen: Sequence[data.Sample]) -> np.ndarray:
+        return preprocess.normalise(data.load_pixels(chosen, spec, track), spec)
+
+    calibration = prepared(ptq.pick_calibration(dataset.splits["train"], images, seed))
+    pictures, known = prepared(samples), truth(samples)
+    session = runtimes.open_session(source, folders.host(profile, source)[0])
+    logits = answers(session, pictures, track=track)
+    few = ptq.pick_calibration(samples, EXPLAINED, seed)
+    place = {s.digest: i for i, s in enumerate(samples)}
+    chosen = np.array([place[s.digest] for s in few])
+    names = [spec.classes[k] for k in logits[chosen].argmax(1)]
+    cases = fidelity.Cases(
+        images=[known.images[i] for i in chosen],
+        labels=[spec.classes[known.labels[i]] for i in chosen],
+        explained=names,
+        groups=[known.groups[i] for i in chosen],
+    )
+    maps = fidelity.explain_set(
+        session, pictures[chosen], logits[chosen].argmax(1), track=track
+    )  # fmt: skip
+    return Bench(source, profile, calibration, pictures, known, log_softmax(logits), cases, chosen,
+                 maps, seed, track)  # fmt: skip
+
+
+def judge(name: str, artifact: Artifact, shared: Bench) -> Judged:
+    """The file itself in the profile's runtime, beside FP32."""
+    session = runtimes.open_session(artifact, shared.profile)
+    log_p = log_softmax(answers(session, shared.images, track=shared.track))
+    found = paired.compare(
+        log_p, shared.log_p, shared.truth.labels, shared.truth.groups, shared.source,
+        seed=shared.seed,
+    ).differences["balanced_accuracy"]  # fmt: skip
+    drop = Metric(value=-100 * found.value, low=_less(found.high), high=_less(found.low))
+    asked = shared.log_p[shared.explained].argmax(1)
+    maps = fidelity.explain_set(session, shared.images[shared.explained], asked,
+                                track=shared.track)  # fmt: skip
+    own = fidelity.compare(
+        name, artifact, shared.profile.runtime, shared.cases, shared.maps, maps, seed=shared.seed
+    ).aggregate.get("kappa")
+    flips = int((log_p.argmax(1) != shared.log_p.argmax(1)).sum())
+    agreement = float("nan") if own is None else own.value
+    return Judged(name, artifact, drop, flips, agreement, shared.profile.margins.kappa)
+
+
+def _less(points: float | None) -> float | None:
+    return None if points is None else -100 * points
+
+
+def mended(
+    small: Sequence[Judged], shared: Bench, out: Path, max_drop: float
+) -> Judged | Candidate | None:
+    """The nearest to holding of INT8 files that are out, with layers put back to FP32.
+
+    A Candidate that is out, with the account of it, if that takes too many of them; None if no
+    engine of theirs can spare a layer.
+    """
+    can = [j for j in small if quantizers.get(j.artifact.settings["engine"]).KEEPS]
+    if not can:
+        return None
+    best = min(can, key=lambda j: (max(0.0, j.drop.value - max_drop), -j.agreement))
+    engine, method = best.artifact.settings["engine"], best.artifact.settings["method"]
+    name = f"{best.name.removesuffix(QAT)}-repaired"  # it is made of the student itself
+
+    def made(keep: Sequence[str], calibration: np.ndarray, folder: Path) -> Artifact:
+        return ptq.quantize(
+            shared.source, calibration, folder,
+            engine=engine, method=method, runtime=shared.profile.runtime, keep=keep,
+            seed=shared.seed,
+        )  # fmt: skip
+
+    last: Judged | None = None
+
+    def holds(artifact: Artifact) -> Judged | None:
+        nonlocal last
+        last = judge(name, artifact, shared)
+        return None if last.lost(max_drop) else last
+
+    try:
+        return sensitivity.repair(
+            shared.source, shared.profile, made, holds, shared.images, shared.calibration,
+            out / name, track=shared.track,
+        )  # fmt: skip
+    except EdgeKDError as e:
+        return _failed(name, str(e), last, last.lost(max_drop) if last else None)
+
+
+def _rows(judged: Sequence[Judged], timings: Sequence[Timing], max_drop: float) -> list[Candidate]:
+    """From fast to slow. timings: of `judged`, in their order, taken in turns; FP32's the first."""
+    ms = {j.name: percentiles(t.samples_ms) for j, t in zip(judged, timings, strict=True)}
+    fp32 = timings[0].block_medians_ms
+    times = {j.name: ratio(t.block_medians_ms, fp32)
+             for j, t in zip(judged, timings, strict=True)}  # fmt: skip
+    order = sorted(judged, key=lambda j: times[j.name])
+    hold = [j for j in order if not j.lost(max_drop)]
+    as_fast = [j for j in hold if times[j.name] <= CLEARLY * times[hold[0].name]]
+    chosen = min(as_fast, key=lambda j: EXACT.index(j.artifact.precision))
+
+    def state_of(j: Judged) -> tuple[WHY, str]:
+        ratio = times[j.name] / times[chosen.name]
+        beside = f"{ratio:.2f} x the time of {chosen.name}"
+        if lost := j.lost(max_drop):
+            return lost
+        if j is chosen:
+            doubt = _doubt(j.drop, max_drop)
+            return "chosen", f"the fastest that keeps accuracy and explanations{doubt}"
+        return ("slower", beside) if ratio > 1 else ("no faster", f"{beside}, which is more exact")
+
+    rows = []
+    for j in order:
+        a = j.artifact
+        state, reason = state_of(j)
+        rows.append(
+            Candidate(
+                name=j.name, precision=a.precision, engine=a.settings.get("engine", ""),
+                state=state, reason=reason, artifact_sha256=a.sha256, size_bytes=a.size_bytes,
+                drop_pt=j.drop, flips=j.flips, agreement=j.alike,
+                times=times[j.name], p50_ms=ms[j.name]["p50"], p95_ms=ms[j.name]["p95"],
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _points(lost: Metric) -> str:
+    """What was lost, with its interval where there is one."""
+    if lost.low is None or lost.high is None:
+        return f"{lost.value:.1f} points"
+    return f"{lost.value:.1f} points [{lost.low:.1f}, {lost.high:.1f}]"
+
+
+def _doubt(lost: Metric, max_drop: float) -> str:
+    """Said of a chosen file whose validation images are too few to be sure."""
+    if lost.high is None or lost.high <= max_drop:
+        return ""
+    return f"; {_points(lost)} lost: too few images to exclude more than {max_drop:g}"
+
+
+def _failed(
+    name: str, reason: str, last: Judged | None = None, lost: tuple[WHY, str] | None = None
+) -> Candidate:
+    """One of which there is no file. last, lost: of one that there was, and why it was out."""
+    precision, engine, *_ = [*name.split("-"), ""]  # "fp32", "int8-ort", "int8-ort-repaired"
+    return Candidate(
+        name=name, precision=precision, engine=engine,
+        state=lost[0] if lost else "does not run",
+        reason=f"{lost[1]}; {reason}" if lost else reason,
+        drop_pt=last.drop if last else None, flips=last.flips if last else None,
+        agreement=last.alike if last else None,
+    )  # fmt: skip

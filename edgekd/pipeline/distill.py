@@ -1,0 +1,262 @@
+"""`edgekd distill`: the profile's student, and all that it needs before, where that is missing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from edgekd.ofa import spaces
+from edgekd.pipeline import finalists, folders
+from edgekd.pipeline import search as searches
+from edgekd.pipeline.options import (
+    DataOptions,
+    DistillOptions,
+    RunOptions,
+    SearchOptions,
+    StudentOptions,
+    SupernetOptions,
+    TeacherOptions,
+    TrainOptions,
+)
+from edgekd.pipeline.run import Run
+from edgekd.pipeline.shrink import find_supernet, made_supernet
+from edgekd.pipeline.teach import asked_teachers
+from edgekd.pipeline.workspace import Start, Workspace, gentler
+from edgekd.records import (
+    Arch,
+    Artifact,
+    EdgeKDError,
+    Profile,
+    Track,
+    Training,
+    make_folder,
+    untracked,
+)
+
+if TYPE_CHECKING:
+    from edgekd.ofa.supernet import SubNet
+
+LOG = logging.getLogger(__name__)
+
+
+class StudentSpec(NamedTuple):
+    """The student to be distilled, and where its weights come from."""
+
+    name: str
+    arch: Arch | None  # None: a network of that name, which is no sub-net
+    supernet: Artifact | None = None
+    start: Start = Start()
+
+
+def distill(
+    profile: str = "cpu",
+    *,
+    data: DataOptions = DataOptions(),  # noqa: B008 it is frozen
+    teacher: TeacherOptions = TeacherOptions(),  # noqa: B008
+    student: StudentOptions = StudentOptions(),  # noqa: B008
+    supernet: SupernetOptions = SupernetOptions(),  # noqa: B008
+    search: SearchOptions = SearchOptions(),  # noqa: B008
+    train: TrainOptions = TrainOptions(),  # noqa: B008
+    output: RunOptions = RunOptions(),  # noqa: B008
+    track: Track = untracked,
+) -> Run:
+    """A run with the profile's student, distilled from a teacher.
+
+    profile: a name or a .toml file. What is missing is made first: teacher, supernet, search; what
+    is there already and was asked for alike is taken as it is. Hybrid supervision as in arXiv
+    2508.15251: labels with weight alpha_hard, soft targets with the rest. With several finalists
+    the fastest is kept that gives up at most `give_up` points as distilled, on validation.
+    """
+    chosen = Profile.read(profile)
+    training = train.training(alpha_hard=teacher.alpha_hard, temperature=teacher.temperature)
+    named = student.student or chosen.student
+    folder = output.run or output.runs / chosen.name
+    check(chosen, student.student, folder)
+    if student.finalists > 1 and named:
+        raise EdgeKDError(f"--finalists are of a search, student {named} is none: leave one out")
+    work = Workspace.open(output.runs, data, data.size or chosen.pixels, track)
+    LOG.info("run %s: %s, %d pixels", folder, work.folder, work.spec.size[0])
+    asked = DistillOptions(
+        data=data, teacher=teacher, student=student, supernet=supernet, search=search, train=train
+    )
+    guides = asked_teachers(work, teacher)
+    making = Making(work, chosen, guides, training, asked)
+    if named:
+        making.student(subnet_of(work, named, Start.of(supernet)), folder, force=output.force)
+    else:
+        _from_search(making, folder, force=output.force)
+    return Run.find(output.runs, folder, None, track)
+
+
+class Making(NamedTuple):
+    """What every student of one command has in common."""
+
+    work: Workspace
+    profile: Profile
+    teachers: Sequence[Artifact]
+    training: Training
+    asked: DistillOptions
+
+    def student(self, chosen: StudentSpec, folder: Path, *, force: bool) -> Artifact:
+        """One student, in the run `folder`."""
+        return made_student(
+            self.work, self.profile, folder, self.teachers, self.training, chosen,
+            sensitivity=self.asked.student.sensitivity, layer=self.asked.student.layer,
+            force=force, asked=self.asked,
+        )  # fmt: skip
+
+
+def _from_search(making: Making, folder: Path, *, force: bool) -> Artifact:
+    """The student that a search finds in a supernet, which is shrunk now if there is none."""
+    work, profile, teachers, _, asked = making
+    base = find_supernet(work, profile, asked.search.supernet) or made_supernet(
+        work, [profile], teachers, TrainOptions(epochs=asked.student.shrink_epochs).training(),
+        start=Start.of(asked.supernet), schedule=asked.supernet.schedule,
+    )  # fmt: skip
+    LOG.info("supernet %s, %s", base.model, base.folder)
+    several = asked.student.finalists > 1
+    search = asked.search.model_copy(update={"give_up": 0.0}) if several else asked.search
+    front, sought = searches.search_one(work, profile, base, folder, search)
+    if not searches.told_apart(sought):
+        LOG.info("all sub-nets are equally accurate: chosen for speed alone")
+    if several:
+
+        def one_of_them(name: str, arch: Arch, where: Path) -> Artifact:
+            return making.student(StudentSpec(name, arch, base), where, force=force)
+
+        sought, compared = finalists.settle(
+            front, sought, folder, one_of_them, count=asked.student.finalists,
+            slack=asked.search.give_up / 100, force=force,
+        )  # fmt: skip
+        for each in compared.finalists:
+            LOG.info("finalist %s: predicted %.3g ms, distilled %.3f balanced accuracy on "
+                     "validation", each.name, each.p50_ms, each.accuracy)  # fmt: skip
+        force = False  # the student that is there is the chosen one's
+    LOG.info("student %s", sought.chosen)
+    arch = searches.chosen_of(front, sought).arch
+    return making.student(StudentSpec(sought.chosen, arch, base), folder, force=force)
+
+
+def subnet_of(work: Workspace, student: str, start: Start) -> StudentSpec:
+    """What `student` names or the sub-net in that folder, at this size."""
+    folder = Path(student)
+    if not (folder / Artifact.FILE).exists():
+        if not _is_subnet(student):
+            if start.model != "scratch":
+                raise EdgeKDError(f"{student} begins from scratch: --start is for sub-nets")
+            return StudentSpec(student, None)
+        name, arch = spaces.named(student)
+        start = start.official(name) if start.model == "ofa" else start.found()
+        return StudentSpec(
+            name, arch.model_copy(update={"resolution": work.spec.size[0]}), None, start
+        )
+    made = Artifact.load(folder)
+    if made.arch is None:
+        raise EdgeKDError(f"{folder} holds no sub-net of a space: name one, or a student's folder")
+    return StudentSpec(made.model, made.arch, None, start.found())
+
+
+def _is_subnet(student: str) -> bool:
+    """Whether it names one; False for another network, EdgeKDError for neither."""
+    try:
+        spaces.named(student)
+    except EdgeKDError:
+        from edgekd.models import zoo
+
+        if zoo.known(student):
+            return False
+        raise
+    return True
+
+
+def check(profile: Profile, student: str | None, folder: Path) -> None:
+    """EdgeKDError at once for what would only be found after a teacher was taught."""
+    from edgekd import runtimes
+
+    runtimes.check(profile.runtime)
+    named = student or profile.student
+    if named and not Path(named).is_dir():
+        _is_subnet(named)
+    spaces.space_of(profile.space)
+    make_folder(folder)
+
+
+def made_student(
+    work: Workspace,
+    profile: Profile,
+    folder: Path,
+    teachers: Sequence[Artifact],
+    training: Training,
+    chosen: StudentSpec,
+    *,
+    sensitivity: float | None = None,
+    layer: str = "",
+    force: bool,
+    asked: DistillOptions | None = None,
+) -> Artifact:
+    """The run's student, trained now (or further) unless it is there already.
+
+    layer: that its files will explain, see folders.onnx_of. asked: to be told in the run's record.
+    """
+    from edgekd.train import distill as loop
+
+    spec = work.spec
+    if chosen.arch is not None:
+        spec = spec.model_copy(update={"size": (chosen.arch.resolution,) * 2})
+    origin: dict[str, str] = {}
+    if chosen.supernet is not None:
+        origin = {"supernet": chosen.supernet.sha256}
+    elif chosen.start.model != "scratch":
+        origin = chosen.start.settings()
+    if chosen.supernet is not None:  # at 7e-4, two epochs took back what shrinking had brought
+        training = gentler(training, lr=3e-4)
+    elif origin:
+        training = gentler(training)
+    training = training if teachers else loop.without_teacher(training)
+    wanted = loop.settings(
+        work.dataset,
+        chosen.name,
+        spec,
+        training,
+        seed=work.seed,
+        teachers=teachers,
+        origin=origin,
+    )
+    made = folders.finished(folder / "student", wanted, force=force)
+    run = folders.RunRecord(
+        profile=profile,
+        data=str(work.folder.resolve()),
+        spec=spec,
+        teacher=str(teachers[0].folder.resolve()) if teachers else "",
+        seed=work.seed,
+        split=work.split,
+        allow_leakage=work.allow_leakage,
+        layer=layer,
+        options=asked,
+    )
+    folders.begin(work.root, folder, run)
+    if made:
+        return folders.rejudged(made, work.dataset, sensitivity, rivals=teachers)
+    net = _cut(work, chosen, chosen.arch) if origin and chosen.arch else None
+    return loop.distill(
+        work.dataset, teachers, chosen.name, chosen.arch, spec, folder / "student",
+        training=training, net=net, origin=origin, replay=folders.shared(work.root, work.dataset),
+        sensitivity=sensitivity, seed=work.seed, track=work.track,
+    )  # fmt: skip
+
+
+def _cut(work: Workspace, chosen: StudentSpec, arch: Arch) -> SubNet:
+    """The student with its weights of a supernet, trained or just begun."""
+    from edgekd.models import zoo
+
+    if chosen.supernet is not None:
+        return zoo.load_supernet(chosen.supernet).extract(arch)
+    start = chosen.start
+    if start.model == "ofa" and start.weights is not None:
+        return zoo.published(arch, len(work.spec.classes), start.weights, work.seed)
+    return zoo.supernet(
+        arch.space, len(work.spec.classes), start=start.model, weights=start.weights,
+        pretrained=start.pretrained, seed=work.seed,
+    ).extract(arch)  # fmt: skip

@@ -1,0 +1,122 @@
+"""`edgekd shrink`: the supernet that every profile's student is cut out of, trained once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgekd.pipeline import folders
+from edgekd.pipeline.options import (
+    DataOptions,
+    OutputOptions,
+    SupernetOptions,
+    TeacherOptions,
+    TrainOptions,
+)
+from edgekd.pipeline.teach import asked_teachers
+from edgekd.pipeline.workspace import Start, Workspace, gentler
+from edgekd.records import Artifact, EdgeKDError, Profile, Spec, Track, Training, unknown, untracked
+
+
+def shrink(
+    profiles: Sequence[str] = ("cpu",),
+    *,
+    data: DataOptions = DataOptions(),  # noqa: B008 it is frozen
+    teacher: TeacherOptions = TeacherOptions(),  # noqa: B008
+    supernet: SupernetOptions = SupernetOptions(),  # noqa: B008
+    train: TrainOptions = TrainOptions(),  # noqa: B008
+    output: OutputOptions = OutputOptions(),  # noqa: B008
+    track: Track = untracked,
+) -> Artifact:
+    """A supernet, trained once so that the student of every profile can be cut out of it.
+
+    profiles: names or .toml files, all of one space. OFA's progressive shrinking or the sandwich
+    rule (Cai et al. 2020, arXiv 1908.09791; Yu & Huang 2019, arXiv 1903.05134). The artifact lies
+    in `<runs>/shared/<data>/`.
+    """
+    chosen = [Profile.read(name) for name in profiles]
+    training = train.training(alpha_hard=teacher.alpha_hard, temperature=teacher.temperature)
+    work = Workspace.open(output.runs, data, data.size or max(p.pixels for p in chosen), track)
+    teachers = asked_teachers(work, teacher)
+    return made_supernet(
+        work, chosen, teachers, training, start=Start.of(supernet), schedule=supernet.schedule,
+        force=output.force,
+    )  # fmt: skip
+
+
+def made_supernet(
+    work: Workspace,
+    profiles: Sequence[Profile],
+    teachers: Sequence[Artifact],
+    training: Training,
+    *,
+    start: Start,
+    schedule: str,
+    force: bool = False,
+) -> Artifact:
+    """The supernet of these settings, one for all `profiles`, trained now unless it is there."""
+    from edgekd.models import zoo
+    from edgekd.train import shrink as loop
+
+    folders.alone("shrinking")
+    if schedule not in loop.SCHEDULES:
+        raise EdgeKDError(unknown("schedule", schedule, loop.SCHEDULES))
+    space, resolutions = shared_space(profiles, work.spec)
+    start = start.found()
+    if start.model != "scratch":
+        training = gentler(training, lr=1e-3, epochs=12)
+    if training.attention or training.features:
+        raise EdgeKDError("attention and features guide one student: leave them out of shrinking")
+    asked = loop.shrink_settings(
+        work.dataset, space, work.spec, training, resolutions=resolutions,
+        start=start.settings(), schedule=schedule, teachers=teachers, seed=work.seed,
+    )  # fmt: skip
+    folder = folders.own_folder(work.root, work.dataset, "supernet", space, work.spec, asked)
+    made = folders.finished(folder, asked, force=force)
+    if made:
+        return made
+    net = zoo.supernet(
+        space, len(work.spec.classes), start=start.model, weights=start.weights,
+        pretrained=start.pretrained, seed=work.seed,
+    )  # fmt: skip
+    return loop.shrink(
+        work.dataset, net, work.spec, folder,
+        resolutions=resolutions, training=training, start=start.settings(), schedule=schedule,
+        teachers=teachers, replay=folders.shared(work.root, work.dataset), seed=work.seed,
+        track=work.track,
+    )  # fmt: skip
+
+
+def shared_space(profiles: Sequence[Profile], spec: Spec) -> tuple[str, list[int]]:
+    """The one space of the profiles, and all resolutions that they allow up to the spec's size."""
+    if len({p.space for p in profiles}) > 1:
+        named = ", ".join(f"{p.name} {p.space}" for p in profiles)
+        raise EdgeKDError(f"profiles of several spaces share no supernet ({named}): one at a time")
+    side = spec.size[0]
+    found = sorted({r for p in profiles for r in p.resolutions if r <= side})
+    return profiles[0].space, found if side in found else [side]
+
+
+def find_supernet(work: Workspace, profile: Profile, folder: Path | None) -> Artifact | None:
+    """The supernet to cut from: the one in `folder`, or the one that fits, or None."""
+    if folder is not None:
+        return _fitting(Artifact.load(folder), profile, work)
+    there = folders.made(work.root, work.dataset, "supernet", work.spec)
+    there = [s for s in there if s.model == profile.space]
+    if len(there) > 1:
+        names = ", ".join(str(s.folder) for s in there)
+        raise EdgeKDError(f"{len(there)} supernets fit, name one with --supernet: {names}")
+    return there[0] if there else None
+
+
+def _fitting(supernet: Artifact, profile: Profile, work: Workspace) -> Artifact:
+    if supernet.kind != "supernet":
+        raise EdgeKDError(f"{supernet.folder} holds a {supernet.kind}, not a supernet")
+    if supernet.model != profile.space:
+        raise EdgeKDError(
+            f"{supernet.folder} is of space {supernet.model}, profile {profile.name} wants "
+            f"{profile.space}: shrink another, or change the profile"
+        )
+    if supernet.data_fingerprint != work.dataset.fingerprint or supernet.spec != work.spec:
+        raise EdgeKDError(f"{supernet.folder} was trained on other data or at another size")
+    return supernet

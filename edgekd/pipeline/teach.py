@@ -1,0 +1,132 @@
+"""`edgekd teach`: the teacher, trained unless it is there already."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgekd.pipeline import folders
+from edgekd.pipeline.options import DataOptions, OutputOptions, TeacherOptions, TrainOptions
+from edgekd.pipeline.workspace import Workspace, gentler
+from edgekd.records import Artifact, EdgeKDError, Track, Training, untracked
+
+LOG = logging.getLogger(__name__)
+DEFAULT = "resnet18"  # trains from scratch where there is no network and no checkpoint
+PIXELS = 128  # a side, where no size is asked for
+
+
+def teach(
+    model: str = DEFAULT,
+    *,
+    data: DataOptions = DataOptions(),  # noqa: B008 it is frozen
+    train: TrainOptions = TrainOptions(),  # noqa: B008
+    weights: Path | None = None,
+    pretrained: bool = False,
+    sensitivity: float | None = None,
+    output: OutputOptions = OutputOptions(),  # noqa: B008
+    track: Track = untracked,
+) -> Artifact:
+    """A teacher: any timm network, trained from a checkpoint, from the hub or from scratch.
+
+    weights: local checkpoint (.safetensors, .pth). pretrained: weights from the hub. sensitivity:
+    of each class's threshold, chosen on the validation split; None: Youden's J. The artifact lies
+    in `<runs>/shared/<data>/`, where every run on these data finds it.
+    """
+    training = train.training()
+    work = Workspace.open(output.runs, data, data.size or PIXELS, track)
+    return made_teacher(
+        work, model, training, weights=weights, pretrained=pretrained, sensitivity=sensitivity,
+        force=output.force,
+    )  # fmt: skip
+
+
+def asked_teachers(work: Workspace, asked: TeacherOptions) -> list[Artifact]:
+    """The teachers that are asked for, made where they are not there; none with no_teacher."""
+    if asked.no_teacher:
+        return []
+    training = TrainOptions(epochs=asked.teacher_epochs).training()
+    found = find_teachers(
+        work, asked.teacher, training, weights=asked.teacher_weights, pretrained=asked.pretrained
+    )
+    for one in found:
+        LOG.info("teacher %s, %s", one.model, one.folder)
+    return found
+
+
+def made_teacher(
+    work: Workspace,
+    model: str,
+    training: Training,
+    *,
+    weights: Path | None = None,
+    pretrained: bool = False,
+    sensitivity: float | None = None,
+    force: bool = False,
+) -> Artifact:
+    """The teacher of these settings, trained now unless it is there already."""
+    from edgekd.train import distill as loop
+
+    if weights is not None and not weights.is_file():
+        raise EdgeKDError(f"no weights file {weights}: give a .safetensors or .pth file")
+    if weights is not None or pretrained:
+        training = gentler(training)
+    training = loop.without_teacher(training)
+    asked = loop.settings(
+        work.dataset, model, work.spec, training,
+        seed=work.seed, weights=weights, pretrained=pretrained,
+    )  # fmt: skip
+    folder = folders.own_folder(work.root, work.dataset, "teacher", model, work.spec, asked)
+    if made := folders.finished(folder, asked, force=force):
+        return folders.rejudged(made, work.dataset, sensitivity)
+    return loop.teach(
+        work.dataset, model, work.spec, folder, training=training, weights=weights,
+        pretrained=pretrained, sensitivity=sensitivity, seed=work.seed, track=work.track,
+    )  # fmt: skip
+
+
+def find_teacher(
+    work: Workspace,
+    teacher: str | None,
+    training: Training,
+    *,
+    weights: Path | None,
+    pretrained: bool,
+) -> Artifact:
+    """The teacher to learn from: a folder, the one there is (of that name), or one taught now."""
+    if teacher and (Path(teacher) / Artifact.FILE).exists():
+        if weights or pretrained:
+            raise EdgeKDError(f"{teacher} is a trained teacher: --teacher-weights has no place")
+        return Artifact.load(Path(teacher))
+    if weights is None and not pretrained and "epochs" not in training.model_fields_set:
+        there = folders.made(work.root, work.dataset, "teacher", work.spec)
+        there = [t for t in there if teacher in (None, t.model)]
+        if len(there) > 1:
+            names = ", ".join(str(t.folder) for t in there)
+            raise EdgeKDError(f"{len(there)} teachers fit, name one with --teacher: {names}")
+        if there:
+            return there[0]
+    name = teacher or DEFAULT
+    return made_teacher(work, name, training, weights=weights, pretrained=pretrained)
+
+
+def find_teachers(
+    work: Workspace,
+    named: Sequence[str] | None,
+    training: Training,
+    *,
+    weights: Path | None,
+    pretrained: bool,
+) -> list[Artifact]:
+    """Every teacher that was named, as `find_teacher` finds one; one where none was."""
+    if named and len(named) > 1 and weights:
+        raise EdgeKDError(
+            "--teacher-weights is the file of one teacher, several are named: "
+            "edgekd teach each, and give their folders"
+        )
+    names: Sequence[str | None] = named or [None]
+    found = [find_teacher(work, name, training, weights=weights, pretrained=pretrained)
+             for name in names]  # fmt: skip
+    if len({t.sha256 for t in found}) < len(found):
+        raise EdgeKDError(f"the same teacher twice: {', '.join(t.model for t in found)}")
+    return found

@@ -1,0 +1,92 @@
+"""What every command that trains begins with: the data set, opened, and what models see of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from edgekd import data
+from edgekd.pipeline import folders
+from edgekd.pipeline.options import DataOptions, SupernetOptions
+from edgekd.records import EdgeKDError, Spec, Track, Training, sha256
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A data set, opened and checked, and what every model made from it sees."""
+
+    root: Path  # of all runs
+    folder: Path
+    dataset: data.Dataset
+    spec: Spec
+    seed: int
+    track: Track
+    split: str | None = None  # how it was asked to be split, see dataset.inspect
+    allow_leakage: bool = False
+
+    @classmethod
+    def open(cls, root: Path, asked: DataOptions, pixels: int, track: Track) -> Workspace:
+        """The data that are asked for (none: the phantoms), `pixels` a side."""
+        folder = asked.data or _once(lambda: folders.phantoms(root, asked.seed, track))
+        dataset = data.open_dataset(
+            folder, seed=asked.seed, split=asked.split, allow_leakage=asked.allow_leakage,
+            track=track,
+        )  # fmt: skip
+        table = {"classes": dataset.classes, "size": (pixels, pixels), "resize": asked.resize}
+        spec = Spec.parse(table | {"channels": "grey" if dataset.grey else "rgb"}, "--resize")
+        return cls(root, folder, dataset, spec, asked.seed, track, asked.split, asked.allow_leakage)
+
+
+def _once(make: Callable[[], Path]) -> Path:
+    """`make()`, by one of several processes before the others."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return make()
+    from edgekd.train import distributed
+
+    with distributed.here().first():
+        return make()
+
+
+def gentler(training: Training, *, lr: float = 7e-4, epochs: int = 8) -> Training:
+    """For pretrained weights: fewer epochs and a lower rate, where the user named neither."""
+    wanted = {"lr": lr, "epochs": epochs}
+    update = {k: v for k, v in wanted.items() if k not in training.model_fields_set}
+    return training.model_copy(update=update)
+
+
+class Start(NamedTuple):
+    """What weights a supernet, or a sub-net alone, has before it is trained."""
+
+    model: str = "scratch"  # a timm network that is a member of the space, an official checkpoint,
+    weights: Path | None = None  # or for a published sub-net "ofa"; the file of its weights,
+    pretrained: bool = False  # or from the hub
+
+    @classmethod
+    def of(cls, asked: SupernetOptions) -> Start:
+        """As it is asked for."""
+        return cls(asked.start, asked.start_weights, asked.start_pretrained)
+
+    def settings(self) -> dict[str, str]:
+        """As plain data; EdgeKDError where the weights are not there."""
+        if self.weights is not None and not self.weights.is_file():
+            raise EdgeKDError(f"no weights file {self.weights}: give a .safetensors or .pth file")
+        if self.model == "scratch" and (self.weights or self.pretrained):
+            raise EdgeKDError("--start-weights needs --start: the network that they are of")
+        origin = sha256(self.weights) if self.weights else ("hub" if self.pretrained else "none")
+        return {"start": self.model, "start_weights": origin}
+
+    def official(self, name: str) -> Start:
+        """With the file of OFA's checkpoint `name`: given, fetched before, or fetched now."""
+        from edgekd.models import checkpoints
+
+        file = self.weights or checkpoints.fetch(name, offline=not self.pretrained)
+        return Start(self.model, file)
+
+    def found(self) -> Start:
+        """With the file of an official supernet, where it is one that is wanted."""
+        from edgekd.models import checkpoints
+
+        return self.official(self.model) if self.model in checkpoints.SUPERNETS else self

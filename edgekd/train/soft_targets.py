@@ -1,0 +1,177 @@
+"""What a teacher says of the training images: asked once for each view of them, then replayed.
+
+An image's augmentation depends on (seed, view, image) alone, and epochs take `views` views in turn.
+So a teacher, which costs many times what its student does, need not be asked again for a view that
+it has seen: its answers lie in memory-mapped arrays, beside those of other students' trainings on
+the same data. They are computed in the images' own order and in batches of one size, so that they
+do not depend on who asks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+
+from edgekd.data.augment import View
+from edgekd.models import zoo
+from edgekd.records import (
+    AUGMENTATION,
+    Artifact,
+    EdgeKDError,
+    Stored,
+    Track,
+    Training,
+    make_folder,
+    untracked,
+)
+from edgekd.train import distributed
+
+CHUNK = 64  # images that the teacher is asked at once
+
+
+class Said(NamedTuple):
+    """A teacher's answers to n images."""
+
+    logits: torch.Tensor  # (n, classes) float32
+    attention: torch.Tensor | None = None  # (n, h, w) float32, of length 1 as a vector
+    embedding: torch.Tensor | None = None  # (n, C) float32: its last map, averaged over space
+
+
+class Kept(Stored):
+    """What the arrays beside it are answers to."""
+
+    FILE: ClassVar[str] = "targets.json"
+    key: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]  # of each array, views and images first
+
+
+def attention(features: torch.Tensor) -> torch.Tensor:
+    """(N, C, h, w) -> (N, h, w): energy over channels, each map of length 1.
+
+    Zagoruyko and Komodakis 2017, arXiv 1612.03928, eq. 1 with p = 2.
+    """
+    energy = features.float().pow(2).sum(1)
+    return energy / energy.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None]
+
+
+class Targets:
+    """One teacher's answers for the training split."""
+
+    def __init__(
+        self,
+        teacher: Artifact,
+        images: View,
+        count: int,
+        training: Training,
+        key: dict[str, Any],
+        root: Path | None,
+        track: Track = untracked,
+    ):
+        """Of `count` images; `key` is all that `images` depend on. Kept under folder `root`."""
+        self.teacher, self.images, self.count = teacher, images, count
+        self.views, self.track = training.views, track
+        self.kinds = ["logits"]
+        self.kinds += ["attention"] * (training.attention > 0)
+        self.kinds += ["embedding"] * (training.features > 0)
+        self.size = teacher.spec.size
+        augmentation = {name: getattr(training, name) for name in AUGMENTATION}
+        self.key = key | {"teacher": teacher.sha256, "views": self.views, "kinds": self.kinds,
+                          "augmentation": augmentation, "chunk": CHUNK}  # fmt: skip
+        self.folder = None
+        if root is not None and self.views:
+            text = json.dumps(self.key, sort_keys=True)
+            name = hashlib.sha256(text.encode()).hexdigest()[:12]
+            self.folder = root / f"targets-{teacher.model}-{self.size[0]}px-{name}"
+        self._net: zoo.Waist | None = None
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def begin(self, view: int) -> None:
+        """Have the answers to a view ready; asks the teacher for what is not there."""
+        if self.folder is None:
+            return
+        arrays = self._open()
+        done = arrays["done"][view]
+        left = np.flatnonzero(~done).tolist()
+        if not left:
+            return
+        what = f"asking {self.teacher.model}, view {view + 1} of {self.views}"
+        for chunk in self.track(left, what, len(left)):
+            chosen = np.arange(chunk * CHUNK, min(self.count, (chunk + 1) * CHUNK))
+            said = self._ask(view, chosen)
+            for name in self.kinds:
+                arrays[name][view, chosen] = getattr(said, name).numpy()
+            done[chunk] = True
+        for array in arrays.values():
+            array.flush()  # type: ignore[attr-defined]
+
+    def of(self, view: int, chosen: np.ndarray, images: torch.Tensor) -> Said:
+        """The answers to images `chosen` in a view; `images` are those, at some size."""
+        if self.folder is None:
+            fits = tuple(images.shape[2:]) == self.size
+            return self.say(images if fits else self.images(self.size, view, chosen))
+        found = {name: torch.from_numpy(self._open()[name][view, chosen].astype(np.float32))
+                 for name in self.kinds}  # fmt: skip
+        return Said(**found)
+
+    def _ask(self, view: int, chosen: np.ndarray) -> Said:
+        return self.say(self.images(self.size, view, chosen))
+
+    def say(self, images: torch.Tensor) -> Said:
+        """The answers to `images` (n, 3, *size), whatever they are; nothing is kept."""
+        if self._net is None:
+            self._net = zoo.load(self.teacher).to(distributed.here().device)
+        net, images = self._net, images.to(distributed.here().device)
+        with torch.inference_mode():
+            if self.kinds == ["logits"]:
+                return Said(net.net(images).cpu().clone())
+            logits, features, last = net.answers(images)
+            found = {"logits": logits.clone()}
+            if "attention" in self.kinds:
+                found["attention"] = attention(features)
+            if "embedding" in self.kinds:
+                found["embedding"] = last.float().mean((2, 3))
+        return Said(**{k: v.cpu().clone() for k, v in found.items()})
+
+    def _open(self) -> dict[str, np.ndarray]:
+        """The memory-mapped arrays, made empty if they are not there."""
+        if self._arrays or self.folder is None:
+            return self._arrays
+        if not (self.folder / Kept.FILE).exists():
+            make_folder(self.folder)
+            said = self._ask(0, np.arange(1))
+            shapes = {name: (self.views, self.count, *getattr(said, name).shape[1:])
+                      for name in self.kinds}  # fmt: skip
+            for name, shape in shapes.items():
+                _create(self.folder / f"{name}.npy", shape, _dtype(name))
+            chunks = -(-self.count // CHUNK)
+            _create(self.folder / "done.npy", (self.views, chunks), np.dtype(bool))
+            Kept(key=self.key, shapes=shapes).save(self.folder)
+        kept = Kept.load(self.folder)
+        for name in (*kept.shapes, "done"):
+            path = self.folder / f"{name}.npy"
+            try:
+                array = np.load(path, mmap_mode="r+")
+            except (OSError, ValueError) as e:
+                raise EdgeKDError(
+                    f"cannot read {path} ({type(e).__name__}): delete {self.folder}, run again"
+                ) from None
+            if name != "done" and array.shape != kept.shapes[name]:
+                raise EdgeKDError(
+                    f"{path} has shape {array.shape}, not {kept.shapes[name]}: delete "
+                    f"{self.folder}, run again"
+                )
+            self._arrays[name] = array
+        return self._arrays
+
+
+def _dtype(name: str) -> np.dtype:
+    return np.dtype(np.float32 if name == "logits" else np.float16)
+
+
+def _create(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
