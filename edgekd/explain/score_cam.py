@@ -108,6 +108,27 @@ def ask(
     return _filled(act, few, masked, pooled, logits[0])
 
 
+def live_channels(features: np.ndarray) -> np.ndarray:
+    """(C, h, w) float32: the channels of one image's features that say anything, cut off at 0."""
+    act = np.maximum(features, 0)
+    return act[np.ptp(act, axis=(1, 2)) > FLAT * np.abs(act).max()]
+
+
+def ask_through(
+    session: Session, image: np.ndarray, channels: np.ndarray, *, batch: int = 16
+) -> Passes:
+    """Show the model the image (3, H, W), and through another model's channels (C, h, w).
+
+    Score-CAM masks each model by its own channels, so that two maps differ already in what was
+    hidden. Through the same masks they differ in what the models do: the `class_maps` of these
+    passes are M_f = ReLU(sum_k w_k(f) A_k), A_k the other's `live_channels`, w_k(f) the answers of
+    this model, class-centred, less their mean over k.
+    """
+    logits, _ = session(image[None])
+    masked, pooled = _masked(session, image, channels, "evidence", batch, logits.shape[1])
+    return Passes(channels, masked, pooled, logits[0], len(channels))
+
+
 def fewer(found: Passes, share: float) -> Passes:
     """What `ask` finds at `share`, from all the answers: costs no pass."""
     few = telling(found.act, share)
@@ -351,7 +372,7 @@ def interpolation(n: int, m: int, align_corners: bool = False) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _gaussian(n: int, sigma: float) -> np.ndarray:
+def gaussian(n: int, sigma: float) -> np.ndarray:
     """(n, n) float32 matrix that blurs n points; beyond the ends they are mirrored (cba|abc|cba).
 
     Cut off at 4 sigma: scipy.ndimage.gaussian_filter's defaults.
@@ -371,7 +392,7 @@ def blur(image: np.ndarray, share: float = 0.1) -> np.ndarray:
     """(3, H, W) float32: the image with all detail gone; sigma is `share` of the shorter side."""
     height, width = image.shape[1:]
     sigma = share * min(height, width)
-    return _gaussian(height, sigma) @ image @ _gaussian(width, sigma).T
+    return gaussian(height, sigma) @ image @ gaussian(width, sigma).T
 
 
 def resize(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -20,6 +20,7 @@ REMEDIES = {
         "distil a student that loses less: another seed, or relu6 in place of h-swish",
     ),
     "distillation": (
+        "teach the reasons: edgekd distill --set masked=1 (more: masked=3, or --epochs)",
         "train longer, or with the teacher's attention: edgekd distill --set attention=1",
         "check the data for markers and borders that go with one class: edgekd data check",
         "take a larger student: a profile with a wider budget",
@@ -75,13 +76,24 @@ def _valid(model: Comparison, margins: Margins) -> Iterator[Gate]:
 
 
 def _kept(step: Step, reference: Comparison, other: Comparison, margins: Margins) -> Iterator[Gate]:
-    """What the step has to keep. Maps need to be the same where the weights are: a student may
-    explain itself otherwise than its teacher does, and two students of one recipe do.
+    """What the step has to keep. Maps need to be the same where the weights are. A student masks
+    an image by other channels than its teacher; it is asked through its teacher's.
     """
     paired, agreement = other.paired, other.aggregate
     if a := paired.get("accuracy_pt"):
         yield _gate("accuracy_pt", f"points of balanced accuracy beyond {reference.name}'s",
                     a, -margins.accuracy_pt, least=True)  # fmt: skip
+    if step == "distillation":
+        for key, what, margin, least in (
+            ("shared_kappa", "agreement of answers under the same masks beyond strangers'",
+             margins.shared_kappa, True),
+            ("shared_identification", "own image's map through the same masks told from strangers'",
+             margins.shared_identification, True),
+            ("shared_lost", "maps through the same masks that could be a stranger's",
+             margins.shared_lost, False),
+        ):  # fmt: skip
+            if a := agreement.get(key):
+                yield _gate(key, what, a, margin, least=least)
     if step == "quantisation":
         if a := paired.get("answers"):
             yield _gate("answers", "test images answered alike", a, margins.answers, least=True)

@@ -58,6 +58,12 @@ class Waist(nn.Module):
         """Name and shape of what is explained: 'stage3 40x16x16'."""
         return self.title(list(self.shapes)[self.index])
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) cells of what is explained."""
+        _, h, w = list(self.shapes.values())[self.index]
+        return h, w
+
     def title(self, name: str) -> str:
         """Name and shape of a stage."""
         return f"{name} " + "x".join(map(str, self.shapes[name]))

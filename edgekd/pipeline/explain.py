@@ -15,7 +15,7 @@ import numpy as np
 
 from edgekd import data, runtimes
 from edgekd.data import preprocess
-from edgekd.explain import examine, fidelity, score_cam
+from edgekd.explain import examine, fidelity, score_cam, shared_masks
 from edgekd.explain import verdict as verdicts
 from edgekd.metrics import evaluation, paired
 from edgekd.metrics.calibration import log_softmax, softmax
@@ -59,6 +59,7 @@ class Link(NamedTuple):
     profile: Profile  # that it was run with here
     found: examine.Examined
     alone: str = ""  # why its masked images were not asked several at a time
+    shared: np.ndarray | None = None  # (N, K, g, g): through the channels of what it is compared to
 
 
 class Question(NamedTuple):
@@ -122,7 +123,7 @@ def judge(
         links.append(link)
         if blind is not None:
             published[link.name] = blind
-    comparisons, maps = chain(links, ask, margins)
+    comparisons, maps = chain(list(_through_the_same_masks(run, links, ask)), ask, margins)
     _keep(out / MAPS, maps)
     _layer_by_layer(run, ask, depths, out)
     steps = [c.verdict for c in comparisons if c.verdict]
@@ -236,6 +237,29 @@ def _examined(
     return link, blind
 
 
+def _through_the_same_masks(run: Run, links: Sequence[Link], ask: Question) -> Iterator[Link]:
+    """Each link with its maps through the channels of the one that it is compared to."""
+    first = links[0]
+    student = next((x for x in links if x.artifact.role == "student"), first)
+
+    def model(link: Link) -> shared_masks.Model:
+        session, _ = runtimes.open_streams(link.artifact, link.profile)
+        pixels = data.load_pixels(ask.samples, link.artifact.spec)
+        return shared_masks.Model(link.artifact, link.profile, session, pixels)
+
+    models: dict[str, shared_masks.Model] = {}
+    digests = [s.digest for s in ask.samples]
+    for link in links:
+        of = first if link in (first, student) else student
+        if link is first:
+            yield link
+            continue
+        if of.name not in models:
+            models = {of.name: model(of)}
+        found = shared_masks.shared_maps(model(link), models[of.name], digests, track=run.track)
+        yield link._replace(shared=found)
+
+
 def chain(
     links: Sequence[Link], ask: Question, margins: Margins
 ) -> tuple[list[Comparison], dict[str, np.ndarray]]:
@@ -310,6 +334,10 @@ def compared(link: Link, of: Link, explained: np.ndarray, ask: Question) -> Comp
                               "remark": link.alone}  # fmt: skip
     if link is not of:
         update["paired"] = _paired(link, of, explained, ask)
+    if link.shared is not None:
+        through = link.shared[np.arange(len(explained)), explained]
+        alike = shared_masks.agreement(of.found.of(explained).maps, through, cases, seed=seed)
+        update["aggregate"] = comparison.aggregate | alike
     return comparison.model_copy(update=update)
 
 

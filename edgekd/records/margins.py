@@ -43,6 +43,9 @@ class Margins(Record):
     kappa: float = Field(default=0.8, le=1)  # 0: as alike as strangers' maps, 1: the same map
     identification: float = Field(default=0.95, ge=0, le=1)  # own image's map before a stranger's
     lost: float = Field(default=0.15, ge=0, le=1)  # share of maps that could be a stranger's
+    shared_kappa: float = Field(default=0.6, le=1)  # of student and teacher through the same masks
+    shared_identification: float = Field(default=0.95, ge=0, le=1)
+    shared_lost: float = Field(default=0.3, ge=0, le=1)
     faithfulness: float = Field(default=0.05, ge=0)  # insertion - deletion that may be lost
     localisation: float = Field(default=0.25, ge=0)  # share of energy inside masks that may be lost
     shortcut: float = Field(default=0.05, ge=0, le=1)  # what a marker may move the answer

@@ -36,6 +36,11 @@ class Training(Record):
     teachers: str = Field(default="equal", pattern=TEACHERS)  # how several count
     attention: float = Field(default=0.0, ge=0)  # weight of the teacher's spatial attention
     features: float = Field(default=0.0, ge=0)  # weight of the likeness of images to each other
+    masked: float = Field(default=0.0, ge=0)  # weight of the teacher's answers to masked images
+    masked_share: float = Field(
+        default=0.5, gt=0, le=1
+    )  # of a batch's images, shown masked as well
+    masked_random: float = Field(default=0.0, ge=0, le=1)  # of the masks, hills and no channels
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     class_weights: bool = False  # the labels' loss as if all classes were equally frequent
     mixup: float = Field(default=0.0, ge=0)  # of Beta(mixup, mixup); 0: off

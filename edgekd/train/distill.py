@@ -32,6 +32,7 @@ from edgekd.records import (
 from edgekd.train import distributed, qat
 from edgekd.train.loop import CHECKPOINT, Loss, as_session, classifier_judge, train
 from edgekd.train.losses import Wanted, hybrid, wanted
+from edgekd.train.masked import seen_through
 from edgekd.train.soft_targets import Targets
 
 
@@ -119,7 +120,8 @@ def distill(
 
 def without_teacher(training: Training) -> Training:
     """The same settings with nothing that a teacher would have to say."""
-    alone = {"alpha_hard": 1.0, "attention": 0.0, "features": 0.0, "ask_mixed": False}
+    alone = {"alpha_hard": 1.0, "attention": 0.0, "features": 0.0, "masked": 0.0,
+             "ask_mixed": False}  # fmt: skip
     return training.model_copy(update=alone)
 
 
@@ -182,12 +184,16 @@ class Hybrid:
             self._waist = zoo.Waist(net, self.spec.size)
         with self.place.autocast(self.precision):
             logits, features, last = self._waist.answers(images)
-        yield hybrid(logits.float(), target, self.training, self.weights, features, last)
+        n = len(target.labels)
+        yield hybrid(logits.float(), target, self.training, self.weights, features[:n], last[:n])
 
     def batch(
         self, size: tuple[int, int], epoch: int, step: int, chosen: np.ndarray
     ) -> tuple[torch.Tensor, Wanted]:
-        """The images of a step at a size, and what is wanted of them: this process's part."""
+        """The images of a step at a size, and what is wanted of them: this process's part.
+
+        After the images themselves come those that are shown masked as well.
+        """
         view = self.training.view(epoch)
         images = self.images(size, view, chosen)
         mixed = mix(images, self.training, self.seed, step)
@@ -198,9 +204,25 @@ class Hybrid:
         labels, classes = self.labels[chosen], len(self.spec.classes)
         target = wanted(labels, classes, said, self.training, mixed)
         part, device = self.place.part(len(chosen)), self.place.device
-        return (images if mixed is None else mixed.images)[part].to(device), target.part(
-            part, device
+        shown = (images if mixed is None else mixed.images)[part].to(device)
+        target = target.part(part, device)
+        if not (self.training.masked and self.teachers):
+            return shown, target
+        seen, logits = self._seen(view, step, chosen[part], images[part])
+        everything = torch.cat([shown, seen.to(device)])
+        return (
+            everything.contiguous(memory_format=torch.channels_last),
+            target._replace(masked=logits.to(device)),
         )
+
+    def _seen(
+        self, view: int, step: int, chosen: np.ndarray, images: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those of the images that are shown masked, and the logits of a teacher, in turn."""
+        teacher = self.teachers[step % len(self.teachers)]
+        few = np.flatnonzero(teacher.drawn(view).shown[chosen])
+        outlines, logits = teacher.masked(view, chosen[few])
+        return seen_through(images[few], outlines), logits
 
     def _mixed(
         self, size: tuple[int, int], view: int, step: int, chosen: np.ndarray
@@ -224,7 +246,9 @@ def asked_of(
     """What each teacher says of the training split; kept under folder `root` where there is one,
     unless each step shows it images that are mixed anew.
     """
-    if training.alpha_hard == 1 and not (training.attention or training.features):
+    if training.alpha_hard == 1 and not (
+        training.attention or training.features or training.masked
+    ):
         return []
     for teacher in teachers:
         check_teacher(teacher, spec)

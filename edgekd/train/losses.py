@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from edgekd.data.augment import Mixed
 from edgekd.records import EdgeKDError, Training
 from edgekd.train.loop import Loss
+from edgekd.train.masked import masked_loss
 from edgekd.train.soft_targets import Said, attention
 
 
@@ -27,6 +28,7 @@ class Wanted(NamedTuple):
     shares: torch.Tensor | None = None  # (n, teachers), each row sums to 1
     attention: tuple[torch.Tensor, ...] = ()  # (n, h, w) of length 1
     embedding: tuple[torch.Tensor, ...] = ()  # (n, C)
+    masked: torch.Tensor | None = None  # (m, classes) logits: of images shown masked, after the n
 
     def part(self, part: slice, device: torch.device) -> Wanted:
         """Of some of the images, on a device."""
@@ -41,6 +43,7 @@ class Wanted(NamedTuple):
 
     def joined(self, logits: torch.Tensor, temperature: float) -> Wanted:
         """With one more teacher, who counts as much as the others together."""
+        logits = logits[: len(self.labels)]
         soft = (*self.soft, F.log_softmax(logits / temperature, 1))
         one = torch.ones(len(logits), 1, device=logits.device)
         if self.shares is None:
@@ -109,8 +112,10 @@ def hybrid(
 
     loss = alpha_hard * CE(y, z_s) + (1 - alpha_hard) * T^2 * sum_k w_k KL(p_k || softmax(z_s / T))
     (arXiv 2508.15251 and 2502.15959). weights: (classes,) of the labels' loss. features, last: the
-    student's maps (n, C, h, w) where attention or features count.
+    student's maps (n, C, h, w) where attention or features count. logits: (n + m, classes), the m
+    last of masked images.
     """
+    logits, seen = logits[: len(target.labels)], logits[len(target.labels) :]
     hard = F.cross_entropy(logits, target.labels, weight=weights)
     total, soft = hard, torch.zeros(())
     if target.soft and target.shares is not None:
@@ -123,6 +128,9 @@ def hybrid(
         total = total + training.attention * attention_loss(features, target.attention)
     if last is not None and target.embedding:
         total = total + training.features * likeness_loss(last, target.embedding)
+    if target.masked is not None:
+        expected = training.masked_share * len(target.labels)
+        total = total + training.masked * masked_loss(seen, target.masked, expected)
     return Loss(total, hard.item(), soft.item())
 
 

@@ -30,6 +30,7 @@ from edgekd.records import (
     untracked,
 )
 from edgekd.train import distributed
+from edgekd.train.masked import Draw, draw, masks, seen_through
 
 CHUNK = 64  # images that the teacher is asked at once
 
@@ -71,17 +72,28 @@ class Targets:
         key: dict[str, Any],
         root: Path | None,
         track: Track = untracked,
+        layer: str = "",
     ):
-        """Of `count` images; `key` is all that `images` depend on. Kept under folder `root`."""
+        """Of `count` images; `key` is all that `images` depend on. Kept under folder `root`.
+
+        layer: the teacher's stage whose channels are masks, see zoo.Waist.
+        """
         self.teacher, self.images, self.count = teacher, images, count
         self.views, self.track = training.views, track
         self.kinds = ["logits"]
         self.kinds += ["attention"] * (training.attention > 0)
         self.kinds += ["embedding"] * (training.features > 0)
-        self.size = teacher.spec.size
+        self.stored = list(self.kinds)
+        self.size, self.training, self.seed = teacher.spec.size, training, int(key.get("seed", 0))
+        self._drawn: dict[int, Draw] = {}
         augmentation = {name: getattr(training, name) for name in AUGMENTATION}
         self.key = key | {"teacher": teacher.sha256, "views": self.views, "kinds": self.kinds,
                           "augmentation": augmentation, "chunk": CHUNK}  # fmt: skip
+        if training.masked:
+            self.stored += ["mask", "masked"]
+            self.key |= {"masked_share": training.masked_share,
+                         "masked_random": training.masked_random, "layer": layer}  # fmt: skip
+        self.layer = layer
         self.folder = None
         if root is not None and self.views:
             text = json.dumps(self.key, sort_keys=True)
@@ -105,6 +117,10 @@ class Targets:
             said = self._ask(view, chosen)
             for name in self.kinds:
                 arrays[name][view, chosen] = getattr(said, name).numpy()
+            if "masked" in self.stored:
+                few = chosen[self.drawn(view).shown[chosen]]
+                outlines, logits = self._ask_masked(view, few)
+                arrays["mask"][view, few], arrays["masked"][view, few] = outlines, logits
             done[chunk] = True
         for array in arrays.values():
             array.flush()  # type: ignore[attr-defined]
@@ -118,14 +134,44 @@ class Targets:
                  for name in self.kinds}  # fmt: skip
         return Said(**found)
 
+    def drawn(self, view: int) -> Draw:
+        """Which images are shown masked in a view, and through what."""
+        if view not in self._drawn:
+            self._drawn = {view: draw(self.count, self.training, self.seed, view)}
+        return self._drawn[view]
+
+    def masked(self, view: int, chosen: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """((m, h, w) uint8 masks, (m, classes) logits of the images seen through them).
+
+        chosen: (m,) images that `drawn` shows masked in this view.
+        """
+        if self.folder is None:
+            return self._ask_masked(view, chosen)
+        arrays = self._open()
+        return (torch.from_numpy(arrays["mask"][view, chosen]),
+                torch.from_numpy(arrays["masked"][view, chosen]))  # fmt: skip
+
+    def _ask_masked(self, view: int, chosen: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        net, images = self._teacher(), self.images(self.size, view, chosen)
+        if not len(chosen):
+            return torch.zeros(0, 1, 1, dtype=torch.uint8), torch.zeros(0, 1)
+        with torch.inference_mode():
+            images = images.to(distributed.here().device)
+            outlines = masks(net(images)[1].cpu(), self.drawn(view), chosen)
+            logits = net.net(seen_through(images, outlines))
+        return outlines.clone(), logits.float().cpu().clone()
+
+    def _teacher(self) -> zoo.Waist:
+        if self._net is None:
+            self._net = zoo.load(self.teacher, self.layer).to(distributed.here().device)
+        return self._net
+
     def _ask(self, view: int, chosen: np.ndarray) -> Said:
         return self.say(self.images(self.size, view, chosen))
 
     def say(self, images: torch.Tensor) -> Said:
         """The answers to `images` (n, 3, *size), whatever they are; nothing is kept."""
-        if self._net is None:
-            self._net = zoo.load(self.teacher).to(distributed.here().device)
-        net, images = self._net, images.to(distributed.here().device)
+        net, images = self._teacher(), images.to(distributed.here().device)
         with torch.inference_mode():
             if self.kinds == ["logits"]:
                 return Said(net.net(images).cpu().clone())
@@ -146,6 +192,9 @@ class Targets:
             said = self._ask(0, np.arange(1))
             shapes = {name: (self.views, self.count, *getattr(said, name).shape[1:])
                       for name in self.kinds}  # fmt: skip
+            if "masked" in self.stored:
+                shapes["mask"] = (self.views, self.count, *self._teacher().grid)
+                shapes["masked"] = shapes["logits"]
             for name, shape in shapes.items():
                 _create(self.folder / f"{name}.npy", shape, _dtype(name))
             chunks = -(-self.count // CHUNK)
@@ -170,7 +219,8 @@ class Targets:
 
 
 def _dtype(name: str) -> np.dtype:
-    return np.dtype(np.float32 if name == "logits" else np.float16)
+    kinds = {"logits": np.float32, "masked": np.float32, "mask": np.uint8}
+    return np.dtype(kinds.get(name, np.float16))
 
 
 def _create(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
