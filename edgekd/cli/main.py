@@ -70,7 +70,7 @@ class Commands(Group):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands = Loaded()  # type: ignore[assignment] nothing is ever added
+        self.commands = Loaded()  # type: ignore[assignment]
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002, D102
         return list(COMMANDS)
