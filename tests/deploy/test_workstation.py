@@ -801,15 +801,16 @@ def test_an_end_while_the_service_starts(systemd, deployed, monkeypatch):
 
 CUT = """
 import pathlib, sys, time
-from edgekd import deploy_there, there
+from edgekd.deploy import device_side
+from edgekd.remote import protocol
 def restart(root):
     print("switched", flush=True, file=sys.stderr)
     time.sleep(1)
     return False
-deploy_there.service.restart = restart
-deploy_there.versions.wrong = lambda folder: ""
-deploy_there.test = lambda *_: None
-sys.exit(there.answer(deploy_there._answer, deploy_there.EdgeKDError))
+device_side.systemd.restart = restart
+device_side.versions.wrong = lambda folder: ""
+device_side.test = lambda *_: None
+sys.exit(protocol.answer(device_side._answer, device_side.EdgeKDError))
 """
 
 

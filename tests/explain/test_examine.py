@@ -60,7 +60,7 @@ def test_all_is_of_the_same_images(net, tmp_path):
     found = examined(run, tmp_path)
     pixels, _ = pictures(12, 5)
     prepared = normalise(pixels, SPEC)
-    np.testing.assert_allclose(found.logits, run(prepared).logits, atol=1e-6)
+    np.testing.assert_allclose(found.logits, run(prepared).logits, rtol=1e-5)
     assert found.maps.shape == found.head.shape == found.repeated.shape == (12, 4, 14, 14)
     assert found.marked.shape == (12, 12, 4)
     assert (found.asked <= 22).all()

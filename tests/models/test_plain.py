@@ -5,12 +5,12 @@ import itertools
 import pytest
 import timm
 import torch
-from edgekd.pipeline.train import Start
 
 from edgekd import data
 from edgekd.export import onnx as export
 from edgekd.models import plain, zoo
-from edgekd.pipeline import train
+from edgekd.pipeline.distill import subnet_of
+from edgekd.pipeline.workspace import Start
 from edgekd.records import Artifact, EdgeKDError, Spec, Training
 from edgekd.train import distill
 
@@ -91,9 +91,9 @@ def test_a_student_is_a_sub_net_or_one_of_these():
     class Place:
         spec = Spec(classes=("a", "b"), size=(40, 40))
 
-    assert train.pupil(Place, "resnet18:2", Start()) == ("resnet18:2", None, None, Start())
-    assert train.pupil(Place, "ofa-595", Start()).arch.resolution == 40
+    assert subnet_of(Place, "resnet18:2", Start()) == ("resnet18:2", None, None, Start())
+    assert subnet_of(Place, "ofa-595", Start()).arch.resolution == 40
     with pytest.raises(EdgeKDError, match="--start is for sub-nets"):
-        train.pupil(Place, "five-convolutions", Start("tf_efficientnet_lite0"))
+        subnet_of(Place, "five-convolutions", Start("tf_efficientnet_lite0"))
     with pytest.raises(EdgeKDError, match='no sub-net "five-convolution"'):
-        train.pupil(Place, "five-convolution", Start())
+        subnet_of(Place, "five-convolution", Start())

@@ -107,7 +107,7 @@ def test_what_is_sent(artifacts):
     assert bare.sha256 == artifacts[0].sha256
     assert bare.metrics == {"test_balanced_accuracy": ACCURACY}
     source = client.source()
-    assert {"edgekd/__init__.py", "edgekd/bench_there.py", "edgekd/runtimes/openvino.py"} <= {
+    assert {"edgekd/__init__.py", "edgekd/bench/remote_side.py", "edgekd/runtimes/openvino.py"} <= {
         *source
     }
     assert not [name for name in source if "__pycache__" in name]

@@ -56,7 +56,7 @@ def test_no_record_is_lost_in_a_kill(tmp_path):
     """A process that is killed in the midst has on the disk all that it said it had."""
     code = f"""import sys, itertools
 from pathlib import Path
-from edgekd.device.audit import Audit
+from edgekd.serve.audit import Audit
 log = Audit(Path({str(tmp_path / "audit.jsonl")!r}))
 for n in itertools.count():
     log.write([{{"n": n}}])
