@@ -119,12 +119,12 @@ def write(
 def _check_margins(fidelity: Fidelity, profile: Profile) -> None:
     """EdgeKDError if the margins are not those that were declared before the run."""
     said = fidelity.margins_sha256
-    if said and said != fidelity.margins.sha256:
+    if said and not fidelity.margins.declared_as(said):
         raise EdgeKDError(
             "the margins in fidelity.json are not those that were declared (their sha256 "
             "differs): run edgekd explain again"
         )
-    if said and said != profile.margins.sha256:
+    if said and not profile.margins.declared_as(said):
         raise EdgeKDError(
             f"the margins of profile {profile.name} were changed after edgekd explain judged by "
             "them: restore them, or run edgekd explain again"
