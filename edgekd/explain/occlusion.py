@@ -10,6 +10,10 @@ would not do: a large lesion outlasts it, as most of its light is its own.
 A model answers something to a film without an organ too, and often the same for every film, or by
 the shape of the gap. So the same is hidden in films of other patients, and only answers that
 survive more often than these films get them count (`EXCESS`).
+
+Small honest networks reach an excess of 0.05 (chest films without lungs) and of 0.04 to 0.08
+(phantoms without lesions; 0.25 if these were blurred with the rest). Brain scans without their
+tumours reach 0.66: which tumour it is, is told by where and how the brain was cut.
 """
 
 from __future__ import annotations
@@ -242,7 +246,8 @@ def _chance(others: np.ndarray, answers: np.ndarray) -> np.ndarray:
 def _excess(
     same: np.ndarray, chance: np.ndarray, groups: np.ndarray, seed: int
 ) -> Aggregate | None:
-    """(share - chance) / (1 - chance) of surviving answers (n,), Cohen's kappa of whole and hidden.
+    """(share - chance) / (1 - chance) of surviving answers (n,), at least -1: Cohen's kappa of the
+    answers to the whole and the hidden images.
 
     Its interval is at least that of the share by Clopper and Pearson: where no answer survives
     every resample says so, and an interval of no width would be believed.
@@ -250,11 +255,12 @@ def _excess(
     found = kappa(same, chance, groups, seed)
     if found is None:
         return None
-    n, null = len(set(groups.tolist())), chance.mean()
-    low, high = ((x - null) / max(1 - null, 1e-9) for x in
-                 clopper_pearson(round(same.mean() * n), n))  # fmt: skip
-    return found.model_copy(update={"low": min(found.low, float(low)),
-                                    "high": max(found.high, float(min(high, 1.0)))})  # fmt: skip
+    n, null = len(set(groups.tolist())), float(chance.mean())
+    exactly = [(x - null) / max(1 - null, 1e-9)
+               for x in clopper_pearson(round(same.mean() * n), n)]  # fmt: skip
+    bounds = {"value": found.value, "low": min(found.low, exactly[0]),
+              "high": max(found.high, exactly[1])}  # fmt: skip
+    return found.model_copy(update={k: float(np.clip(x, -1, 1)) for k, x in bounds.items()})
 
 
 def survived(

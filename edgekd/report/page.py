@@ -26,7 +26,7 @@ from edgekd.records import (
     make_folder,
     write_atomic,
 )
-from edgekd.report import cases, explanations, machine_readable, scorecard
+from edgekd.report import cases, elsewhere, explanations, machine_readable, scorecard
 from edgekd.report.drawings import COLOURS, Drawing, figure, svg
 from edgekd.report.gallery import Pair, Panel, difference
 from edgekd.report.html import import_plotting, template
@@ -90,6 +90,7 @@ def write(
         fidelity=fidelity,
         box=explanations.box(fidelity),
         testimony=explanations.of(rows, fidelity) if fidelity else None,
+        elsewhere=elsewhere.of(fidelity) if fidelity else None,
         reference=reference,
         panels=sorted(panels, key=lambda p: _worst(p, told)),
         deepest=told[-1] if told else "",
