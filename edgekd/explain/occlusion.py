@@ -209,17 +209,18 @@ def _key(
 
 
 def checks(
-    hidden: Hidden, logits: np.ndarray, temperature: float, groups: Sequence[str], seed: int
+    hidden: Hidden, logits: np.ndarray, artifact: Artifact, groups: Sequence[str], seed: int
 ) -> dict[str, Aggregate]:
-    """The figures of CHECKS; nothing where the regions are of one patient.
+    """The figures of CHECKS, and "survive_without: <class>" of the images answered so.
 
-    logits: (N, K) of the whole images; groups: N patients. Shares and probabilities in [0, 1].
+    logits: (N, K) of the whole images; groups: N patients. Shares and probabilities in [0, 1]. A
+    figure of images of fewer than two patients is left out.
     """
     own = np.asarray(groups)[hidden.at]
     patients = len(set(own.tolist()))
     whole = logits[hidden.at]
     answers, rows = whole.argmax(1), np.arange(len(whole))
-    before = softmax(whole, temperature)[rows, answers]
+    before = softmax(whole, artifact.temperature)[rows, answers]
     found: dict[str, Aggregate | None] = {}
     for what, asked, others in (
         ("without", hidden.without, hidden.others_without),
@@ -229,10 +230,17 @@ def checks(
         chance = _chance(others, answers)
         share = aggregate(same, chance, own, seed)
         found[f"survive_{what}"] = exact(share, patients) if share else None
-        drop = before - softmax(asked, temperature)[rows, answers]
+        drop = before - softmax(asked, artifact.temperature)[rows, answers]
         found[f"drop_{what}"] = aggregate(drop, np.full(len(rows), np.nan), own, seed)
         if what == "without" and share and not np.isnan(chance).any():
             found[EXCESS] = _excess(same, chance, own, seed)
+        if what == "without":
+            for k in np.unique(answers):
+                at = answers == k
+                part = aggregate(same[at], chance[at], own[at], seed)
+                found[f"survive_without: {artifact.spec.classes[k]}"] = (
+                    exact(part, len(set(own[at].tolist()))) if part else None
+                )
     return {key: a for key, a in found.items() if a is not None}
 
 

@@ -326,8 +326,7 @@ def compared(link: Link, of: Link, explained: np.ndarray, ask: Question) -> Comp
     )  # fmt: skip
     own = examine.checks(link.found, cases, artifact, seed)
     if link.hidden:
-        own |= occlusion.checks(link.hidden, link.found.logits, artifact.temperature,
-                                cases.groups, seed)  # fmt: skip
+        own |= occlusion.checks(link.hidden, link.found.logits, artifact, cases.groups, seed)
     update: dict[str, Any] = {"checks": own, "asked_per_map": float(link.found.asked.mean()),
                               "remark": link.alone,
                               "region": link.hidden.region if link.hidden else ""}  # fmt: skip

@@ -49,6 +49,16 @@ def _lines(shown: list[Comparison]) -> Iterator[Line]:
                  for c in shown]  # fmt: skip
         if any(c.text != "–" for c in cells):
             yield what.format(shown[0].region), cells
+        if key == "survive_without":
+            yield from _by_class(shown)
+
+
+def _by_class(shown: list[Comparison]) -> Iterator[Line]:
+    """Of the images that a model answers so: one class may be told from elsewhere, others not."""
+    start = "survive_without: "
+    for key in sorted({k for c in shown for k in c.checks if k.startswith(start)}):
+        what = f"answers {key.removeprefix(start)} that survive without the {shown[0].region}"
+        yield what, [_cell(c.checks.get(key), "by chance", None) for c in shown]
 
 
 def _cell(a: Aggregate | None, null: str, state: State | None) -> Cell:

@@ -1,5 +1,7 @@
 """What models answer without the organ: networks done by hand, with known shares."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from explain.test_examine import CPU, artifact
@@ -10,13 +12,14 @@ from edgekd.data.dataset import Sample
 from edgekd.explain import occlusion
 from edgekd.explain.occlusion import Hidden, Regions
 from edgekd.explain.verdict import ELSEWHERE, REMEDIES, judge
-from edgekd.records import Fidelity, Margins, Spec, Survived
+from edgekd.records import Calibration, Fidelity, Margins, Spec, Survived
 from edgekd.runtimes import Outputs, machine
 
 N = 40
 SPEC = Spec(classes=("a", "b", "c", "d"), size=(48, 48), mean=(0.5,) * 3, std=(0.5,) * 3)
 GREYS = np.array([40, 100, 160, 220])  # of each class
 LEVELS = (GREYS / 255 - 0.5) / 0.5
+MADE = artifact(Path()).model_copy(update={"spec": SPEC})
 ORGAN = np.zeros((48, 48), bool)
 ORGAN[16:32, 16:32] = True
 GROUPS = [f"patient {i}" for i in range(N)]
@@ -40,7 +43,7 @@ def reader(row, column):
 
 def asked(run, pixels, folder, masks=None, groups=GROUPS):
     masks = np.repeat(ORGAN[None], len(pixels), 0) if masks is None else masks
-    made = artifact(folder).model_copy(update={"spec": SPEC, "folder": folder})
+    made = MADE.model_copy(update={"folder": folder})
     kinds = ["organ" if m.any() else "" for m in masks]
     return occlusion.examine(run, made, CPU, pixels, Regions(masks, kinds), groups)
 
@@ -60,7 +63,7 @@ def test_a_model_that_reads_only_outside(tmp_path):
     """All answers survive without the organ, and none of it is chance: the excess is 1."""
     run, pixels = reader(0, 0), films(SAME, CLASS)
     found = asked(run, pixels, tmp_path)
-    got = occlusion.checks(found, whole(run, pixels), 1.0, GROUPS, 0)
+    got = occlusion.checks(found, whole(run, pixels), MADE, GROUPS, 0)
     assert got["survive_without"].value == 1
     assert 0.15 < got["survive_without"].null < 0.35  # four classes
     assert got["elsewhere"].value == pytest.approx(1)
@@ -78,7 +81,7 @@ def test_a_model_that_reads_only_inside(tmp_path):
     """Without the organ it answers the same for everybody: what survives is chance."""
     run, pixels = reader(24, 24), films(CLASS, SAME)
     found = asked(run, pixels, tmp_path)
-    got = occlusion.checks(found, whole(run, pixels), 1.0, GROUPS, 0)
+    got = occlusion.checks(found, whole(run, pixels), MADE, GROUPS, 0)
     assert got["survive_without"].value == pytest.approx((CLASS == 2).mean())
     assert got["survive_without"].null == pytest.approx((CLASS == 2).mean())
     assert got["elsewhere"].value == pytest.approx(0, abs=1e-9)
@@ -108,7 +111,7 @@ def test_a_gap_that_is_taken_for_a_lesion(tmp_path):
         answers = whole(run, pixels)
         assert (answers.argmax(1) == ill).all()
         found = asked(run, pixels, tmp_path / run.__name__ / str(excess), masks)
-        got = occlusion.checks(found, answers, 1.0, GROUPS, 0)
+        got = occlusion.checks(found, answers, MADE, GROUPS, 0)
         assert got["survive_without"].value == 1
         assert got["survive_without"].null == pytest.approx(chance, abs=0.15)
         assert got["elsewhere"].value == pytest.approx(excess)
@@ -131,7 +134,7 @@ def test_the_figures_by_hand():
     at = np.array([0, 1, 2, 4])
     others = eye[np.array([[0, 1], [0, 0], [0, 0], [1, 1]])]
     found = Hidden(at, ["organ"] * 4, eye[[0, 1, 1, 0]], eye[[1, 1, 0, 1]], others, others)
-    got = occlusion.checks(found, logits, 1.0, [f"{i}" for i in range(5)], 0)
+    got = occlusion.checks(found, logits, MADE, [f"{i}" for i in range(5)], 0)
     sure = 1 / (1 + np.exp(-2))
     assert got["survive_without"].value == 0.75
     assert got["survive_without"].null == pytest.approx((0.5 + 1 + 0 + 0) / 4)
@@ -142,17 +145,24 @@ def test_the_figures_by_hand():
     assert got["survive_only"].high == pytest.approx(0.6024, abs=1e-3)  # Clopper-Pearson, 0 of 4
     assert got["drop_only"].value == pytest.approx(2 * sure - 1)
     assert got["drop_only"].n == 4
-    hot = occlusion.checks(found, logits, 4.0, [f"{i}" for i in range(5)], 0)
+    fitted = Calibration(temperature=4.0, method="nll", thresholds={})
+    warm = MADE.model_copy(update={"calibration": fitted})
+    hot = occlusion.checks(found, logits, warm, [f"{i}" for i in range(5)], 0)
     cool = 1 / (1 + np.exp(-0.5))
     assert hot["drop_only"].value == pytest.approx(2 * cool - 1)
-    assert set(got) == set(occlusion.CHECKS)
+    by_class = {k: a for k, a in got.items() if k.startswith("survive_without: ")}
+    assert {k: a.value for k, a in by_class.items()} == {
+        "survive_without: a": pytest.approx(2 / 3)
+    }  # the others are of one patient
+    assert by_class["survive_without: a"].null == pytest.approx(0.5)
+    assert set(got) - set(by_class) == set(occlusion.CHECKS)
 
 
 def test_one_patient_says_nothing():
     eye = np.eye(2, dtype=np.float32)
     none = np.zeros((3, 0, 2), np.float32)
     found = Hidden(np.arange(3), ["organ"] * 3, eye[[0, 1, 1]], eye[[0, 1, 1]], none, none)
-    assert occlusion.checks(found, eye[[0, 1, 1]], 1.0, ["p"] * 3, 0) == {}
+    assert occlusion.checks(found, eye[[0, 1, 1]], MADE, ["p"] * 3, 0) == {}
 
 
 # --- what is shown

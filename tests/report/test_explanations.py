@@ -225,8 +225,9 @@ def test_the_tables_hold_the_figures_of_the_records(tmp_path):
 
 def looking(c, value, state=None, of=""):
     """A comparison with the figures of answers without the lesion, and a gate of them."""
-    checks = {"elsewhere": aggregate(value), "survive_without": aggregate(0.71, null=0.4),
-              "survive_only": aggregate(0.3, null=0.2), "drop_without": aggregate(0.123)}  # fmt: skip
+    share, only = aggregate(0.71, null=0.4), aggregate(0.3, null=0.25)
+    checks = {"elsewhere": aggregate(value), "survive_without": share, "survive_only": only,
+              "drop_without": aggregate(0.123), f"survive_without: {EVIL}": only}  # fmt: skip
     change = {"checks": c.checks | checks, "region": "lesion"}
     if state:
         own = gate(f"elsewhere{of}", state, value, 0.4, least=False)
@@ -248,6 +249,7 @@ def test_the_page_says_who_looks_elsewhere(tmp_path):
         "answers that survive without the lesion 0.710 [0.690, 0.730] by chance 0.400 0.710",
         "never looks at it ✗ 0.520 [0.500, 0.540] 0.520 [0.500, 0.540] 0.110 [0.090, 0.130]",
         "the answer loses without the lesion 0.123 [0.103, 0.143]",
+        f"answers {EVIL} that survive without the lesion 0.300 [0.280, 0.320] by chance 0.250",
         f"hash2 teacher fp32 the lesion {EVIL} 91 % 88 %",
     ):
         assert line in text, line
