@@ -11,9 +11,11 @@ A model answers something to a film without an organ too, and often the same for
 the shape of the gap. So the same is hidden in films of other patients, and only answers that
 survive more often than these films get them count (`EXCESS`).
 
-Small honest networks reach an excess of 0.05 (chest films without lungs) and of 0.04 to 0.08
-(phantoms without lesions; 0.25 if these were blurred with the rest). Brain scans without their
-tumours reach 0.66: which tumour it is, is told by where and how the brain was cut.
+Small networks reached an excess of 0.05 and 0.10 on chest films of one hospital without their
+lungs, and of 0.90 where a strip along the border told the class; of 0.04 to 0.08 on phantoms
+without their lesions (0.25 where a blur of the whole image stood for them), and of 0.66 and 0.69 on
+brain scans without their tumours: where and how the brain was cut tells much of which tumour it is.
+Hence two margins, one without the organ and a wider one without the lesion.
 """
 
 from __future__ import annotations
