@@ -171,7 +171,9 @@ def _contents(
         yield Timing.FILE, _json(given.timing)
     if given.fidelity is not None:
         steps = tuple(c.model_copy(update={"images": ()}) for c in given.fidelity.comparisons)
-        bare = given.fidelity.model_copy(update={"comparisons": steps, "swayed": ()})
+        bare = given.fidelity.model_copy(
+            update={"comparisons": steps, "swayed": (), "survived": ()}
+        )
         yield Fidelity.FILE, _json(bare)
     if given.usual is not None:
         yield out_of_distribution.FILE, out_of_distribution.packed(given.usual)

@@ -12,6 +12,10 @@ from collections.abc import Iterator, Sequence
 
 from edgekd.records import Aggregate, Comparison, Gate, Margins, State, Step, Verdict, held, worst
 
+ELSEWHERE = (  # remedies of a model that looks elsewhere
+    "see where the classes come from: edgekd data check; films of each class from each hospital",
+    "cut the images to the organ, and teach the teacher again",
+)
 REMEDIES = {
     "quantisation": (
         "take a more exact precision: edgekd export --precision bf16 (or fp16)",
@@ -44,7 +48,7 @@ def judge(
         valid.append(_gate("reference_accuracy", f"balanced accuracy of {reference.name}",
                            accuracy, margins.reference_accuracy, least=True))  # fmt: skip
     valid = [g.model_copy(update={"state": "invalid"}) if g.state == "fail" else g for g in valid]
-    kept = list(_kept(step, reference, other, margins))
+    kept = list(_kept(step, reference, other, margins)) + list(_looks(reference, other, margins))
     state: State = worst([g.state for g in (*valid, *kept)])
     gates = (*valid, *kept)
     return Verdict(
@@ -53,7 +57,7 @@ def judge(
         state=state,
         sentence=_sentence(step, reference.name, other, state, gates),
         gates=gates,
-        remedies=REMEDIES[step] if state == "fail" else (),
+        remedies=_remedies(step, kept) if state == "fail" else (),
     )
 
 
@@ -116,6 +120,38 @@ def _kept(step: Step, reference: Comparison, other: Comparison, margins: Margins
             yield _shortcut(key, a, paired.get(key), margins)
 
 
+def _looks(reference: Comparison, other: Comparison, margins: Margins) -> Iterator[Gate]:
+    """Do they look elsewhere? Asked of the reference too where no step before has asked it: a
+    student of a teacher that does cannot be told to be better.
+
+    The organ around a lesion may tell something of it, so the margin without lesions is another.
+    """
+    whose = [(other, "elsewhere")]
+    if reference.verdict is None:
+        whose.insert(0, (reference, f"elsewhere of {reference.name}"))
+    for c, name in whose:
+        if a := c.checks.get("elsewhere"):
+            share = c.checks["survive_without"]
+            what = (
+                f"answers that survive without the {c.region}, beyond chance ({c.name}: "
+                f"{100 * share.value:.0f} % survive, {100 * (share.null or 0):.0f} % by chance)"
+            )
+            margin = margins.elsewhere_lesion if c.region == "lesion" else margins.elsewhere
+            yield _gate(name, what, a, margin, least=False)
+
+
+def _remedies(step: Step, gates: Sequence[Gate]) -> tuple[str, ...]:
+    """What to try, in this order."""
+    missed = [_of_looks(g) for g in gates if g.state == "fail"]
+    found = ELSEWHERE if any(missed) else ()
+    return found if all(missed) else (*found, *REMEDIES[step])
+
+
+def _of_looks(g: Gate) -> bool:
+    """Whether the gate is one of `_looks`."""
+    return g.name.partition(" of ")[0] == "elsewhere"
+
+
 def _shortcut(key: str, own: Aggregate, more: Aggregate | None, margins: Margins) -> Gate:
     """A marker may move the answer by so much; by more only as far as it moved the reference's."""
     what = f"what {key.partition(': ')[2]!r} moves the answer beyond a flat patch"
@@ -163,12 +199,20 @@ def _sentence(
             f"In {kept} of {n} images the map of {other.name} agrees with {reference}'s of the "
             "same image better than 95 % of maps of other patients with the same answer do."
         )
+    found = [
+        f"{g.name.partition(' of ')[2] or other.name} looks elsewhere: {g.what}: {_found(g)}."
+        for g in gates
+        if g.state == "fail" and _of_looks(g)
+    ]
+    decided = [g for g in decided if state != "fail" or not _of_looks(g)]
     told = "; ".join(f"{g.what}: {_found(g)}" for g in decided[:3])
     more = f" and {len(decided) - 3} more" if len(decided) > 3 else ""
     if state == "invalid":
-        return f"Maps cannot be used to judge {other.name}: {told}{more}."
-    if state == "fail":
-        return f"{other.name} does not keep what {reference} has: {told}{more}."
+        found.insert(0, f"Maps cannot be used to judge {other.name}: {told}{more}.")
+    elif state == "fail" and decided:
+        found.append(f"{other.name} does not keep what {reference} has: {told}{more}.")
+    if found:
+        return " ".join(found)
     most = max((g.needed or 0 for g in decided), default=0)
     wanted = f" About {most} images would decide." if most else ""
     return f"{n} images do not decide about {other.name}: {told}{more}.{wanted}"

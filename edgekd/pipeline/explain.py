@@ -7,6 +7,7 @@ is explained itself, in its own runtime.
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -15,7 +16,7 @@ import numpy as np
 
 from edgekd import data, runtimes
 from edgekd.data import preprocess
-from edgekd.explain import examine, fidelity, score_cam, shared_masks
+from edgekd.explain import examine, fidelity, occlusion, score_cam, shared_masks
 from edgekd.explain import verdict as verdicts
 from edgekd.metrics import evaluation, paired
 from edgekd.metrics.calibration import log_softmax, softmax
@@ -32,6 +33,7 @@ from edgekd.records import (
     Spec,
     State,
     Step,
+    Survived,
     Swayed,
     make_folder,
     unknown,
@@ -60,6 +62,7 @@ class Link(NamedTuple):
     found: examine.Examined
     alone: str = ""  # why its masked images were not asked several at a time
     shared: np.ndarray | None = None  # (N, K, g, g): through the channels of what it is compared to
+    hidden: occlusion.Hidden | None = None  # without the organ or the lesion; None: no masks
 
 
 class Question(NamedTuple):
@@ -143,6 +146,8 @@ def judge(
         fast_r=certified.worst,
         published=published,
         swayed=tuple(_swayed(links[-1], ask)),
+        hidden=Counter(links[0].hidden.kinds) if links[0].hidden else {},
+        survived=tuple(_survived(links, ask)),
         mask_share=_mask_share(ask.masks),
         machine=machine.this(),
         versions=versions("numpy", "openvino", "onnxruntime"),
@@ -166,6 +171,14 @@ def _swayed(link: Link, ask: Question) -> Iterator[Swayed]:
             image=ask.samples[i].digest[:12], model=link.name, marker=names[m],
             before=said(found.logits[i]), after=said(found.marked[i, m]), moved=float(beyond[i, m]),
         )  # fmt: skip
+
+
+def _survived(links: Sequence[Link], ask: Question) -> Iterator[Survived]:
+    """Of each file the images whose answers survive most surely without the organ or lesion."""
+    digests = [s.digest for s in ask.samples]
+    for x in links:
+        if x.hidden:
+            yield from occlusion.survived(x.hidden, x.found.logits, x.artifact, x.name, digests)
 
 
 def _certified(
@@ -223,8 +236,14 @@ def _examined(
         session, candidate, profile, pixels, [s.digest for s in ask.samples], asked,
         track=run.track,
     )  # fmt: skip
+    hidden = None
+    if shown := occlusion.regions(ask.samples, candidate.spec):
+        hidden = occlusion.examine(
+            session, candidate, profile, pixels, shown, [s.group for s in ask.samples],
+            seed=run.record.seed, track=run.track,
+        )  # fmt: skip
     name = f"{candidate.role} {candidate.precision}"
-    link = Link(name, candidate, profile, found, alone)
+    link = Link(name, candidate, profile, found, alone, hidden)
     if candidate.role == "teacher" or asked.variant == "published":
         return link, None
     few = np.unique(np.linspace(0, len(pixels) - 1, PUBLISHED).astype(int))
@@ -330,8 +349,11 @@ def compared(link: Link, of: Link, explained: np.ndarray, ask: Question) -> Comp
         link.found.of(explained), seed=seed,
     )  # fmt: skip
     own = examine.checks(link.found, cases, artifact, seed)
+    if link.hidden:
+        own |= occlusion.checks(link.hidden, link.found.logits, artifact, cases.groups, seed)
     update: dict[str, Any] = {"checks": own, "asked_per_map": float(link.found.asked.mean()),
-                              "remark": link.alone}  # fmt: skip
+                              "remark": link.alone,
+                              "region": link.hidden.region if link.hidden else ""}  # fmt: skip
     if link is not of:
         update["paired"] = _paired(link, of, explained, ask)
     if link.shared is not None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgekd.records.fidelity import Agreement as Agreement
     from edgekd.records.fidelity import Comparison as Comparison
     from edgekd.records.fidelity import Fidelity as Fidelity
+    from edgekd.records.fidelity import Survived as Survived
     from edgekd.records.fidelity import Swayed as Swayed
     from edgekd.records.margins import Gate as Gate
     from edgekd.records.margins import Margins as Margins
@@ -69,16 +70,16 @@ __all__ = [
     "Calibration", "Comparison", "Conditions", "EdgeKDError", "Energy", "Evaluation", "Fidelity",
     "Gate", "GateMissed", "Journal", "Kind", "Layer", "Machine", "Margins", "Metric", "Paired",
     "Part", "Peak", "Precision", "Profile", "Record", "Roofline", "RuntimeUnavailable", "Spec",
-    "State", "Step", "Stored", "Swayed", "T", "Threshold", "Timing", "Track", "Training", "Verdict",
-    "held", "make_folder", "needing", "read_toml", "sha256", "shipped_profiles", "unknown",
-    "untracked", "user_cache", "versions", "worst", "write_atomic",
+    "State", "Step", "Stored", "Survived", "Swayed", "T", "Threshold", "Timing", "Track",
+    "Training", "Verdict", "held", "make_folder", "needing", "read_toml", "sha256",
+    "shipped_profiles", "unknown", "untracked", "user_cache", "versions", "worst", "write_atomic",
 ]  # fmt: skip
 __getattr__ = lazy_exports(
     __name__,
     {
         "artifact": "Arch Artifact Kind Spec",
         "errors": "EdgeKDError GateMissed RuntimeUnavailable unknown",
-        "fidelity": "Aggregate Agreement Comparison Fidelity Swayed",
+        "fidelity": "Aggregate Agreement Comparison Fidelity Survived Swayed",
         "margins": "Gate Margins State Step Verdict held worst",
         "measured": "Conditions Energy Layer Peak Roofline",
         "profile": "Budget Precision Profile shipped_profiles",

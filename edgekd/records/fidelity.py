@@ -42,6 +42,17 @@ class Swayed(Record):
     moved: float  # total variation, less what the flat patch in its place does
 
 
+class Survived(Record):
+    """One image whose answer survives although the organ (or the lesion) is hidden."""
+
+    image: str  # start of the hash of its file
+    model: str
+    region: str  # what was hidden: "organ" or "lesion"
+    answer: str
+    before: float  # calibrated probability of the answer on the whole image
+    after: float  # and with the region hidden
+
+
 class Comparison(Record):
     """One artifact's explanations beside those of what it was compressed from."""
 
@@ -56,9 +67,10 @@ class Comparison(Record):
     undefined: int  # maps that are flat: nothing to say
     remark: str = ""  # of the runtime, to be told beside the figures
     aggregate: dict[str, Aggregate]  # agreement with the reference; localisation of its own maps
-    checks: dict[str, Aggregate] = {}  # of this model alone: see examine.CHECKS
+    checks: dict[str, Aggregate] = {}  # of this model alone: examine.CHECKS, occlusion.CHECKS
     parts: dict[str, dict[str, Aggregate]] = {}  # "class x", "subgroup y"; empty: too few patients
     limit: float | None = None  # Pearson that 95 % of strangers' maps stay under
+    region: str = ""  # hidden in checks: "organ", "lesion", "organ or lesion"; empty: no masks
     paired: dict[str, Aggregate] = {}  # this less the reference, image by image
     verdict: Verdict | None = None  # None: the first, which nothing was compressed to
     images: tuple[Agreement, ...]
@@ -83,6 +95,8 @@ class Fidelity(Stored):
     fast_r: float = 1.0  # lowest correlation of a fast map with the exact one, where certified
     published: dict[str, Aggregate] = {}  # file -> agreement of published maps with a random head's
     swayed: tuple[Swayed, ...] = ()  # the images that markers moved most, of the last file
+    hidden: dict[str, int] = {}  # "organ", "lesion": images of which it was hidden
+    survived: tuple[Survived, ...] = ()  # the surest answers without it, some of each file
     mask_share: float | None = None  # mean area of the masks, share of the image
     machine: Machine
     versions: dict[str, str] = {}

@@ -50,6 +50,10 @@ class Margins(Record):
     localisation: float = Field(default=0.25, ge=0)  # share of energy inside masks that may be lost
     shortcut: float = Field(default=0.05, ge=0, le=1)  # what a marker may move the answer
     shortcut_more: float = Field(default=0.02, ge=0, le=1)  # beyond the reference, if that is more
+    elsewhere: float = Field(default=0.4, ge=0, le=1)  # surviving without organ, beyond chance
+    elsewhere_lesion: float = Field(
+        default=0.8, ge=0, le=1
+    )  # without the lesion: the organ is left
     undefined: float = Field(default=0.05, ge=0, le=1)  # share of images without a map
     repeatable: float = Field(default=0.5, le=1)  # kappa of maps with those of the image rounded
     reference_accuracy: float = Field(default=0.6, ge=0, le=1)  # balanced; worse explains nothing
@@ -58,6 +62,11 @@ class Margins(Record):
     def sha256(self) -> str:
         """Of the margins as JSON: another one is another declaration."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    def declared_as(self, said: str) -> bool:
+        """Whether `said` is their hash, or was before there were margins of `elsewhere`."""
+        before = self.model_dump_json(exclude={"elsewhere", "elsewhere_lesion"})
+        return said in (self.sha256, hashlib.sha256(before.encode()).hexdigest())
 
 
 class Gate(Record):

@@ -69,7 +69,7 @@ def _timing(t: Timing) -> dict[str, Any]:
 def _explanations(fidelity: Fidelity) -> dict[str, Any]:
     """The record of fidelity, less what is of single images: that is in cases.csv."""
     kept = fidelity.model_dump(
-        mode="json", exclude={"schema_version", "verdict", "reasons", "comparisons"}
+        mode="json", exclude={"schema_version", "verdict", "reasons", "comparisons", "survived"}
     )
     steps = [
         c.model_dump(mode="json", exclude={"images"}) | {"images": len(c.images)}

@@ -26,7 +26,7 @@ from edgekd.records import (
     make_folder,
     write_atomic,
 )
-from edgekd.report import cases, explanations, machine_readable, scorecard
+from edgekd.report import cases, elsewhere, explanations, machine_readable, scorecard
 from edgekd.report.drawings import COLOURS, Drawing, figure, svg
 from edgekd.report.gallery import Pair, Panel, difference
 from edgekd.report.html import import_plotting, template
@@ -90,6 +90,7 @@ def write(
         fidelity=fidelity,
         box=explanations.box(fidelity),
         testimony=explanations.of(rows, fidelity) if fidelity else None,
+        elsewhere=elsewhere.of(fidelity) if fidelity else None,
         reference=reference,
         panels=sorted(panels, key=lambda p: _worst(p, told)),
         deepest=told[-1] if told else "",
@@ -119,12 +120,12 @@ def write(
 def _check_margins(fidelity: Fidelity, profile: Profile) -> None:
     """EdgeKDError if the margins are not those that were declared before the run."""
     said = fidelity.margins_sha256
-    if said and said != fidelity.margins.sha256:
+    if said and not fidelity.margins.declared_as(said):
         raise EdgeKDError(
             "the margins in fidelity.json are not those that were declared (their sha256 "
             "differs): run edgekd explain again"
         )
-    if said and said != profile.margins.sha256:
+    if said and not profile.margins.declared_as(said):
         raise EdgeKDError(
             f"the margins of profile {profile.name} were changed after edgekd explain judged by "
             "them: restore them, or run edgekd explain again"

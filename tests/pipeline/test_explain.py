@@ -12,7 +12,7 @@ from squares import session, squares, trained
 
 from edgekd import runtimes
 from edgekd.data.preprocess import normalise
-from edgekd.explain import examine
+from edgekd.explain import examine, occlusion
 from edgekd.explain.fidelity import localisation
 from edgekd.export import onnx as export
 from edgekd.metrics import evaluation
@@ -293,6 +293,36 @@ def test_the_images_that_markers_moved_most(whole):
     assert found[0].after[0] == "d"
     assert found[0].before[0] == SPEC.classes[LABELS[5]]
     assert [s.moved for s in found] == sorted((s.moved for s in found), reverse=True)
+
+
+def test_a_teacher_that_answers_without_the_organ_stops_the_chain(whole, net, tmp_path):
+    """Its answers survive, its student's do not: the step fails, and says whose fault it is."""
+    own = whole.found.logits
+    four = np.repeat(own[:, None], 4, 1)
+    strange = np.stack([np.roll(own, k, 0) for k in (1, 2, 3, 4)], 1)
+    at = np.arange(N)
+    kinds = ["organ"] * N
+    blind = occlusion.Hidden(at, kinds, own, own, strange, strange)
+    seeing = occlusion.Hidden(at, kinds, np.roll(own, 1, 1), own, np.roll(four, 1, 2), strange)
+    role = whole.artifact.model_copy(update={"role": "teacher"})
+    teacher = whole._replace(name="teacher fp32", artifact=role)
+    student = whole._replace(hidden=seeing)
+    for hidden, state in ((blind, "fail"), (seeing, "pass"), (None, "pass")):
+        first = teacher._replace(hidden=hidden)
+        c = explain.chain([first, student], question(), MARGINS)[0]
+        assert c[1].verdict.state == state, c[1].verdict.sentence
+        assert c[0].region == ("organ" if hidden else "")
+        names = [g.name for g in c[1].verdict.gates if g.name.startswith("elsewhere")]
+        assert names == ["elsewhere of teacher fp32", "elsewhere"][0 if hidden else 1 :]
+        if hidden is blind:
+            assert c[0].checks["elsewhere"].value == pytest.approx(1)
+            assert c[1].checks["survive_without"].value == 0
+            assert c[1].verdict.sentence.startswith("teacher fp32 looks elsewhere")
+            told = list(explain._survived([first, student], question()))
+            assert [s.model for s in told] == ["teacher fp32"] * 3
+            assert {s.image for s in told} <= {d[:12] for d in DIGESTS}
+    plain = explain.chain([teacher, whole], question(), MARGINS)[0]
+    assert not [k for k in plain[1].checks if k in occlusion.CHECKS]
 
 
 def test_fast_is_for_a_teacher(tmp_path):

@@ -25,6 +25,7 @@ from edgekd.records import (
     Fidelity,
     Gate,
     Margins,
+    Survived,
     Swayed,
     Verdict,
     untracked,
@@ -220,6 +221,43 @@ def test_the_tables_hold_the_figures_of_the_records(tmp_path):
         "intended use not stated",
     ):
         assert line in shown, line
+
+
+def looking(c, value, state=None, of=""):
+    """A comparison with the figures of answers without the lesion, and a gate of them."""
+    share, only = aggregate(0.71, null=0.4), aggregate(0.3, null=0.25)
+    checks = {"elsewhere": aggregate(value), "survive_without": share, "survive_only": only,
+              "drop_without": aggregate(0.123), f"survive_without: {EVIL}": only}  # fmt: skip
+    change = {"checks": c.checks | checks, "region": "lesion"}
+    if state:
+        own = gate(f"elsewhere{of}", state, value, 0.4, least=False)
+        change["verdict"] = c.verdict.model_copy(update={"gates": (*c.verdict.gates, own)})
+    return c.model_copy(update=change)
+
+
+def test_the_page_says_who_looks_elsewhere(tmp_path):
+    first, student, last = fidelity("fail").comparisons
+    shown = (looking(first, 0.52), looking(student, 0.52, "fail", f" of {MODELS[0]}"),
+             looking(last, 0.11, "pass"))  # fmt: skip
+    kept = Survived(image="hash2", model=MODELS[0], region="lesion", answer=EVIL, before=0.91,
+                    after=0.88)  # fmt: skip
+    found = fidelity("fail", comparisons=shown, hidden={"lesion": 6}, survived=(kept,))
+    text = told(written(tmp_path, fidelity=found)).replace("\N{NO-BREAK SPACE}", " ")
+    for line in (
+        "Does the model look elsewhere? The lesion hidden",
+        "in 6 images: the lesion in 6.",
+        "answers that survive without the lesion 0.710 [0.690, 0.730] by chance 0.400 0.710",
+        "never looks at it ✗ 0.520 [0.500, 0.540] 0.520 [0.500, 0.540] 0.110 [0.090, 0.130]",
+        "the answer loses without the lesion 0.123 [0.103, 0.143]",
+        f"answers {EVIL} that survive without the lesion 0.300 [0.280, 0.320] by chance 0.250",
+        f"hash2 teacher fp32 the lesion {EVIL} 91 % 88 %",
+    ):
+        assert line in text, line
+    assert "loses with nothing but the lesion" not in text  # no figure of it
+    machines = json.loads((tmp_path / "report.json").read_text("utf-8"))["explanations"]
+    assert "survived" not in machines  # single images
+    assert machines["hidden"] == {"lesion": 6}
+    assert "look elsewhere" not in told(written(tmp_path / "b"))
 
 
 def test_a_check_is_marked_as_its_gate_says(tmp_path):
