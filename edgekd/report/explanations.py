@@ -283,6 +283,12 @@ def _chain(models: Models, fidelity: Fidelity) -> Iterator[Line]:
     yield "kappa: 0 stranger's map, 1 the same", line(aggregate("kappa"))
     yield "identification", line(aggregate("identification", "chance"))
     yield "share of maps lost", line(aggregate("lost"))
+    if any("shared_kappa" in c.aggregate for c in shown):
+        through = "through the same masks"
+        yield f"agreement {through} (r)", line(aggregate("shared_pearson", "stranger"))
+        yield f"kappa {through}", line(aggregate("shared_kappa"))
+        yield f"identification {through}", line(aggregate("shared_identification", "chance"))
+        yield f"share lost {through}", line(aggregate("shared_lost"))
     yield "faithfulness", line(_faithful)
     if any("energy" in c.aggregate for c in shown):
         yield "energy inside masks", line(_energy)

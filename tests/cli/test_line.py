@@ -118,6 +118,11 @@ def test_explanations_stand_beside_strangers(line):
     assert explain.exit_code in (0, 3, 6), explain.output
     found = Fidelity.parse(json.loads(explain.stdout), "stdout")
     assert found == Fidelity.load(run / "explain")
+    teacher, student, int8 = found.comparisons
+    assert "shared_kappa" not in teacher.aggregate
+    for c in (student, int8):  # through its reference's channels, in its own runtime
+        assert c.aggregate["shared_kappa"].value <= 1
+        assert 0 <= c.aggregate["shared_lost"].value <= 1
     assert found.verdict in CODES
     assert explain.exit_code == CODES[found.verdict]  # networks of two epochs: whatever it is
     assert [c.reference for c in found.comparisons] == ["", "teacher fp32", "student fp32"]

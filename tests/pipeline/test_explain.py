@@ -271,6 +271,26 @@ def test_a_chain_of_three(net, whole, tmp_path):
         "teacher_pearson"].value  # fmt: skip
 
 
+def test_a_student_is_asked_through_its_teachers_masks(net, whole, tmp_path):
+    """The same answers pass; a student that weighs the parts of another image fails."""
+    teacher = whole._replace(
+        name="teacher fp32", artifact=whole.artifact.model_copy(update={"role": "teacher"})
+    )
+    student = link("student fp32", session(net), tmp_path)
+    given = {}
+    for name, shared in (("same", whole.found.maps), ("rolled", np.roll(whole.found.maps, 1, 0))):
+        (_, c), _ = explain.chain([teacher, student._replace(shared=shared)], question(), MARGINS)
+        assert c.verdict.step == "distillation"
+        given[name] = {g.name: g.state for g in c.verdict.gates if g.name.startswith("shared")}
+        if name == "same":
+            assert c.aggregate["shared_kappa"].value == pytest.approx(1)
+            assert "weighs them as teacher fp32 does" in c.verdict.sentence
+    assert set(given["same"].values()) == {"pass"}
+    assert set(given["rolled"].values()) == {"fail"}
+    (_, c), _ = explain.chain([teacher, student], question(), MARGINS)  # nothing to judge by
+    assert not [g for g in c.verdict.gates if g.name.startswith("shared")]
+
+
 def test_too_few_images_do_not_decide(net, tmp_path):
     n = 8
     first = link("student fp32", session(net), tmp_path, n)
