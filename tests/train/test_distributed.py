@@ -49,7 +49,7 @@ def test_the_fastest_must_be_clearly_faster(clock):
 def command(phantoms, runs, *more):
     return ["-m", "edgekd", "distill", "--data", str(phantoms), "--size", "32", "--batch", "14",
             "--epochs", "3", "--lr", "0.02", "--set", "optimizer=sgd", "--set", "ema=0.9",
-            "--set", "attention=1", "--runs", str(runs), *more]  # fmt: skip
+            "--set", "attention=1", "--set", "masked=1", "--runs", str(runs), *more]  # fmt: skip
 
 
 def free_port():

@@ -8,9 +8,10 @@ from edgekd import data
 from edgekd.data.augment import view
 from edgekd.explain import score_cam
 from edgekd.records import Spec, Training
-from edgekd.train import distill
+from edgekd.train import distill, loop
 from edgekd.train.losses import Wanted, hybrid
 from edgekd.train.masked import Draw, blur, centred, draw, masked_loss, masks, seen_through
+from edgekd.train.shrink import Plan, Shrinking
 
 MASKED = Training(epochs=2, batch=8, masked=1, masked_share=0.5, views=2)
 
@@ -119,6 +120,54 @@ def test_a_student_learns_its_teachers_answers_under_masks(taught, tmp_path):
         return masked_loss(own, wished, len(chosen)).item()
 
     assert apart(1.0) < 0.5 * apart(0.0)
+
+
+def test_stopped_and_started_again_gives_the_same_student(taught, tmp_path, monkeypatch):
+    dataset, spec, teacher = taught
+
+    def made(out, replay):
+        return distill.distill(dataset, [teacher], "test_resnet", None, spec, tmp_path / out,
+                               training=MASKED, replay=tmp_path / replay)  # fmt: skip
+
+    whole = made("whole", "a")
+    checkpoint = loop._checkpoint
+
+    def stop(*args):
+        checkpoint(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(loop, "_checkpoint", stop)
+        made("cut", "b")
+    assert made("cut", "b").sha256 == whole.sha256
+
+
+def test_sub_nets_are_cut_with_their_teachers_reasons(taught):
+    """Shrinking: each sub-net of a step answers for the masked images, too."""
+    dataset, spec, teacher = taught
+    images = view(dataset.splits["train"], spec, MASKED, 0)
+    labels = np.array([s.label for s in dataset.splits["train"]])
+    plan = Plan("ofa-lite-w1.0", (32,), "sandwich", 2, 0)
+    said = distill.asked_of([teacher], images, dataset, spec, MASKED, 0, None)
+    objective = Shrinking(plan, images, labels, spec, MASKED, said, 0)
+    seen = []
+
+    def net(batch, arch=None):
+        seen.append(len(batch))
+        return torch.zeros(len(batch), 3, requires_grad=True)
+
+    chosen = np.arange(8)
+    losses = list(objective.losses(net, 0, 0, chosen))
+    masked = int(said[0].drawn(0).shown[:8].sum())
+    assert masked > 0
+    assert seen == [8 + masked] * 4
+    _, wished = said[0].masked(0, np.flatnonzero(said[0].drawn(0).shown[:8]))
+    told = masked_loss(torch.zeros(masked, 3), wished, 4).item()
+    without = Shrinking(plan, images, labels, spec, MASKED.model_copy(update={"masked": 0.0}),
+                        said, 0)  # fmt: skip
+    bare = list(without.losses(net, 0, 0, chosen))
+    for a, b in zip(losses, bare, strict=True):
+        assert 4 * (a.total - b.total).item() == pytest.approx(told, rel=1e-4)
 
 
 def test_without_a_teacher_nothing_is_masked():
