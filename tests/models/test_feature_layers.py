@@ -127,15 +127,16 @@ def test_every_term_by_hand(staged):
         faithful.append(faithfulness(session, image, heat, label))
         head.append(pearson(heat, class_maps(random_head(passes, i))[label]))
         if masks[i].any():
-            energy = energy_inside(resize(heat, (24, 24)), masks[i])
-            inside.append(1 - masks[i].mean() / energy)
+            inside.append(energy_inside(resize(heat, (24, 24)), masks[i]))
         if i in (0, 1, 2, 4):  # four of five, spread evenly
             other = score_cam(session, rounded(image, STD, i), label).map
             repeatable.append(pearson(heat, other))
     head = [r for r in head if r is not None]
+    energy, area = np.mean(inside), 36 / 576
     expected = {
         "faithful": np.mean(faithful), "head": min(1, 1 - np.mean(head)),
-        "repeatable": np.mean(repeatable), "inside": np.mean(inside), "undefined": 0, "out": 0,
+        "repeatable": np.mean(repeatable), "inside": energy / (energy + area),
+        "undefined": 0, "out": 0,
     }  # fmt: skip
     expected["score"] = np.prod([expected[k] for k in feature_layers.TERMS]) ** 0.25
     scores = feature_layers.choose(staged, images, masks, STD).scores["stage1 8x12x12"]
@@ -159,15 +160,14 @@ def test_the_score_is_a_geometric_mean(terms, score, out):
     assert feature_layers._scored(terms | {"undefined": 0.51})["out"] == 1
 
 
-def test_inside_is_what_the_map_has_beyond_chance():
+def test_the_share_of_a_map_in_a_mask():
     heat = np.zeros((4, 4), np.float32)
     heat[:, :2] = 1
     mask = np.zeros((4, 4), bool)
     mask[:, 0] = True  # a quarter of the area, half of the map
-    assert feature_layers._inside(heat, mask) == pytest.approx(0.5)
-    assert feature_layers._inside(np.ones((4, 4), np.float32), mask) == 0
-    assert feature_layers._inside(1 - heat, mask) == 0  # nothing of it
-    assert feature_layers._inside(np.full((4, 4), np.nan, np.float32), mask) == 0
+    assert feature_layers._energy(heat, mask) == pytest.approx(0.5)
+    assert feature_layers._energy(1 - heat, mask) == 0
+    assert feature_layers._energy(np.full((4, 4), np.nan, np.float32), mask) == 0
 
 
 def test_a_stage_that_is_out_is_chosen_only_where_all_are(staged, monkeypatch):
