@@ -340,7 +340,7 @@ def examined(name: str, net: str, root: Path, quick: bool) -> list[dict[str, Any
     margins = CPU.margins
     samples = explain.spread(dataset.splits["test"], 12 if quick else margins.images)
     ask = Question(samples, evaluation.truth(dataset.splits["test"]),
-                   explain.masks_of(samples, here.onnx.spec), here.onnx.spec, 0)  # fmt: skip
+                   data.load_masks(samples, here.onnx.spec), here.onnx.spec, 0)  # fmt: skip
     reference = link("reference", here.onnx, CPU, here, ask)
     found, told, refused = [], [], []
     for case in cases(here):

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from edgekd.data.dataset import Findings as Findings
     from edgekd.data.dataset import Sample as Sample
     from edgekd.data.dataset import inspect as inspect
+    from edgekd.data.dataset import load_masks as load_masks
     from edgekd.data.dataset import load_pixels as load_pixels
     from edgekd.data.dataset import open_dataset as open_dataset
     from edgekd.data.dataset import pixels as pixels
@@ -19,6 +20,7 @@ __all__ = [
     "Findings",
     "Sample",
     "inspect",
+    "load_masks",
     "load_pixels",
     "normalise",
     "open_dataset",
@@ -27,7 +29,7 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
-        "dataset": "Dataset Findings Sample inspect load_pixels open_dataset pixels",
+        "dataset": "Dataset Findings Sample inspect load_masks load_pixels open_dataset pixels",
         "preprocess": "normalise",
     },
 )

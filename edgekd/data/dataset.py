@@ -292,3 +292,11 @@ def load_pixels(samples: Sequence[Sample], spec: Spec, track: Track = untracked)
         for i, one in enumerate(track(read, "reading images", len(samples))):
             stack[i] = one
     return stack
+
+
+def load_masks(samples: Sequence[Sample], spec: Spec) -> np.ndarray | None:
+    """(N, H, W) bool, all False where an image has no lesion mask; None where none has one."""
+    if not any(s.mask for s in samples):
+        return None
+    blank = np.zeros(spec.size, bool)
+    return np.stack([blank if s.mask is None else preprocess.mask(s.mask, spec) for s in samples])

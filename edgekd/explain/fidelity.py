@@ -73,6 +73,17 @@ def to_grid(heat: np.ndarray, g: int = GRID) -> np.ndarray:
     return np.asarray(_onto(h, g) @ heat.astype(np.float32) @ _onto(w, g).T, np.float32)
 
 
+def from_grid(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(h, w) float32: the map of `size` (h, w) that `to_grid` brought to (g, g), up to rounding.
+
+    Exact, since a map of no more cells than the grid was resampled without loss. A map that was
+    finer along a side was averaged, so the grid's own resolution is what remains there.
+    """
+    (g, _), (h, w) = heat.shape, size
+    back = [np.linalg.pinv(_onto(n, g)) if n < g else np.eye(g) for n in (h, w)]
+    return np.asarray(back[0] @ heat @ back[1].T, np.float32)
+
+
 def _onto(n: int, g: int) -> np.ndarray:
     """(g, n) matrix that takes n points to g cells; a point that straddles two is shared."""
     if n < g:

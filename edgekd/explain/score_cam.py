@@ -35,6 +35,7 @@ SHARES = (0.05, 0.1, 0.2, 0.4)  # of the channels, that are tried
 NOISE = 1e-3  # of an answer, as a share of their variance
 AHEAD = 2  # batches that the session has at a time: streams do not wait for the last of one
 NOTHING = 1e-9  # a map whose peak is not above this is undefined
+COARSE = 10  # cells a side, under which a map is drawn as its cells
 # matplotlib's magma at 17 even steps (perceptually uniform); linear in between: 1 % off at most
 MAGMA = (
     "000004 0a0822 1d1147 36106b 51127c 6a1c81 832681 9c2e7f b73779 d0416f e75263 f56b5c fc8961"
@@ -402,6 +403,20 @@ def resize(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(up, np.float32)
 
 
+def drawn(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) float32: an (h, w) map as pictures show it.
+
+    One of fewer than COARSE cells along a side is shown as its cells, since a smooth hill would
+    promise an outline that it does not have; a finer one is resampled as `resize` does.
+    """
+    (h, w), (height, width) = heat.shape, size
+    if min(h, w) >= COARSE:
+        return resize(heat, size)
+    rows = np.minimum((np.arange(height) + 0.5) * h / height, h - 1).astype(int)
+    columns = np.minimum((np.arange(width) + 0.5) * w / width, w - 1).astype(int)
+    return np.asarray(heat[np.ix_(rows, columns)], np.float32)
+
+
 def unit(heat: np.ndarray) -> np.ndarray:
     """The map scaled to [0, 1], for pictures; a constant one becomes all zeros."""
     low, high = heat.min(), heat.max()
@@ -411,16 +426,17 @@ def unit(heat: np.ndarray) -> np.ndarray:
 def overlay(picture: np.ndarray, heat: np.ndarray, strength: float = 0.65) -> np.ndarray:
     """(H, W, 3) uint8: `picture` (H, W, 3) uint8 coloured where `heat` (h, w) is high.
 
-    Opacity grows with the heat up to `strength`: where the map is cold the picture is untouched.
+    Opacity grows with the heat up to `strength`: where the map is cold the picture is untouched. A
+    coarse map is shown as its cells, see `drawn`.
     """
-    hot = unit(resize(heat, picture.shape[:2]))[..., None]  # (H, W, 1)
+    hot = unit(drawn(heat, (picture.shape[0], picture.shape[1])))[..., None]  # (H, W, 1)
     mixed = picture + strength * hot * (magma(hot[..., 0]) - picture.astype(np.float32))
     return np.asarray(np.rint(mixed), np.uint8)
 
 
 def veil(heat: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """(H, W, 4) uint8: what `overlay` lays over a picture of `size` at full strength, alone."""
-    hot = unit(resize(heat, (size[0], size[1])))  # (H, W)
+    hot = unit(drawn(heat, (size[0], size[1])))  # (H, W)
     return np.rint(np.dstack([magma(hot), 255 * hot])).astype(np.uint8)
 
 

@@ -192,7 +192,7 @@ def made_student(
     chosen: StudentSpec,
     *,
     sensitivity: float | None = None,
-    layer: str = "",
+    layer: str = "auto",
     force: bool,
     asked: DistillOptions | None = None,
 ) -> Artifact:

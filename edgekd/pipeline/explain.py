@@ -110,8 +110,8 @@ def judge(
     candidates = run.candidates(dataset)
     samples = spread(dataset.splits["test"], images or margins.images)
     spec = candidates[0].spec
-    ask = Question(samples, evaluation.truth(dataset.splits["test"]), masks_of(samples, spec), spec,
-                   run.record.seed)  # fmt: skip
+    ask = Question(samples, evaluation.truth(dataset.splits["test"]),
+                   data.load_masks(samples, spec), spec, run.record.seed)  # fmt: skip
     out = make_folder(run.folder / "explain")
     (out / Fidelity.FILE).unlink(missing_ok=True)
     published: dict[str, Aggregate] = {}
@@ -427,14 +427,6 @@ def spread(samples: Sequence[data.Sample], count: int) -> list[data.Sample]:
         places = np.linspace(0, len(by_class[label]) - 1, min(each, len(by_class[label])))
         chosen += [by_class[label][int(i)] for i in places]
     return chosen
-
-
-def masks_of(samples: Sequence[data.Sample], spec: Spec) -> np.ndarray | None:
-    """(N, H, W) bool, all False where an image has no mask; None where none has one."""
-    if not any(s.mask for s in samples):
-        return None
-    blank = np.zeros(spec.size, bool)
-    return np.stack([blank if s.mask is None else preprocess.mask(s.mask, spec) for s in samples])
 
 
 def _mask_share(masks: np.ndarray | None) -> float | None:

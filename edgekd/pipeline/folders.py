@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -39,7 +40,10 @@ from edgekd.records import (
 
 if TYPE_CHECKING:
     from edgekd.bundle.out_of_distribution import Familiar
+    from edgekd.models.feature_layers import Choice
+    from edgekd.models.zoo import Waist
 
+LOG = logging.getLogger(__name__)
 LEARNT_FROM = 1000  # images of a split, at most, that tell what is usual
 BATCH = 32
 PHANTOMS = 360  # a class: enough to train a student from scratch in minutes
@@ -57,7 +61,9 @@ class RunRecord(Stored):
     seed: int = 0
     split: str | None = None  # how the data was asked to be split
     allow_leakage: bool = False
-    layer: str = ""  # that is explained: a stage, auto, or empty: see folders.onnx_of
+    # That is explained: a stage, auto, or, where an earlier edgekd was told of none, empty: see
+    # onnx_of. What a run was begun with, it keeps.
+    layer: str = ""
     options: DistillOptions | None = None  # as `distill` was asked; None: by an earlier edgekd
 
 
@@ -195,9 +201,34 @@ def here(profile: Profile) -> bool:
 
 def sample_images(dataset: data.Dataset, spec: Spec, split: str, count: int) -> np.ndarray:
     """(n, 3, H, W) float32: `count` prepared images spread evenly over a split."""
-    samples = dataset.splits[split]
+    samples = _evenly(dataset.splits[split], count)
+    return preprocess.normalise(data.load_pixels(samples, spec), spec)
+
+
+def _evenly(samples: Sequence[data.Sample], count: int) -> list[data.Sample]:
+    """At most `count` of `samples`, spread evenly."""
     places = np.unique(np.linspace(0, len(samples) - 1, count).astype(int))
-    return preprocess.normalise(data.load_pixels([samples[i] for i in places], spec), spec)
+    return [samples[i] for i in places]
+
+
+def explained_layer(
+    trained: Artifact, dataset: data.Dataset, track: Track = untracked, *, net: Waist | None = None
+) -> Choice:
+    """The stage of a trained teacher or student that is explained where `--layer` is auto.
+
+    Chosen once, on validation images and their lesion masks, and kept beside the network; whoever
+    distils with the teacher's maps may ask for it before there is any ONNX file. net: the network,
+    if it is loaded already.
+    """
+    from edgekd.models import feature_layers
+
+    few = _evenly(dataset.splits["val"], feature_layers.IMAGES)
+    images = preprocess.normalise(data.load_pixels(few, trained.spec), trained.spec)
+    masks = data.load_masks(few, trained.spec)
+    found = feature_layers.kept_choice(trained, images, masks, trained.folder, net=net, track=track)
+    if all(scores["out"] for scores in found.scores.values()):
+        LOG.warning("no layer of %s has maps that depend on what it learnt", trained.folder)
+    return found
 
 
 def usual(made: Artifact, profile: Profile, dataset: data.Dataset, track: Track) -> Familiar:
@@ -297,15 +328,19 @@ def onnx_of(
 ) -> Artifact:
     """The trained network's ONNX waist in `folder`, made (parity checked) if it is not there.
 
-    layer: whose output is explained: a stage, "auto" for the most faithful on validation images,
-    whose scores are kept, or empty for the deepest of a fine enough grid.
+    layer: whose output is explained: a stage, "auto" for the one that `explained_layer` chooses,
+    whose scores are kept, or empty, in runs of an earlier edgekd, for the deepest of a fine enough
+    grid. A file whose layer an earlier edgekd chose by faithfulness alone stays for a student, of
+    whose other files it is the parent; for a teacher, which several runs share, it is made again.
     """
     from edgekd import export
     from edgekd.models import feature_layers, zoo
 
     if (folder / Artifact.FILE).exists():
         made = Artifact.load(folder)
+        earlier = feature_layers.by_earlier_rule(made.settings.get("layer_scores"))
         same = made.settings.get("layer", "") == layer
+        same &= not (earlier and trained.kind == "teacher")
         if made.parents.get(trained.kind) == trained.sha256 and same:
             worst = max(m.value for k, m in made.metrics.items() if k.startswith("parity_max"))
             if worst > tolerance:
@@ -319,8 +354,7 @@ def onnx_of(
     net = zoo.load(trained, "" if layer == "auto" else layer)
     told: dict[str, Any] = {"layer": layer} if layer else {}
     if layer == "auto":
-        few = sample_images(dataset, trained.spec, "val", feature_layers.IMAGES)
-        chosen, told["layer_scores"] = feature_layers.most_faithful(net, few, track=track)
+        chosen, told["layer_scores"] = explained_layer(trained, dataset, track, net=net)
         net = net.at(chosen)
     expected = export.outputs(net, images)
     zoo.without_colour(net, trained.spec)

@@ -97,9 +97,9 @@ class StudentOptions(Options):
     shrink_epochs: int | None = option(None, "If the supernet must be shrunk first.", least=1)
     finalists: int = option(1, "Sub-nets of the front to distil and compare.", least=1)
     layer: str = option(
-        "",
-        "That is explained: auto (the most faithful on validation images), head, or a stage of the "
-        "student such as stage3. [default: the deepest of 12 cells a side]",
+        "auto",
+        "That is explained: auto (by one rule for teacher and student, on validation images), "
+        "head, or a stage of the student such as stage3.",
     )
     sensitivity: float | None = option(
         None, "Of each class's threshold, on val. [default: Youden's J]", least=0.01, most=1
@@ -109,6 +109,7 @@ class StudentOptions(Options):
     @classmethod
     def _might_be_a_layer(cls, name: str) -> str:
         """Said before anything is trained; whether the student has it, is known afterwards."""
+        # An earlier edgekd wrote an empty one where none was named.
         if name and not re.fullmatch(r"auto|head|stage[1-9]\d?", name):
             raise EdgeKDError(f'no layer "{name}": auto, head, or a stage such as stage3')
         return name

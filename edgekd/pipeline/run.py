@@ -219,7 +219,7 @@ class Run:
         )  # fmt: skip
 
     def layer(self, dataset: data.Dataset) -> str:
-        """The stage that the student's ONNX explains; empty where the run leaves it to the rule."""
+        """The stage that the student's ONNX explains; empty in an earlier edgekd's runs of none."""
         return self.student_onnx(dataset).layer.partition(" ")[0] if self.record.layer else ""
 
     def rivals(self, dataset: data.Dataset, source: Artifact | None = None) -> list[Artifact]:

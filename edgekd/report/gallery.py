@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from edgekd.explain import shortcuts
-from edgekd.explain.score_cam import resize, unit
+from edgekd.explain.fidelity import from_grid
+from edgekd.explain.score_cam import drawn, unit
 from edgekd.records import Comparison, Swayed
 from edgekd.report import cases
 
@@ -67,18 +68,25 @@ def panel(
     """Image `i`, (H, W, 3) uint8 `pixels` and (H, W) bool `mask`, with every model's (N, g, g)."""
     case, size = shown[0].images[i], (pixels.shape[0], pixels.shape[1])
     own = {c.name: c.images[i] for c in shown}
+    layers = {c.name: c.layer for c in shown}
     return Panel(
         image=case.image,
         label=case.label,
         pixels=pixels,
         mask=mask,
-        maps={n: None if np.isnan(m[i]).any() else unit(resize(m[i], size))
-              for n, m in maps.items()},
+        maps={n: None if np.isnan(m[i]).any() else
+              unit(drawn(_cells(m[i], layers.get(n, "")), size)) for n, m in maps.items()},
         answers={n: (a.answer, a.probability) for n, a in own.items()},
         agreement={n: a.figures["pearson"] for n, a in own.items()},
         why=why,
         origin={c.name: c.reference or shown[0].name for c in shown[1:]},
     )  # fmt: skip
+
+
+def _cells(heat: np.ndarray, layer: str) -> np.ndarray:
+    """(h, w) float32: the cells of the layer, such as "stage4 80x6x6", of a map (g, g) of it."""
+    shape = layer.rpartition(" ")[2].split("x")  # channels, rows, columns
+    return from_grid(heat, (int(shape[1]), int(shape[2]))) if len(shape) == 3 else heat
 
 
 def pair(told: Swayed, label: str, pixels: np.ndarray) -> Pair:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgekd.explain.score_cam import magma, overlay, resize, unit
+from edgekd.explain.score_cam import drawn, magma, overlay, resize, unit
 
 SIDE = 120  # pixels of a picture's side
 
@@ -59,7 +59,7 @@ def read(path: Path, pixels: Mapping[str, np.ndarray]) -> list[Strip]:
 
 def _cell(arrays: Mapping[str, np.ndarray], key: str, layer: str, pixels: np.ndarray) -> Cell:
     size = (SIDE, SIDE)
-    average = magma(unit(resize(arrays[f"{key}|average"], size))).round().astype(np.uint8)
+    average = magma(unit(drawn(arrays[f"{key}|average"], size))).round().astype(np.uint8)
     heat = arrays.get(f"{key}|heat")
     shown = None
     if heat is not None:

@@ -11,6 +11,7 @@ from edgekd.explain.fidelity import (
     compare,
     energy_inside,
     explain_set,
+    from_grid,
     iou_top,
     pearson,
     pointing_hit,
@@ -109,6 +110,7 @@ def test_to_grid():
     # three points on two cells: the middle one is shared
     np.testing.assert_allclose(to_grid(np.array([[3.0, 6, 9]] * 3), 2), [[4, 8]] * 2, rtol=1e-6)
     np.testing.assert_allclose(to_grid(heat, 14), resize(heat, (14, 14)))
+    np.testing.assert_allclose(from_grid(to_grid(heat, 14), heat.shape), heat, atol=1e-5)
     assert to_grid(np.ones((3, 20)), 14).shape == (14, 14)
     np.testing.assert_allclose(to_grid(np.ones((3, 20)), 14), 1, rtol=1e-6)
 

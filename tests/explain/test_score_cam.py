@@ -22,6 +22,7 @@ from edgekd.explain.score_cam import (
     ask,
     blur,
     class_maps,
+    drawn,
     fast_share,
     fewer,
     interpolation,
@@ -32,6 +33,7 @@ from edgekd.explain.score_cam import (
     spread,
     telling,
     unit,
+    veil,
 )
 from edgekd.records import EdgeKDError
 from edgekd.runtimes import Outputs
@@ -458,8 +460,23 @@ def test_overlay_colours_where_it_is_hot():
     out = overlay(picture, np.array([[0.0, 1.0]]), strength=0.5)
     assert (out.shape, out.dtype) == ((4, 8, 3), np.uint8)
     np.testing.assert_array_equal(out[:, :2], 100)  # cold: as it was
-    np.testing.assert_array_equal(out[0, 7], [(100 + 252) / 2, 176, 146])  # (100 + fcfdbf) / 2
+    # The other half, a cell, is as hot as it gets: (100 + fcfdbf) / 2.
+    np.testing.assert_array_equal(out[:, 4:] - [(100 + 252) / 2, 176, 146], 0)
     np.testing.assert_array_equal(overlay(picture, np.ones((2, 2))), picture)
+
+
+def test_a_coarse_map_is_drawn_as_its_cells():
+    coarse = np.arange(6, dtype=np.float32).reshape(2, 3)
+    np.testing.assert_array_equal(
+        drawn(coarse, (4, 7)),  # of seven pixels the fourth, in the middle, is of the middle cell
+        [[0, 0, 1, 1, 1, 2, 2]] * 2 + [[3, 3, 4, 4, 4, 5, 5]] * 2,
+    )
+    ramp = np.tile(np.arange(9, dtype=np.float32), (9, 1))
+    assert len(np.unique(drawn(ramp, (90, 90)))) == 9
+    assert len(np.unique(veil(ramp, (90, 90))[..., 3])) == 9
+    fine = np.tile(np.arange(10, dtype=np.float32), (10, 1))
+    np.testing.assert_array_equal(drawn(fine, (90, 90)), resize(fine, (90, 90)))
+    np.testing.assert_array_equal(drawn(coarse, (2, 3)), coarse)
 
 
 def test_magma_grows_ever_lighter():

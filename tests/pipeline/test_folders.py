@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from runtimes.test_runtimes import artifact, exported, profile  # noqa: F401
 from typer.testing import CliRunner
 
@@ -12,7 +13,9 @@ from edgekd import data
 from edgekd.bench.compare import Against
 from edgekd.cli import bench as command
 from edgekd.cli.main import app
+from edgekd.models import feature_layers
 from edgekd.pipeline import bench, explain, folders, quantize
+from edgekd.pipeline.options import DistillOptions
 from edgekd.pipeline.run import Run
 from edgekd.records import (
     Artifact,
@@ -141,6 +144,50 @@ def test_a_folder_of_another_run_is_not_taken_over(tmp_path):
     folders.begin(tmp_path, tmp_path / "cpu", run())
     with pytest.raises(EdgeKDError, match=r"another data \(d\): choose another folder with --run"):
         folders.begin(tmp_path, tmp_path / "cpu", run(data="elsewhere"))
+
+
+def test_an_earlier_run_keeps_its_layer(tmp_path):
+    """Where none was named, an earlier edgekd wrote none: its runs keep the rule of that time."""
+    assert DistillOptions().student.layer == "auto"
+    begun = run(layer="auto", options=DistillOptions())
+    begun.save(tmp_path)
+    assert folders.RunRecord.load(tmp_path) == begun
+    path = tmp_path / folders.RunRecord.FILE
+    told = json.loads(path.read_text())
+    told["layer"] = told["options"]["student"]["layer"] = ""
+    path.write_text(json.dumps(told))
+    assert folders.RunRecord.load(tmp_path).layer == ""
+    del told["layer"]  # of an edgekd that knew of no other layer
+    path.write_text(json.dumps(told))
+    assert folders.RunRecord.load(tmp_path).layer == ""
+
+
+def test_the_layer_is_chosen_on_validation_images_and_their_masks(tmp_path, monkeypatch, caplog):
+    spec = Spec(classes=("a", "b"), size=(4, 4))
+    samples = [data.Sample(tmp_path / f"{i}.png", i % 2, "", None, "") for i in range(40)]
+    for i, sample in enumerate(samples):
+        Image.fromarray(np.full((4, 4), i, np.uint8)).save(sample.path)
+    mask = tmp_path / "mask.png"
+    Image.fromarray(np.eye(4, dtype=np.uint8)).save(mask)
+    samples[39] = samples[39]._replace(mask=mask)
+    asked = []
+
+    def kept(trained, images, masks, folder, *, net, track):
+        asked.append((images, masks, folder))
+        return feature_layers.Choice("head", {"head 1x4x4": {"score": 0.1, "out": out}})
+
+    monkeypatch.setattr(feature_layers, "kept_choice", kept)
+    dataset = data.Dataset(tmp_path, ("a", "b"), {"val": tuple(samples)}, "f", "", True, ())
+    trained = artifact(spec=spec, folder=tmp_path / "teacher")
+    for out in (0.0, 1.0):
+        assert folders.explained_layer(trained, dataset).layer == "head"
+        assert ("no layer of" in caplog.text) == bool(out)
+    images, masks, folder = asked[0]
+    levels = (images[:, 0, 0, 0] * spec.std[0] + spec.mean[0]) * 255
+    np.testing.assert_allclose(levels, np.linspace(0, 39, 16).astype(int), atol=1e-3)
+    assert masks[:15].sum() == 0
+    np.testing.assert_array_equal(masks[15], np.eye(4, dtype=bool))
+    assert folder == tmp_path / "teacher"
 
 
 def test_a_file_that_cannot_be_written_leaves_one_line(tmp_path):

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from edgekd import data
 from edgekd.cli import explain as command
 from edgekd.cli import main
+from edgekd.explain.fidelity import to_grid
+from edgekd.explain.score_cam import resize, unit
 from edgekd.pipeline import explain
 from edgekd.pipeline import report as pipeline
 from edgekd.pipeline.run import Run
@@ -415,6 +417,20 @@ def test_margins_that_were_changed_are_refused(tmp_path):
     with pytest.raises(EdgeKDError, match="changed after edgekd explain judged"):
         written(tmp_path, profile=later)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_coarse_layer_is_shown_as_its_cells():
+    """The maps that are compared are on a finer grid: the cells are found again."""
+    cells = np.array([[0, 1, 2], [3, 8, 4]], np.float32)
+    shown = [comparison(MODELS[0]).model_copy(update={"layer": "stage4 80x2x3"}),
+             comparison(MODELS[1])]  # fmt: skip
+    maps = {m: to_grid(cells)[None] for m in MODELS[:2]}
+    pixels = np.zeros((28, 42, 3), np.uint8)
+    found = gallery.panel(0, "", shown, maps, pixels, None).maps
+    expected = np.repeat(np.repeat(cells / 8, 14, 0), 14, 1)
+    np.testing.assert_allclose(found[MODELS[0]], expected, atol=1e-5)
+    smooth = unit(resize(to_grid(cells), (28, 42)))  # of a layer that is not known
+    np.testing.assert_array_equal(found[MODELS[1]], smooth)
 
 
 def test_the_gallery_has_the_lowest_and_then_some_of_each_class(tmp_path, monkeypatch):
