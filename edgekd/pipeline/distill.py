@@ -215,15 +215,11 @@ def made_student(
     elif origin:
         training = gentler(training)
     training = training if teachers else loop.without_teacher(training)
+    stages = mask_layers(work, teachers, training, layer)
     wanted = loop.settings(
-        work.dataset,
-        chosen.name,
-        spec,
-        training,
-        seed=work.seed,
-        teachers=teachers,
-        origin=origin,
-    )
+        work.dataset, chosen.name, spec, training,
+        seed=work.seed, teachers=teachers, origin=origin, layers=stages,
+    )  # fmt: skip
     made = folders.finished(folder / "student", wanted, force=force)
     run = folders.RunRecord(
         profile=profile,
@@ -242,9 +238,19 @@ def made_student(
     net = _cut(work, chosen, chosen.arch) if origin and chosen.arch else None
     return loop.distill(
         work.dataset, teachers, chosen.name, chosen.arch, spec, folder / "student",
-        training=training, net=net, origin=origin, replay=folders.shared(work.root, work.dataset),
-        sensitivity=sensitivity, seed=work.seed, track=work.track,
+        training=training, net=net, origin=origin, layers=stages,
+        replay=folders.shared(work.root, work.dataset), sensitivity=sensitivity,
+        seed=work.seed, track=work.track,
     )  # fmt: skip
+
+
+def mask_layers(
+    work: Workspace, teachers: Sequence[Artifact], training: Training, layer: str
+) -> list[str]:
+    """The stage of each teacher that the run explains, if its channels are masks to learn from."""
+    if not training.masked or layer != "auto":
+        return [layer if layer == "head" else ""] * len(teachers)
+    return [folders.explained_layer(t, work.dataset, work.track).layer for t in teachers]
 
 
 def _cut(work: Workspace, chosen: StudentSpec, arch: Arch) -> SubNet:

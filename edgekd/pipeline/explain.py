@@ -243,7 +243,7 @@ def _examined(
             seed=run.record.seed, track=run.track,
         )  # fmt: skip
     name = f"{candidate.role} {candidate.precision}"
-    link = Link(name, candidate, profile, found, alone, hidden)
+    link = Link(name, candidate, profile, found, alone, hidden=hidden)
     if candidate.role == "teacher" or asked.variant == "published":
         return link, None
     few = np.unique(np.linspace(0, len(pixels) - 1, PUBLISHED).astype(int))

@@ -76,6 +76,7 @@ def distill(
     net: nn.Module | None = None,
     origin: dict[str, str] | None = None,
     replay: Path | None = None,
+    layers: Sequence[str] = (),
     sensitivity: float | None = None,
     seed: int = 0,
     track: Track = untracked,
@@ -85,6 +86,7 @@ def distill(
     It is the sub-net `arch`, or the network `name` where that is None.
 
     What teachers say of a view of the images is kept under the folder `replay`, if it is given.
+    layers: the stage of each teacher whose channels are masks; none: see zoo.Waist.
 
     sensitivity: what each class's threshold is to reach on val; None: Youden's J.
     It starts as `net`, cut out of a supernet (`origin` says which), with its batch norm
@@ -113,9 +115,10 @@ def distill(
             found |= {f"cut_{k}": v for k, v in scores.items()}
     start = {"kind": "student", "model": name, "role": "student", "spec": spec,
              "arch": arch, "parents": parents}  # fmt: skip
-    asked = settings(dataset, name, spec, training, seed=seed, teachers=teachers, origin=origin)
+    asked = settings(dataset, name, spec, training, seed=seed, teachers=teachers, origin=origin,
+                     layers=layers)  # fmt: skip
     return _run(trained, teachers, dataset, out, start, asked, training, seed, track, found,
-                replay=replay, sensitivity=sensitivity)  # fmt: skip
+                replay=replay, layers=layers, sensitivity=sensitivity)  # fmt: skip
 
 
 def without_teacher(training: Training) -> Training:
@@ -242,9 +245,11 @@ def asked_of(
     seed: int,
     root: Path | None,
     track: Track = untracked,
+    layers: Sequence[str] = (),
 ) -> list[Targets]:
     """What each teacher says of the training split; kept under folder `root` where there is one,
-    unless each step shows it images that are mixed anew.
+    unless each step shows it images that are mixed anew. layers: the stage of each whose channels
+    are masks.
     """
     if training.alpha_hard == 1 and not (
         training.attention or training.features or training.masked
@@ -256,7 +261,9 @@ def asked_of(
     key = {"data": dataset.fingerprint, "spec": seen, "seed": seed}
     count = len(dataset.splits["train"])
     root = None if training.ask_mixed else root
-    return [Targets(t, images, count, training, key, root, track) for t in teachers]
+    stages = layers or [""] * len(teachers)
+    return [Targets(t, images, count, training, key, root, track, stage)
+            for t, stage in zip(teachers, stages, strict=True)]  # fmt: skip
 
 
 def settings(
@@ -270,6 +277,7 @@ def settings(
     pretrained: bool = False,
     teachers: Sequence[Artifact] = (),
     origin: dict[str, str] | None = None,
+    layers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """All that a training depends on, as plain data: equal settings, equal result."""
     asked = {
@@ -281,6 +289,8 @@ def settings(
         "training": training.model_dump(mode="json"),
         "seed": seed,
     }
+    if training.masked and any(layers):
+        asked["mask_layers"] = list(layers)
     return asked | (origin or {})
 
 
@@ -297,6 +307,7 @@ def _run(
     found: dict[str, Metric] | None = None,
     *,
     replay: Path | None = None,
+    layers: Sequence[str] = (),
     sensitivity: float | None = None,
 ) -> Artifact:
     """Train (or go on training), keep the best network, judge it once on the test split."""
@@ -308,7 +319,7 @@ def _run(
     judge = classifier_judge(
         data.load_pixels(val, spec, track), np.array([s.label for s in val]), spec
     )
-    said = asked_of(teachers, images, dataset, spec, training, seed, replay, track)
+    said = asked_of(teachers, images, dataset, spec, training, seed, replay, track, layers)
     objective = Hybrid(images, labels, spec, training, said, seed)
     if training.int8:
         qat.quantised(net)

@@ -65,6 +65,8 @@ def seen_through(images: torch.Tensor, outlines: torch.Tensor) -> torch.Tensor:
 
     outlines: (n, h, w) uint8, resampled linearly to the images' size.
     """
+    if not len(images):
+        return images
     unit = outlines.to(images.device, images.dtype)[:, None] / 255
     mask = F.interpolate(unit, images.shape[2:], mode="bilinear", align_corners=False)
     blurred = blur(images)

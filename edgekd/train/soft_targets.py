@@ -152,9 +152,11 @@ class Targets:
                 torch.from_numpy(arrays["masked"][view, chosen]))  # fmt: skip
 
     def _ask_masked(self, view: int, chosen: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        net, images = self._teacher(), self.images(self.size, view, chosen)
-        if not len(chosen):
-            return torch.zeros(0, 1, 1, dtype=torch.uint8), torch.zeros(0, 1)
+        net = self._teacher()
+        if not len(chosen):  # of a batch's last few images none may be shown masked
+            classes = len(self.teacher.spec.classes)
+            return torch.zeros(0, *net.grid, dtype=torch.uint8), torch.zeros(0, classes)
+        images = self.images(self.size, view, chosen)
         with torch.inference_mode():
             images = images.to(distributed.here().device)
             outlines = masks(net(images)[1].cpu(), self.drawn(view), chosen)

@@ -57,6 +57,15 @@ def test_an_image_is_seen_through_a_mask_as_score_cam_shows_it():
     np.testing.assert_allclose(found[1], base + mask * (images[1].numpy() - base), atol=1e-5)
 
 
+def test_nothing_is_shown(taught):
+    one = targets_of(taught, None)
+    none = np.flatnonzero(~one.drawn(0).shown)[:0]
+    outlines, logits = one.masked(0, none)
+    assert (len(outlines), tuple(logits.shape)) == (0, (0, 3))
+    assert seen_through(torch.zeros(0, 3, 32, 32), outlines).shape == (0, 3, 32, 32)
+    assert masked_loss(torch.zeros(0, 3), logits, 4).item() == 0
+
+
 def test_the_loss_by_hand():
     own, wished = torch.tensor([[1.0, 0.0], [2.0, 2.0]]), torch.tensor([[3.0, 0.0], [7.0, 7.0]])
     np.testing.assert_allclose(centred(wished), [[1.5, -1.5], [0, 0]])
@@ -136,9 +145,10 @@ def test_stopped_and_started_again_gives_the_same_student(taught, tmp_path, monk
         checkpoint(*args)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(loop, "_checkpoint", stop)
-        made("cut", "b")
+        with pytest.raises(KeyboardInterrupt):
+            made("cut", "b")
     assert made("cut", "b").sha256 == whole.sha256
 
 
