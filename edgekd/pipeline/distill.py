@@ -23,7 +23,7 @@ from edgekd.pipeline.options import (
 from edgekd.pipeline.run import Run
 from edgekd.pipeline.shrink import find_supernet, made_supernet
 from edgekd.pipeline.teach import asked_teachers
-from edgekd.pipeline.workspace import Start, Workspace, gentler
+from edgekd.pipeline.workspace import Start, Workspace, gentler, taught_reasons
 from edgekd.records import (
     Arch,
     Artifact,
@@ -214,7 +214,7 @@ def made_student(
         training = gentler(training, lr=3e-4)
     elif origin:
         training = gentler(training)
-    training = training if teachers else loop.without_teacher(training)
+    training = taught_reasons(training) if teachers else loop.without_teacher(training)
     stages = mask_layers(work, teachers, training, layer)
     wanted = loop.settings(
         work.dataset, chosen.name, spec, training,

@@ -14,7 +14,7 @@ from edgekd.pipeline.options import (
     TrainOptions,
 )
 from edgekd.pipeline.teach import asked_teachers
-from edgekd.pipeline.workspace import Start, Workspace, gentler
+from edgekd.pipeline.workspace import Start, Workspace, gentler, taught_reasons
 from edgekd.records import Artifact, EdgeKDError, Profile, Spec, Track, Training, unknown, untracked
 
 
@@ -65,6 +65,8 @@ def made_supernet(
     start = start.found()
     if start.model != "scratch":
         training = gentler(training, lr=1e-3, epochs=12)
+    if teachers:
+        training = taught_reasons(training)
     if training.attention or training.features:
         raise EdgeKDError("attention and features guide one student: leave them out of shrinking")
     asked = loop.shrink_settings(

@@ -13,6 +13,8 @@ from edgekd.pipeline import folders
 from edgekd.pipeline.options import DataOptions, SupernetOptions
 from edgekd.records import EdgeKDError, Spec, Track, Training, sha256
 
+MASKED = 1.0  # weight of a teacher's answers to masked images, where the user names none
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -55,6 +57,13 @@ def gentler(training: Training, *, lr: float = 7e-4, epochs: int = 8) -> Trainin
     wanted = {"lr": lr, "epochs": epochs}
     update = {k: v for k, v in wanted.items() if k not in training.model_fields_set}
     return training.model_copy(update=update)
+
+
+def taught_reasons(training: Training) -> Training:
+    """For whoever has a teacher: answers to masked images count, where the user said nothing."""
+    if "masked" in training.model_fields_set:
+        return training
+    return training.model_copy(update={"masked": MASKED})
 
 
 class Start(NamedTuple):
