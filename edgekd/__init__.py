@@ -12,14 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgekd.pipeline.distill import distill as distill
-    from edgekd.pipeline.options import DataOptions as DataOptions
-    from edgekd.pipeline.options import OutputOptions as OutputOptions
-    from edgekd.pipeline.options import RunOptions as RunOptions
-    from edgekd.pipeline.options import SearchOptions as SearchOptions
-    from edgekd.pipeline.options import StudentOptions as StudentOptions
-    from edgekd.pipeline.options import SupernetOptions as SupernetOptions
-    from edgekd.pipeline.options import TeacherOptions as TeacherOptions
-    from edgekd.pipeline.options import TrainOptions as TrainOptions
     from edgekd.pipeline.run import Run as Run
     from edgekd.pipeline.search import search as search
     from edgekd.pipeline.shrink import shrink as shrink
@@ -34,6 +26,14 @@ if TYPE_CHECKING:
     from edgekd.records import Spec as Spec
     from edgekd.records import Timing as Timing
     from edgekd.records import Training as Training
+    from edgekd.records.options import DataOptions as DataOptions
+    from edgekd.records.options import OutputOptions as OutputOptions
+    from edgekd.records.options import RunOptions as RunOptions
+    from edgekd.records.options import SearchOptions as SearchOptions
+    from edgekd.records.options import StudentOptions as StudentOptions
+    from edgekd.records.options import SupernetOptions as SupernetOptions
+    from edgekd.records.options import TeacherOptions as TeacherOptions
+    from edgekd.records.options import TrainOptions as TrainOptions
     from edgekd.serve.model import Answer as Answer
     from edgekd.serve.model import Cam as Cam
     from edgekd.serve.model import Model as Model
@@ -76,7 +76,7 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "pipeline.distill": "distill",
-        "pipeline.options": "DataOptions OutputOptions RunOptions SearchOptions StudentOptions "
+        "records.options": "DataOptions OutputOptions RunOptions SearchOptions StudentOptions "
         "SupernetOptions TeacherOptions TrainOptions",
         "pipeline.run": "Run",
         "pipeline.search": "search",

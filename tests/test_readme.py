@@ -18,7 +18,7 @@ LESS = """
 import functools, edgekd
 from edgekd.records import Profile
 edgekd.DataOptions = functools.partial(edgekd.DataOptions, size=48)
-edgekd.TrainOptions = lambda epochs: edgekd.pipeline.TrainOptions(epochs=1, batch=16)
+edgekd.TrainOptions = lambda epochs: edgekd.records.options.TrainOptions(epochs=1, batch=16)
 edgekd.distill = functools.partial(
     edgekd.distill, teacher=edgekd.TeacherOptions(teacher_epochs=1),
     student=edgekd.StudentOptions(shrink_epochs=1),

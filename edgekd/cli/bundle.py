@@ -19,7 +19,7 @@ from edgekd.cli.options import (
     result,
 )
 from edgekd.cli.run import opened
-from edgekd.pipeline.options import INTENDED
+from edgekd.records.options import INTENDED
 
 app = new_app()
 bundle_app = new_app(invoke_without_command=True)

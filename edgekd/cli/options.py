@@ -61,7 +61,7 @@ def command(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a function a command of `app`.
 
-    A parameter that is a record of options (edgekd.pipeline.options) becomes an option for each of
+    A parameter that is a record of options (edgekd.records.options) becomes an option for each of
     its fields, in a panel of its own. Every command takes `--config` as well. group: it is what
     `app` itself does where none of its commands is named.
     """

@@ -16,7 +16,7 @@ from edgekd.cli.options import (
     result,
     trains,
 )
-from edgekd.pipeline.options import (
+from edgekd.records.options import (
     DataOptions,
     OutputOptions,
     RunOptions,

@@ -10,16 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from edgekd.ofa import spaces
 from edgekd.pipeline import finalists, folders
 from edgekd.pipeline import search as searches
-from edgekd.pipeline.options import (
-    DataOptions,
-    DistillOptions,
-    RunOptions,
-    SearchOptions,
-    StudentOptions,
-    SupernetOptions,
-    TeacherOptions,
-    TrainOptions,
-)
 from edgekd.pipeline.run import Run
 from edgekd.pipeline.shrink import find_supernet, made_supernet
 from edgekd.pipeline.teach import asked_teachers
@@ -33,6 +23,16 @@ from edgekd.records import (
     Training,
     make_folder,
     untracked,
+)
+from edgekd.records.options import (
+    DataOptions,
+    DistillOptions,
+    RunOptions,
+    SearchOptions,
+    StudentOptions,
+    SupernetOptions,
+    TeacherOptions,
+    TrainOptions,
 )
 
 if TYPE_CHECKING:

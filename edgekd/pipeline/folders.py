@@ -24,7 +24,6 @@ import numpy as np
 from edgekd import data, runtimes
 from edgekd.data import preprocess
 from edgekd.metrics import classification, evaluation
-from edgekd.pipeline.options import DistillOptions
 from edgekd.records import (
     Artifact,
     EdgeKDError,
@@ -37,6 +36,7 @@ from edgekd.records import (
     untracked,
     write_atomic,
 )
+from edgekd.records.options import DistillOptions
 
 if TYPE_CHECKING:
     from edgekd.bundle.out_of_distribution import Familiar

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from edgekd import data
 from edgekd.pipeline import folders
-from edgekd.pipeline.options import INTENDED
 from edgekd.records import Artifact, EdgeKDError, Fidelity, Timing, Track, untracked
+from edgekd.records.options import INTENDED
 
 if TYPE_CHECKING:
     from edgekd.bench.compare import Against

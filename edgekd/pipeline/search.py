@@ -15,7 +15,6 @@ from edgekd.ofa.accuracy_predictor import AccuracyPredictor, Ranking, check_prio
 from edgekd.ofa.latency_table import Table
 from edgekd.ofa.pareto import Front, Member, plot
 from edgekd.pipeline import folders
-from edgekd.pipeline.options import DataOptions, RunOptions, SearchOptions
 from edgekd.pipeline.shrink import find_supernet
 from edgekd.pipeline.workspace import Workspace
 from edgekd.records import (
@@ -34,6 +33,7 @@ from edgekd.records import (
     unknown,
     untracked,
 )
+from edgekd.records.options import DataOptions, RunOptions, SearchOptions
 from edgekd.runtimes import machine
 
 EVALUATED = "evaluated.jsonl"  # in the supernet's folder: sub-nets and their accuracy, for all

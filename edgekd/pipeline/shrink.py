@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgekd.pipeline import folders
-from edgekd.pipeline.options import (
+from edgekd.pipeline.teach import asked_teachers
+from edgekd.pipeline.workspace import Start, Workspace, gentler, taught_reasons
+from edgekd.records import Artifact, EdgeKDError, Profile, Spec, Track, Training, unknown, untracked
+from edgekd.records.options import (
     DataOptions,
     OutputOptions,
     SupernetOptions,
     TeacherOptions,
     TrainOptions,
 )
-from edgekd.pipeline.teach import asked_teachers
-from edgekd.pipeline.workspace import Start, Workspace, gentler, taught_reasons
-from edgekd.records import Artifact, EdgeKDError, Profile, Spec, Track, Training, unknown, untracked
 
 
 def shrink(

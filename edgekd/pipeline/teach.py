@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgekd.pipeline import folders
-from edgekd.pipeline.options import DataOptions, OutputOptions, TeacherOptions, TrainOptions
 from edgekd.pipeline.workspace import Workspace, gentler
 from edgekd.records import Artifact, EdgeKDError, Track, Training, untracked
+from edgekd.records.options import DataOptions, OutputOptions, TeacherOptions, TrainOptions
 
 LOG = logging.getLogger(__name__)
 DEFAULT = "resnet18"  # trains from scratch where there is no network and no checkpoint

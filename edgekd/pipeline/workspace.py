@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from edgekd import data
 from edgekd.pipeline import folders
-from edgekd.pipeline.options import DataOptions, SupernetOptions
 from edgekd.records import EdgeKDError, Spec, Track, Training, sha256
+from edgekd.records.options import DataOptions, SupernetOptions
 
 MASKED = 1.0  # weight of a teacher's answers to masked images, where the user names none
 

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from edgekd.cli.main import COMMANDS, app
 from edgekd.cli.options import JsonOption, command, new_app, result
 from edgekd.cli.reference import commands, reference
-from edgekd.pipeline import options as records
-from edgekd.pipeline.options import DataOptions, TeacherOptions, TrainOptions
 from edgekd.records import EdgeKDError
+from edgekd.records import options as records
+from edgekd.records.options import DataOptions, TeacherOptions, TrainOptions
 
 ROOT = Path(__file__).parents[2]
 

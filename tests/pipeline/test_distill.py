@@ -8,11 +8,11 @@ import torch
 from edgekd.ofa import spaces
 from edgekd.ofa.supernet import Supernet
 from edgekd.pipeline import distill
-from edgekd.pipeline.options import DataOptions
 from edgekd.pipeline.shrink import find_supernet, made_supernet
 from edgekd.pipeline.teach import made_teacher
 from edgekd.pipeline.workspace import Start, Workspace
 from edgekd.records import Artifact, EdgeKDError, Profile, Training, untracked
+from edgekd.records.options import DataOptions
 
 MBV3 = "ofa-mbv3-w1.0"
 OFFICIAL = "ofa_mbv3_d234_e346_k357_w1.0"

@@ -9,11 +9,11 @@ from edgekd.ofa.pareto import Front, Member
 from edgekd.pipeline import finalists
 from edgekd.pipeline.finalists import Finals
 from edgekd.pipeline.folders import RunRecord
-from edgekd.pipeline.options import DataOptions
 from edgekd.pipeline.search import Sought
 from edgekd.pipeline.shrink import made_supernet
 from edgekd.pipeline.workspace import Start, Workspace
 from edgekd.records import Artifact, EdgeKDError, Metric, Profile, Training, untracked
+from edgekd.records.options import DataOptions
 
 SPACE = "ofa-lite-w1.0"
 BOX = """name = "box"

@@ -15,7 +15,6 @@ from edgekd.cli import bench as command
 from edgekd.cli.main import app
 from edgekd.models import feature_layers
 from edgekd.pipeline import bench, explain, folders, quantize
-from edgekd.pipeline.options import DistillOptions
 from edgekd.pipeline.run import Run
 from edgekd.records import (
     Artifact,
@@ -29,6 +28,7 @@ from edgekd.records import (
     Timing,
     untracked,
 )
+from edgekd.records.options import DistillOptions
 
 MACHINE = Machine(name="m", cpu="c", cores=1, memory_gb=1, system="s", python="3")
 

@@ -11,10 +11,10 @@ from edgekd.ofa import accuracy_predictor, latency_table, spaces
 from edgekd.ofa import nsga2 as evolution
 from edgekd.ofa.pareto import Front, Member
 from edgekd.pipeline import search
-from edgekd.pipeline.options import DataOptions, SearchOptions
 from edgekd.pipeline.shrink import made_supernet
 from edgekd.pipeline.workspace import Start, Workspace
 from edgekd.records import Arch, Artifact, Budget, EdgeKDError, Profile, Training, untracked
+from edgekd.records.options import DataOptions, SearchOptions
 
 SPACE = "ofa-lite-w1.0"
 BOX = Profile(name="box", runtime="openvino", device="CPU", precisions=("fp32",), threads=1,

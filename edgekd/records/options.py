@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from edgekd.records import EdgeKDError, Record, Training
+from edgekd.records.errors import EdgeKDError
+from edgekd.records.store import Record
+from edgekd.records.training import Training
 
 RUNS = Path("runs")
 INTENDED = (
