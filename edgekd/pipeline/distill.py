@@ -12,7 +12,7 @@ from edgekd.pipeline import finalists, folders
 from edgekd.pipeline import search as searches
 from edgekd.pipeline.run import Run
 from edgekd.pipeline.shrink import find_supernet, made_supernet
-from edgekd.pipeline.teach import asked_teachers
+from edgekd.pipeline.teach import asked_teachers, mask_layers
 from edgekd.pipeline.workspace import Start, Workspace, gentler, taught_reasons
 from edgekd.records import (
     Arch,
@@ -215,7 +215,7 @@ def made_student(
     elif origin:
         training = gentler(training)
     training = taught_reasons(training) if teachers else loop.without_teacher(training)
-    stages = mask_layers(work, teachers, training, layer)
+    stages = mask_layers(work, teachers, training)
     wanted = loop.settings(
         work.dataset, chosen.name, spec, training,
         seed=work.seed, teachers=teachers, origin=origin, layers=stages,
@@ -242,15 +242,6 @@ def made_student(
         replay=folders.shared(work.root, work.dataset), sensitivity=sensitivity,
         seed=work.seed, track=work.track,
     )  # fmt: skip
-
-
-def mask_layers(
-    work: Workspace, teachers: Sequence[Artifact], training: Training, layer: str
-) -> list[str]:
-    """The stage of each teacher that the run explains, if its channels are masks to learn from."""
-    if not training.masked or layer != "auto":
-        return [layer if layer == "head" else ""] * len(teachers)
-    return [folders.explained_layer(t, work.dataset, work.track).layer for t in teachers]
 
 
 def _cut(work: Workspace, chosen: StudentSpec, arch: Arch) -> SubNet:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgekd.pipeline import folders
-from edgekd.pipeline.teach import asked_teachers
+from edgekd.pipeline.teach import asked_teachers, mask_layers
 from edgekd.pipeline.workspace import Start, Workspace, gentler, taught_reasons
 from edgekd.records import Artifact, EdgeKDError, Profile, Spec, Track, Training, unknown, untracked
 from edgekd.records.options import (
@@ -69,9 +69,11 @@ def made_supernet(
         training = taught_reasons(training)
     if training.attention or training.features:
         raise EdgeKDError("attention and features guide one student: leave them out of shrinking")
+    layers = mask_layers(work, teachers, training)
     asked = loop.shrink_settings(
         work.dataset, space, work.spec, training, resolutions=resolutions,
-        start=start.settings(), schedule=schedule, teachers=teachers, seed=work.seed,
+        start=start.settings(), schedule=schedule, teachers=teachers, layers=layers,
+        seed=work.seed,
     )  # fmt: skip
     folder = folders.own_folder(work.root, work.dataset, "supernet", space, work.spec, asked)
     made = folders.finished(folder, asked, force=force)
@@ -84,7 +86,8 @@ def made_supernet(
     return loop.shrink(
         work.dataset, net, work.spec, folder,
         resolutions=resolutions, training=training, start=start.settings(), schedule=schedule,
-        teachers=teachers, replay=folders.shared(work.root, work.dataset), seed=work.seed,
+        teachers=teachers, layers=layers, replay=folders.shared(work.root, work.dataset),
+        seed=work.seed,
         track=work.track,
     )  # fmt: skip
 

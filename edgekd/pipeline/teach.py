@@ -54,6 +54,17 @@ def asked_teachers(work: Workspace, asked: TeacherOptions) -> list[Artifact]:
     return found
 
 
+def mask_layers(work: Workspace, teachers: Sequence[Artifact], training: Training) -> list[str]:
+    """The stage of each teacher whose channels are masks to learn from; none are without.
+
+    It is the one that the rule for explained layers chooses, whichever layer a run explains: to
+    explain another one needs no other training.
+    """
+    if not training.masked:
+        return [""] * len(teachers)
+    return [folders.explained_layer(t, work.dataset, work.track).layer for t in teachers]
+
+
 def made_teacher(
     work: Workspace,
     model: str,

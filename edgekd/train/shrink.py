@@ -189,20 +189,23 @@ def shrink(
     start: dict[str, str],
     schedule: str = "sandwich",
     teachers: Sequence[Artifact] = (),
+    layers: Sequence[str] = (),
     replay: Path | None = None,
     seed: int = 0,
     track: Track = untracked,
 ) -> Artifact:
     """Train all sub-nets of `net` at once; returns the supernet in folder `out`.
 
-    `spec` is that of the largest resolution; `start` says what `net` was filled with. Every epoch
+    `spec` is that of the largest resolution; `start` says what `net` was filled with; `layers`,
+    the stage of each teacher whose channels are masks, see zoo.Waist. Every epoch
     the smallest and the largest sub-net are judged on the validation split.
     """
     make_folder(out)
     plan = Plan(net.space, tuple(sorted(resolutions)), schedule, training.epochs, seed)
     asked = shrink_settings(
         dataset, net.space, spec, training,
-        resolutions=resolutions, start=start, schedule=schedule, teachers=teachers, seed=seed,
+        resolutions=resolutions, start=start, schedule=schedule, teachers=teachers, layers=layers,
+        seed=seed,
     )  # fmt: skip
     samples = dataset.splits["train"]
     labels = np.array([s.label for s in samples])
@@ -216,7 +219,7 @@ def shrink(
         found = {f"{k}_{e}": v for e, figures in ends.items() for k, v in figures.items()}
         return {"loss": (found["loss_min"] + found["loss_max"]) / 2} | found
 
-    said = asked_of(teachers, images, dataset, spec, training, seed, replay, track)
+    said = asked_of(teachers, images, dataset, spec, training, seed, replay, track, layers)
     objective = Shrinking(plan, images, labels, spec, training, said, seed)
     torch.manual_seed(seed)
     state = train(
@@ -261,7 +264,8 @@ def shrink_settings(
     schedule: str,
     teachers: Sequence[Artifact],
     seed: int,
+    layers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """All that a supernet depends on, as plain data."""
-    asked = settings(dataset, space, spec, training, seed=seed, teachers=teachers)
+    asked = settings(dataset, space, spec, training, seed=seed, teachers=teachers, layers=layers)
     return asked | start | {"resolutions": sorted(resolutions), "schedule": schedule}

@@ -48,7 +48,7 @@ def test_the_fastest_must_be_clearly_faster(clock):
 
 def command(phantoms, runs, *more):
     return ["-m", "edgekd", "distill", "--data", str(phantoms), "--size", "32", "--batch", "14",
-            "--epochs", "3", "--lr", "0.02", "--set", "optimizer=sgd", "--set", "ema=0.9",
+            "--epochs", "3", "--lr", "0.005", "--set", "optimizer=sgd", "--set", "ema=0.9",
             "--set", "attention=1", "--set", "masked=1", "--runs", str(runs), *more]  # fmt: skip
 
 
@@ -59,7 +59,10 @@ def free_port():
 
 
 def test_two_processes_do_what_one_does(phantoms, tmp_path):
-    """The same global batch: weights within float error, one student, one result on stdout."""
+    """The same global batch: weights within float error, one student, one result on stdout.
+
+    At a rate of 0.02 one process with two threads is as far from one with one thread: 0.003.
+    """
     edgekd = [sys.executable, "-m", "edgekd"]
     taught = ["teach", "test_resnet", "--data", str(phantoms), "--size", "32", "--epochs", "1",
               "--runs", str(tmp_path / "t"), "--json"]  # fmt: skip
