@@ -110,9 +110,13 @@ class Making(NamedTuple):
 
 def _from_search(making: Making, folder: Path, *, force: bool) -> Artifact:
     """The student that a search finds in a supernet, which is shrunk now if there is none."""
-    work, profile, teachers, _, asked = making
+    work, profile, teachers, training, asked = making
+    said = "masked" in training.model_fields_set  # for the supernet, too
+    shrinking = TrainOptions(epochs=asked.student.shrink_epochs).training(
+        masked=training.masked if said else None
+    )
     base = find_supernet(work, profile, asked.search.supernet) or made_supernet(
-        work, [profile], teachers, TrainOptions(epochs=asked.student.shrink_epochs).training(),
+        work, [profile], teachers, shrinking,
         start=Start.of(asked.supernet), schedule=asked.supernet.schedule,
     )  # fmt: skip
     LOG.info("supernet %s, %s", base.model, base.folder)
