@@ -12,7 +12,7 @@ from edgekd.pipeline.shrink import find_supernet, made_supernet
 from edgekd.pipeline.teach import made_teacher
 from edgekd.pipeline.workspace import Start, Workspace
 from edgekd.records import Artifact, EdgeKDError, Profile, Training, untracked
-from edgekd.records.options import DataOptions
+from edgekd.records.options import DataOptions, RunOptions, StudentOptions, TrainOptions
 
 MBV3 = "ofa-mbv3-w1.0"
 OFFICIAL = "ofa_mbv3_d234_e346_k357_w1.0"
@@ -179,3 +179,27 @@ def test_what_is_wrong_is_found_before_a_teacher_is_taught(tmp_path):
         distill.check(profile(), "ofa-596", tmp_path)
     with pytest.raises(EdgeKDError, match='no space "ofa-light"'):
         distill.check(profile(space="ofa-light"), None, tmp_path)
+
+
+@pytest.mark.parametrize(("settings", "masked"), [((), False), (("masked=0",), True)])
+def test_what_is_said_of_masks_holds_for_the_supernet_too(
+    phantoms, tmp_path, monkeypatch, settings, masked
+):
+    """Said: as it was said. Not said: left to whoever shrinks it."""
+    told = []
+
+    def stop(work, profiles, teachers, training, **_):
+        told.append(training)
+        raise EdgeKDError("enough")
+
+    monkeypatch.setattr(distill, "asked_teachers", lambda *_: [])
+    monkeypatch.setattr(distill, "made_supernet", stop)
+    with pytest.raises(EdgeKDError, match="enough"):
+        distill.distill(
+            "cpu", data=DataOptions(data=phantoms, size=32),
+            student=StudentOptions(shrink_epochs=2), train=TrainOptions(settings=settings),
+            output=RunOptions(runs=tmp_path),
+        )  # fmt: skip
+    assert told[0].epochs == 2
+    assert ("masked" in told[0].model_fields_set) == masked
+    assert told[0].masked == 0
