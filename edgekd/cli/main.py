@@ -93,7 +93,7 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode="rich",  # Markdown, which the commands have, costs the list time to load
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
