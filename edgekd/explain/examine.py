@@ -8,7 +8,6 @@ model at all.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import time
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edgekd.data import preprocess
-from edgekd.explain import score_cam, shortcuts
+from edgekd.explain import kept, score_cam, shortcuts
 from edgekd.explain.faithfulness import FILLS, faithfulness, random_map
 from edgekd.explain.fidelity import (
     GRID,
@@ -96,16 +95,14 @@ def examine(
                    len(pixels)):  # fmt: skip
         path = folder / f"{digests[i][:16]}.npz"
         if path.is_file():
-            with np.load(path, allow_pickle=False) as kept:
-                found.append(dict(kept))
+            with np.load(path, allow_pickle=False) as stored:
+                found.append(dict(stored))
             continue
         if not found:
             session(preprocess.normalise(pixels[:1], artifact.spec))  # its first call is slow
         seed = int(digests[i][:8], 16) if digests[i] else i
         found.append(_one(session, artifact, pixels[i], asked, seed + asked.seed))
-        with io.BytesIO() as buffer:
-            np.savez(buffer, **found[-1])  # type: ignore[arg-type]
-            write_atomic(path, buffer.getvalue())
+        kept.write_arrays(path, found[-1])
     return Examined(*(np.stack([f[name] for f in found]) for name in Examined._fields))
 
 
@@ -122,8 +119,7 @@ def certified(
     """
     said = [_key(artifact, profile, Asked(variant)), score_cam.ALIKE, score_cam.SHARES,
             hashlib.sha256(images.tobytes()).hexdigest()]  # fmt: skip
-    digest = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
-    path = make_folder(artifact.folder / "maps") / f"fast-{digest}.json"
+    path = make_folder(artifact.folder / "maps") / f"fast-{kept.digest(said)}.json"
     if path.is_file():
         return score_cam.Fast(*json.loads(path.read_text("utf-8")))
     labels = session(images).logits.argmax(1)
@@ -134,10 +130,11 @@ def certified(
 
 def _key(artifact: Artifact, profile: Profile, asked: Asked) -> str:
     """Of everything that the answers depend on."""
-    said = [VERSION, GRID, artifact.sha256, artifact.temperature, artifact.precision,
-            artifact.spec.model_dump(mode="json"), profile.runtime, profile.device,
-            profile.options, asked]  # fmt: skip
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+    return kept.digest(
+        [VERSION, GRID, artifact.sha256, artifact.temperature, artifact.precision,
+         artifact.spec.model_dump(mode="json"), profile.runtime, profile.device,
+         profile.options, asked]
+    )  # fmt: skip
 
 
 def _one(
@@ -239,8 +236,8 @@ def blindness(
         found = score_cam.ask(session, image, variant="published")
         label = int(found.logits.argmax())
         answers.append(str(label))
-        for kept, passes in ((own, found), (head, score_cam.random_head(found, seed))):
-            kept.append(to_grid(score_cam.class_maps(passes, "published")[label]))
+        for of_all, passes in ((own, found), (head, score_cam.random_head(found, seed))):
+            of_all.append(to_grid(score_cam.class_maps(passes, "published")[label]))
     others = strangers(cases._replace(explained=answers))
     mine = np.stack(own)
     limit = beyond_chance(correlations(mine, mine), others)[1]

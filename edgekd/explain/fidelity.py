@@ -151,11 +151,8 @@ def compare(
     own = {key: np.diag(cross) for key, cross in table.items()}
     null = {key: row_means(cross, stranger) for key, cross in table.items()}
     found = {key: aggregate(own[key], null[key], groups, seed) for key in table}
-    found["kappa"] = kappa(own["pearson"], null["pearson"], groups, seed)
     told, least = beyond_chance(table["pearson"], stranger)
-    for key, chance in (("identification", 0.5), ("lost", 0.05)):
-        one = aggregate(told[key], np.full(len(groups), chance), groups, seed)
-        found[key] = exact(one, len(set(cases.groups))) if one and key == "lost" else one
+    found |= beyond_strangers(own["pearson"], null["pearson"], told, groups, seed)
     parts = _parts(cases, own["pearson"], null["pearson"], told, seed)
     own |= told
     null |= {key: np.full(len(groups), np.nan) for key in told}
@@ -339,6 +336,17 @@ def beyond_chance(cross: np.ndarray, stranger: np.ndarray) -> tuple[dict[str, np
     lost = np.where(np.isnan(own) | (own <= limit), 1.0, 0.0)
     lost[~asked | np.isnan(limit)] = np.nan
     return {"identification": found, "lost": lost}, limit
+
+
+def beyond_strangers(
+    own: np.ndarray, null: np.ndarray, told: dict[str, np.ndarray], groups: np.ndarray, seed: int
+) -> dict[str, Aggregate | None]:
+    """Kappa of Pearson's r (N,) and its nulls, and the means of what `beyond_chance` told."""
+    found = {"kappa": kappa(own, null, groups, seed)}
+    for key, chance in (("identification", 0.5), ("lost", 0.05)):
+        one = aggregate(told[key], np.full(len(groups), chance), groups, seed)
+        found[key] = exact(one, len(set(groups.tolist()))) if one and key == "lost" else one
+    return found
 
 
 def kappa(own: np.ndarray, null: np.ndarray, groups: np.ndarray, seed: int) -> Aggregate | None:

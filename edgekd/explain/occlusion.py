@@ -21,14 +21,13 @@ Hence two margins, one without the organ and a wider one without the lesion.
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from edgekd.data import preprocess
+from edgekd.explain import kept
 from edgekd.explain.fidelity import aggregate, clopper_pearson, exact, kappa
 from edgekd.explain.score_cam import blur
 from edgekd.metrics.calibration import softmax
@@ -41,7 +40,6 @@ from edgekd.records import (
     Track,
     make_folder,
     untracked,
-    write_atomic,
 )
 from edgekd.runtimes import Session
 
@@ -158,8 +156,8 @@ def examine(
         f"hidden-{_key(artifact, profile, pixels, found.masks, chosen)}.npz"
     )
     if path.is_file():
-        with np.load(path, allow_pickle=False) as kept:
-            return Hidden(at, kinds, **kept)
+        with np.load(path, allow_pickle=False) as stored:
+            return Hidden(at, kinds, **stored)
     images = preprocess.normalise(pixels, artifact.spec)
     made: dict[str, list[np.ndarray]] = {k: [] for k in Hidden._fields[2:]}
     todo = track(range(len(at)), f"hiding, {artifact.role} {artifact.precision}", len(at))
@@ -171,9 +169,7 @@ def examine(
         made["others_without"].append(logits[1:half])
         made["others_only"].append(logits[half + 1 :])
     arrays = {k: np.stack(v) for k, v in made.items()}
-    with io.BytesIO() as buffer:
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        write_atomic(path, buffer.getvalue())
+    kept.write_arrays(path, arrays)
     return Hidden(at, kinds, **arrays)
 
 
@@ -201,10 +197,7 @@ def _key(
     """Of everything that the answers depend on."""
     shown = [hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()
              for x in (pixels, masks, others)]  # fmt: skip
-    told = [VERSION, EDGE, artifact.sha256, artifact.precision,
-            artifact.spec.model_dump(mode="json"), profile.runtime, profile.device,
-            profile.options, shown]  # fmt: skip
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    return kept.digest([VERSION, EDGE, *kept.identity(artifact, profile), shown])
 
 
 # --- what it says ------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def ask(
     logits, features = session(image[None])
     act = np.maximum(features[0], 0) if variant == "evidence" else features[0]  # (C, h, w)
     if variant not in LIBRARIES:  # which show the model a blank image for each flat channel
-        act = act[np.ptp(act, axis=(1, 2)) > FLAT * np.abs(act).max()]
+        act = _live(act)
     few = telling(act, share)
     masked, pooled = _masked(session, image, act[few], variant, batch, logits.shape[1])
     return _filled(act, few, masked, pooled, logits[0])
@@ -111,7 +111,11 @@ def ask(
 
 def live_channels(features: np.ndarray) -> np.ndarray:
     """(C, h, w) float32: the channels of one image's features that say anything, cut off at 0."""
-    act = np.maximum(features, 0)
+    return _live(np.maximum(features, 0))
+
+
+def _live(act: np.ndarray) -> np.ndarray:
+    """Those of (C, h, w) channels that are not flat."""
     return act[np.ptp(act, axis=(1, 2)) > FLAT * np.abs(act).max()]
 
 

@@ -11,29 +11,24 @@ asked.
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from edgekd.data import preprocess
-from edgekd.explain import score_cam
+from edgekd.explain import kept, score_cam
 from edgekd.explain.fidelity import (
     Cases,
     aggregate,
     beyond_chance,
+    beyond_strangers,
     correlations,
-    exact,
-    kappa,
     row_means,
     strangers,
     to_grid,
 )
-from edgekd.records import Aggregate, Artifact, Profile, Track, make_folder, untracked, write_atomic
+from edgekd.records import Aggregate, Artifact, Profile, Track, make_folder, untracked
 from edgekd.runtimes import Session
 
 VERSION = 1  # of what is kept: another one asks again
@@ -57,42 +52,26 @@ def shared_maps(
     NaN where a map is undefined. digests: of the images, under which maps are kept in the folder
     of the model's artifact.
     """
-    folder = make_folder(model.artifact.folder / "maps" / _key(model, reference))
+    told = [VERSION, *(kept.identity(m.artifact, m.profile) for m in (model, reference)),
+            reference.artifact.layer]  # fmt: skip
+    folder = make_folder(model.artifact.folder / "maps" / f"shared-{kept.digest(told)}")
     what = f"{model.artifact.role} {model.artifact.precision} through the same masks"
     found = []
     for i in track(range(len(digests)), what, len(digests)):
         path = folder / f"{digests[i][:16]}.npy"
         if not path.is_file():
-            _keep(path, _one(model, reference, i))
+            kept.write_array(path, _one(model, reference, i))
         found.append(np.load(path, allow_pickle=False))
     return np.stack(found)
 
 
 def _one(model: Model, reference: Model, i: int) -> np.ndarray:
     """(K, g, g) maps of one image."""
-    spec = reference.artifact.spec
-    seen = preprocess.normalise(reference.pixels[i : i + 1], spec)
+    seen = preprocess.normalise(reference.pixels[i : i + 1], reference.artifact.spec)
     channels = score_cam.live_channels(reference.session(seen).features[0])
     image = preprocess.normalise(model.pixels[i : i + 1], model.artifact.spec)[0]
     passes = score_cam.ask_through(model.session, image, channels, batch=BATCH)
     return np.stack([to_grid(m) for m in score_cam.class_maps(passes)])
-
-
-def _keep(path: Path, maps: np.ndarray) -> None:
-    with io.BytesIO() as buffer:
-        np.save(buffer, maps)
-        write_atomic(path, buffer.getvalue())
-
-
-def _key(model: Model, reference: Model) -> str:
-    """Of everything that the maps depend on."""
-    told = [
-        [VERSION, m.artifact.sha256, m.artifact.precision, m.artifact.layer,
-         m.artifact.spec.model_dump(mode="json"), m.profile.runtime, m.profile.device,
-         m.profile.options]
-        for m in (model, reference)
-    ]  # fmt: skip
-    return "shared-" + hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def agreement(
@@ -105,18 +84,10 @@ def agreement(
     maps that agree less than the own one does (chance 0.5). shared_lost: share of maps that agree
     no better than 95 % of other patients' (chance 0.05). Intervals draw whole patients.
     """
-    groups = np.asarray(cases.groups)
-    others = strangers(cases)
+    groups, others = np.asarray(cases.groups), strangers(cases)
     cross = correlations(reference, other)
     own, null = np.diag(cross), row_means(cross, others)
     told, _ = beyond_chance(cross, others)
-    found = {
-        "shared_pearson": aggregate(own, null, groups, seed),
-        "shared_kappa": kappa(own, null, groups, seed),
-    }
-    for key, chance in (("identification", 0.5), ("lost", 0.05)):
-        one = aggregate(told[key], np.full(len(groups), chance), groups, seed)
-        found[f"shared_{key}"] = (
-            exact(one, len(set(cases.groups))) if one and key == "lost" else one
-        )
-    return {key: a for key, a in found.items() if a is not None}
+    found = {"pearson": aggregate(own, null, groups, seed)}
+    found |= beyond_strangers(own, null, told, groups, seed)
+    return {f"shared_{key}": a for key, a in found.items() if a is not None}

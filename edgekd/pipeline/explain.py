@@ -6,7 +6,6 @@ is explained itself, in its own runtime.
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 
 from edgekd import data, runtimes
 from edgekd.data import preprocess
-from edgekd.explain import examine, fidelity, occlusion, score_cam, shared_masks
+from edgekd.explain import examine, fidelity, kept, occlusion, score_cam, shared_masks
 from edgekd.explain import verdict as verdicts
 from edgekd.metrics import evaluation, paired
 from edgekd.metrics.calibration import log_softmax, softmax
@@ -39,7 +38,6 @@ from edgekd.records import (
     unknown,
     versions,
     worst,
-    write_atomic,
 )
 from edgekd.runtimes import machine
 
@@ -116,18 +114,23 @@ def judge(
     (out / Fidelity.FILE).unlink(missing_ok=True)
     published: dict[str, Aggregate] = {}
     links = []
+    reference: shared_masks.Model | None = None
     certified = score_cam.Fast(1.0, 1.0, 1.0)
     for candidate in candidates:
         quick = fast and candidate.role == "teacher"
         if quick:
             certified = _certified(run, candidate, dataset, known)
         asked = examine.Asked(known, certified.share if quick else 1.0, seed=run.record.seed)
-        link, blind = _examined(run, candidate, ask, asked)
+        link, blind, model = _examined(run, candidate, ask, asked, reference)
         links.append(link)
+        # What comes next is compared with the first, and from the student on with the student. The
+        # maps of other variants than evidence are not of the kind that is made through masks.
+        if known == "evidence" and (reference is None or reference.artifact.role == "teacher"):
+            reference = model
         if blind is not None:
             published[link.name] = blind
-    comparisons, maps = chain(list(_through_the_same_masks(run, links, ask)), ask, margins)
-    _keep(out / MAPS, maps)
+    comparisons, maps = chain(links, ask, margins)
+    kept.write_arrays(out / MAPS, maps, compressed=True)
     _layer_by_layer(run, ask, depths, out)
     steps = [c.verdict for c in comparisons if c.verdict]
     return Fidelity(
@@ -215,27 +218,28 @@ def _layer_by_layer(run: Run, ask: Question, count: int, out: Path) -> None:
                 arrays[f"{key}|seconds"] = np.array(d.seconds)
                 if d.heat is not None:
                     arrays[f"{key}|heat"] = d.heat
-    _keep(out / LAYERS, arrays)
-
-
-def _keep(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays as .npz, whole or not at all."""
-    with io.BytesIO() as buffer:
-        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        write_atomic(path, buffer.getvalue())
+    kept.write_arrays(out / LAYERS, arrays, compressed=True)
 
 
 def _examined(
-    run: Run, candidate: Artifact, ask: Question, asked: examine.Asked
-) -> tuple[Link, Aggregate | None]:
-    """One file asked about all images in its own runtime; and how blind its published maps are."""
+    run: Run,
+    candidate: Artifact,
+    ask: Question,
+    asked: examine.Asked,
+    reference: shared_masks.Model | None,
+) -> tuple[Link, Aggregate | None, shared_masks.Model]:
+    """One file asked about all images in its own runtime; how blind its published maps are; and
+    the file as it answers, for others to be compared with. reference: it is shown through its
+    channels.
+    """
     profile = folders.host(run.record.profile, candidate)[0]
     session, alone = runtimes.open_streams(candidate, profile)
     pixels = data.load_pixels(ask.samples, candidate.spec)
-    found = examine.examine(
-        session, candidate, profile, pixels, [s.digest for s in ask.samples], asked,
-        track=run.track,
-    )  # fmt: skip
+    digests = [s.digest for s in ask.samples]
+    found = examine.examine(session, candidate, profile, pixels, digests, asked, track=run.track)
+    model, shared = shared_masks.Model(candidate, profile, session, pixels), None
+    if reference is not None:
+        shared = shared_masks.shared_maps(model, reference, digests, track=run.track)
     hidden = None
     if shown := occlusion.regions(ask.samples, candidate.spec):
         hidden = occlusion.examine(
@@ -243,9 +247,9 @@ def _examined(
             seed=run.record.seed, track=run.track,
         )  # fmt: skip
     name = f"{candidate.role} {candidate.precision}"
-    link = Link(name, candidate, profile, found, alone, hidden=hidden)
+    link = Link(name, candidate, profile, found, alone, shared, hidden)
     if candidate.role == "teacher" or asked.variant == "published":
-        return link, None
+        return link, None, model
     few = np.unique(np.linspace(0, len(pixels) - 1, PUBLISHED).astype(int))
     cases = ask.cases(found.logits.argmax(1))
     some = cases._replace(groups=[cases.groups[i] for i in few])
@@ -253,30 +257,7 @@ def _examined(
         session, preprocess.normalise(pixels[few], candidate.spec), some,
         seed=run.record.seed, track=run.track,
     )  # fmt: skip
-    return link, blind
-
-
-def _through_the_same_masks(run: Run, links: Sequence[Link], ask: Question) -> Iterator[Link]:
-    """Each link with its maps through the channels of the one that it is compared to."""
-    first = links[0]
-    student = next((x for x in links if x.artifact.role == "student"), first)
-
-    def model(link: Link) -> shared_masks.Model:
-        session, _ = runtimes.open_streams(link.artifact, link.profile)
-        pixels = data.load_pixels(ask.samples, link.artifact.spec)
-        return shared_masks.Model(link.artifact, link.profile, session, pixels)
-
-    models: dict[str, shared_masks.Model] = {}
-    digests = [s.digest for s in ask.samples]
-    for link in links:
-        of = first if link in (first, student) else student
-        if link is first:
-            yield link
-            continue
-        if of.name not in models:
-            models = {of.name: model(of)}
-        found = shared_masks.shared_maps(model(link), models[of.name], digests, track=run.track)
-        yield link._replace(shared=found)
+    return link, blind, model
 
 
 def chain(

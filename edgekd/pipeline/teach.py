@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgekd.pipeline import folders
-from edgekd.pipeline.workspace import Workspace, gentler
+from edgekd.pipeline.workspace import Workspace, gentler, once
 from edgekd.records import Artifact, EdgeKDError, Track, Training, untracked
 from edgekd.records.options import DataOptions, OutputOptions, TeacherOptions, TrainOptions
 
@@ -62,7 +62,9 @@ def mask_layers(work: Workspace, teachers: Sequence[Artifact], training: Trainin
     """
     if not training.masked:
         return [""] * len(teachers)
-    return [folders.explained_layer(t, work.dataset, work.track).layer for t in teachers]
+    return once(
+        lambda: [folders.explained_layer(t, work.dataset, work.track).layer for t in teachers]
+    )
 
 
 def made_teacher(

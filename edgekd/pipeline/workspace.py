@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from edgekd import data
 from edgekd.pipeline import folders
-from edgekd.records import EdgeKDError, Spec, Track, Training, sha256
+from edgekd.records import EdgeKDError, Spec, T, Track, Training, sha256
 from edgekd.records.options import DataOptions, SupernetOptions
 
 MASKED = 1.0  # weight of a teacher's answers to masked images, where the user names none
@@ -32,7 +32,7 @@ class Workspace:
     @classmethod
     def open(cls, root: Path, asked: DataOptions, pixels: int, track: Track) -> Workspace:
         """The data that are asked for (none: the phantoms), `pixels` a side."""
-        folder = asked.data or _once(lambda: folders.phantoms(root, asked.seed, track))
+        folder = asked.data or once(lambda: folders.phantoms(root, asked.seed, track))
         dataset = data.open_dataset(
             folder, seed=asked.seed, split=asked.split, allow_leakage=asked.allow_leakage,
             track=track,
@@ -42,7 +42,7 @@ class Workspace:
         return cls(root, folder, dataset, spec, asked.seed, track, asked.split, asked.allow_leakage)
 
 
-def _once(make: Callable[[], Path]) -> Path:
+def once(make: Callable[[], T]) -> T:
     """`make()`, by one of several processes before the others."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return make()

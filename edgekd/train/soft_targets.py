@@ -83,17 +83,15 @@ class Targets:
         self.kinds = ["logits"]
         self.kinds += ["attention"] * (training.attention > 0)
         self.kinds += ["embedding"] * (training.features > 0)
-        self.stored = list(self.kinds)
-        self.size, self.training, self.seed = teacher.spec.size, training, int(key.get("seed", 0))
+        self.size, self.training, self.layer = teacher.spec.size, training, layer
+        self.seed: int = key["seed"]
         self._drawn: dict[int, Draw] = {}
         augmentation = {name: getattr(training, name) for name in AUGMENTATION}
         self.key = key | {"teacher": teacher.sha256, "views": self.views, "kinds": self.kinds,
                           "augmentation": augmentation, "chunk": CHUNK}  # fmt: skip
         if training.masked:
-            self.stored += ["mask", "masked"]
             self.key |= {"masked_share": training.masked_share,
                          "masked_random": training.masked_random, "layer": layer}  # fmt: skip
-        self.layer = layer
         self.folder = None
         if root is not None and self.views:
             text = json.dumps(self.key, sort_keys=True)
@@ -114,13 +112,15 @@ class Targets:
         what = f"asking {self.teacher.model}, view {view + 1} of {self.views}"
         for chunk in self.track(left, what, len(left)):
             chosen = np.arange(chunk * CHUNK, min(self.count, (chunk + 1) * CHUNK))
-            said = self._ask(view, chosen)
+            images = self.images(self.size, view, chosen)
+            said = self.say(images)
             for name in self.kinds:
                 arrays[name][view, chosen] = getattr(said, name).numpy()
-            if "masked" in self.stored:
-                few = chosen[self.drawn(view).shown[chosen]]
-                outlines, logits = self._ask_masked(view, few)
-                arrays["mask"][view, few], arrays["masked"][view, few] = outlines, logits
+            if self.training.masked:
+                shown = self.drawn(view).shown[chosen]
+                outlines, logits = self._say_masked(view, chosen[shown], images[shown])
+                arrays["mask"][view, chosen[shown]] = outlines
+                arrays["masked"][view, chosen[shown]] = logits
             done[chunk] = True
         for array in arrays.values():
             array.flush()  # type: ignore[attr-defined]
@@ -146,17 +146,21 @@ class Targets:
         chosen: (m,) images that `drawn` shows masked in this view.
         """
         if self.folder is None:
-            return self._ask_masked(view, chosen)
+            # Of a batch's last few images none may be shown masked, and none cannot be augmented.
+            images = self.images(self.size, view, chosen) if len(chosen) else torch.empty(0)
+            return self._say_masked(view, chosen, images)
         arrays = self._open()
         return (torch.from_numpy(arrays["mask"][view, chosen]),
                 torch.from_numpy(arrays["masked"][view, chosen]))  # fmt: skip
 
-    def _ask_masked(self, view: int, chosen: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def _say_masked(
+        self, view: int, chosen: np.ndarray, images: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masks of images `chosen`, and the answers to them; `images` are those, at our size."""
         net = self._teacher()
-        if not len(chosen):  # of a batch's last few images none may be shown masked
+        if not len(chosen):
             classes = len(self.teacher.spec.classes)
             return torch.zeros(0, *net.grid, dtype=torch.uint8), torch.zeros(0, classes)
-        images = self.images(self.size, view, chosen)
         with torch.inference_mode():
             images = images.to(distributed.here().device)
             outlines = masks(net(images)[1].cpu(), self.drawn(view), chosen)
@@ -167,9 +171,6 @@ class Targets:
         if self._net is None:
             self._net = zoo.load(self.teacher, self.layer).to(distributed.here().device)
         return self._net
-
-    def _ask(self, view: int, chosen: np.ndarray) -> Said:
-        return self.say(self.images(self.size, view, chosen))
 
     def say(self, images: torch.Tensor) -> Said:
         """The answers to `images` (n, 3, *size), whatever they are; nothing is kept."""
@@ -191,10 +192,10 @@ class Targets:
             return self._arrays
         if not (self.folder / Kept.FILE).exists():
             make_folder(self.folder)
-            said = self._ask(0, np.arange(1))
+            said = self.say(self.images(self.size, 0, np.arange(1)))
             shapes = {name: (self.views, self.count, *getattr(said, name).shape[1:])
                       for name in self.kinds}  # fmt: skip
-            if "masked" in self.stored:
+            if self.training.masked:
                 shapes["mask"] = (self.views, self.count, *self._teacher().grid)
                 shapes["masked"] = shapes["logits"]
             for name, shape in shapes.items():
