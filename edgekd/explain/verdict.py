@@ -24,7 +24,7 @@ REMEDIES = {
         "distil a student that loses less: another seed, or relu6 in place of h-swish",
     ),
     "distillation": (
-        "teach the reasons: edgekd distill --set masked=1 (more: masked=3, or --epochs)",
+        "teach the reasons: edgekd distill --epochs 24 (twice the default), or --set masked=5",
         "train longer, or with the teacher's attention: edgekd distill --set attention=1",
         "check the data for markers and borders that go with one class: edgekd data check",
         "take a larger student: a profile with a wider budget",

@@ -13,7 +13,14 @@ from edgekd.pipeline import search as searches
 from edgekd.pipeline.run import Run
 from edgekd.pipeline.shrink import find_supernet, made_supernet
 from edgekd.pipeline.teach import asked_teachers, mask_layers
-from edgekd.pipeline.workspace import Start, Workspace, gentler, taught_reasons
+from edgekd.pipeline.workspace import (
+    GENTLE,
+    INHERITING,
+    Start,
+    Workspace,
+    gentler,
+    taught_reasons,
+)
 from edgekd.records import (
     Arch,
     Artifact,
@@ -214,11 +221,12 @@ def made_student(
         origin = {"supernet": chosen.supernet.sha256}
     elif chosen.start.model != "scratch":
         origin = chosen.start.settings()
-    if chosen.supernet is not None:  # at 7e-4, two epochs took back what shrinking had brought
-        training = gentler(training, lr=3e-4)
-    elif origin:
-        training = gentler(training)
     training = taught_reasons(training) if teachers else loop.without_teacher(training)
+    epochs = INHERITING if training.masked else GENTLE
+    if chosen.supernet is not None:  # at 7e-4, two epochs took back what shrinking had brought
+        training = gentler(training, lr=3e-4, epochs=epochs)
+    elif origin:
+        training = gentler(training, epochs=epochs)
     stages = mask_layers(work, teachers, training)
     wanted = loop.settings(
         work.dataset, chosen.name, spec, training,

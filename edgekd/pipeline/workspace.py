@@ -13,7 +13,9 @@ from edgekd.pipeline import folders
 from edgekd.records import EdgeKDError, Spec, T, Track, Training, sha256
 from edgekd.records.options import DataOptions, SupernetOptions
 
-MASKED = 1.0  # weight of a teacher's answers to masked images, where the user names none
+MASKED = 3.0  # weight of a teacher's answers to masked images, where the user names none
+GENTLE = 8  # epochs from pretrained weights, where the user names none
+INHERITING = 12  # and with a teacher's answers to masked images, which take longer to learn
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def once(make: Callable[[], T]) -> T:
         return make()
 
 
-def gentler(training: Training, *, lr: float = 7e-4, epochs: int = 8) -> Training:
+def gentler(training: Training, *, lr: float = 7e-4, epochs: int = GENTLE) -> Training:
     """For pretrained weights: fewer epochs and a lower rate, where the user named neither."""
     wanted = {"lr": lr, "epochs": epochs}
     update = {k: v for k, v in wanted.items() if k not in training.model_fields_set}
