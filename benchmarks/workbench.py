@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 RUNS = HERE.parent / "runs"
 FLIP = ["--set", "hflip=true"]  # for what has no left or right
+STUDENTS = {"lite": "ofa-lite-w1.0:mid", "mbv3": "ofa-mbv3-w1.0:min"}  # relu6; h-swish
 TEACHER = ["--epochs", 7, "--lr", 0.001, *FLIP, "--set", "warp=0", "--set", "translate=0"]
 
 

@@ -31,6 +31,21 @@ REMEDIES = {
     ),
 }  # fmt: skip
 
+# Of each step: (key of Comparison.aggregate and of Margins, in words, whether more is better).
+AGREEMENT: dict[Step, tuple[tuple[str, str, bool], ...]] = {
+    "quantisation": (
+        ("kappa", "agreement of maps beyond strangers'", True),
+        ("identification", "own image's map told from strangers'", True),
+        ("lost", "maps that could be a stranger's", False),
+    ),
+    "distillation": (
+        ("shared_kappa", "agreement of answers under the same masks beyond strangers'", True),
+        ("shared_identification", "own image's map through the same masks told from strangers'",
+         True),
+        ("shared_lost", "maps through the same masks that could be a stranger's", False),
+    ),
+}  # fmt: skip
+
 
 def judge(
     step: Step,
@@ -87,28 +102,11 @@ def _kept(step: Step, reference: Comparison, other: Comparison, margins: Margins
     if a := paired.get("accuracy_pt"):
         yield _gate("accuracy_pt", f"points of balanced accuracy beyond {reference.name}'s",
                     a, -margins.accuracy_pt, least=True)  # fmt: skip
-    if step == "distillation":
-        for key, what, margin, least in (
-            ("shared_kappa", "agreement of answers under the same masks beyond strangers'",
-             margins.shared_kappa, True),
-            ("shared_identification", "own image's map through the same masks told from strangers'",
-             margins.shared_identification, True),
-            ("shared_lost", "maps through the same masks that could be a stranger's",
-             margins.shared_lost, False),
-        ):  # fmt: skip
-            if a := agreement.get(key):
-                yield _gate(key, what, a, margin, least=least)
-    if step == "quantisation":
-        if a := paired.get("answers"):
-            yield _gate("answers", "test images answered alike", a, margins.answers, least=True)
-        for key, what, margin, least in (
-            ("kappa", "agreement of maps beyond strangers'", margins.kappa, True),
-            ("identification", "own image's map told from strangers'", margins.identification,
-             True),
-            ("lost", "maps that could be a stranger's", margins.lost, False),
-        ):  # fmt: skip
-            if a := agreement.get(key):
-                yield _gate(key, what, a, margin, least=least)
+    if step == "quantisation" and (a := paired.get("answers")):
+        yield _gate("answers", "test images answered alike", a, margins.answers, least=True)
+    for key, what, least in AGREEMENT[step]:
+        if a := agreement.get(key):
+            yield _gate(key, what, a, getattr(margins, key), least=least)
     if a := paired.get("faithful"):
         yield _gate("faithful", f"insertion less deletion beyond {reference.name}'s",
                     a, -margins.faithfulness, least=True)  # fmt: skip

@@ -7,7 +7,13 @@ from pathlib import Path
 
 from edgekd.pipeline import folders
 from edgekd.pipeline.teach import asked_teachers, mask_layers
-from edgekd.pipeline.workspace import Start, Workspace, gentler, taught_reasons
+from edgekd.pipeline.workspace import (
+    MASKED_SUPERNET,
+    Start,
+    Workspace,
+    gentler,
+    taught_reasons,
+)
 from edgekd.records import Artifact, EdgeKDError, Profile, Spec, Track, Training, unknown, untracked
 from edgekd.records.options import (
     DataOptions,
@@ -66,7 +72,7 @@ def made_supernet(
     if start.model != "scratch":
         training = gentler(training, lr=1e-3, epochs=12)
     if teachers:
-        training = taught_reasons(training)
+        training = taught_reasons(training, MASKED_SUPERNET)
     if training.attention or training.features:
         raise EdgeKDError("attention and features guide one student: leave them out of shrinking")
     layers = mask_layers(work, teachers, training)

@@ -13,7 +13,9 @@ from edgekd.pipeline import folders
 from edgekd.records import EdgeKDError, Spec, T, Track, Training, sha256
 from edgekd.records.options import DataOptions, SupernetOptions
 
-MASKED = 3.0  # weight of a teacher's answers to masked images, where the user names none
+# Weights of a teacher's answers to masked images, where the user names none: a supernet of few
+# epochs has to learn to classify first.
+MASKED, MASKED_SUPERNET = 3.0, 1.0
 GENTLE = 8  # epochs from pretrained weights, where the user names none
 INHERITING = 12  # and with a teacher's answers to masked images, which take longer to learn
 
@@ -61,11 +63,11 @@ def gentler(training: Training, *, lr: float = 7e-4, epochs: int = GENTLE) -> Tr
     return training.model_copy(update=update)
 
 
-def taught_reasons(training: Training) -> Training:
+def taught_reasons(training: Training, weight: float = MASKED) -> Training:
     """For whoever has a teacher: answers to masked images count, where the user said nothing."""
     if "masked" in training.model_fields_set:
         return training
-    return training.model_copy(update={"masked": MASKED})
+    return training.model_copy(update={"masked": weight})
 
 
 class Start(NamedTuple):
