@@ -24,7 +24,8 @@ REMEDIES = {
         "distil a student that loses less: another seed, or relu6 in place of h-swish",
     ),
     "distillation": (
-        "teach the reasons: edgekd distill --epochs 24 (twice the default), or --set masked=5",
+        "teach the reasons: edgekd distill --start tf_efficientnet_lite0 (networks from scratch do "
+        "not inherit them), --set masked=3, --epochs 24",
         "train longer, or with the teacher's attention: edgekd distill --set attention=1",
         "check the data for markers and borders that go with one class: edgekd data check",
         "take a larger student: a profile with a wider budget",

@@ -221,7 +221,10 @@ def made_student(
         origin = {"supernet": chosen.supernet.sha256}
     elif chosen.start.model != "scratch":
         origin = chosen.start.settings()
-    training = taught_reasons(training) if teachers else loop.without_teacher(training)
+    if not teachers:
+        training = loop.without_teacher(training)
+    elif origin:
+        training = taught_reasons(training)
     epochs = INHERITING if training.masked else GENTLE
     if chosen.supernet is not None:  # at 7e-4, two epochs took back what shrinking had brought
         training = gentler(training, lr=3e-4, epochs=epochs)

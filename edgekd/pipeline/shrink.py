@@ -71,8 +71,8 @@ def made_supernet(
     start = start.found()
     if start.model != "scratch":
         training = gentler(training, lr=1e-3, epochs=12)
-    if teachers:
-        training = taught_reasons(training, MASKED_SUPERNET)
+        if teachers:
+            training = taught_reasons(training, MASKED_SUPERNET)
     if training.attention or training.features:
         raise EdgeKDError("attention and features guide one student: leave them out of shrinking")
     layers = mask_layers(work, teachers, training)
