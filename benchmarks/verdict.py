@@ -29,6 +29,7 @@ from PIL import Image
 from workbench import (
     FLIP,
     RUNS,
+    STUDENTS,
     TEACHER,
     arguments,
     data_folder,
@@ -53,9 +54,9 @@ from edgekd.runtimes import openvino as ov_runtime
 
 SETS = ("phantoms", "brain_tumor_mri", "cxr_pneumonia")
 NETS = {  # name -> how it is trained
-    "lite": ["--student", "ofa-lite-w1.0:mid", "--start", "tf_efficientnet_lite0",
+    "lite": ["--student", STUDENTS["lite"], "--start", "tf_efficientnet_lite0",
              "--start-weights", lite0_weights(), "--epochs", 6, "--lr", 0.001],
-    "mbv3": ["--student", "ofa-mbv3-w1.0:min", "--lr", 0.003],
+    "mbv3": ["--student", STUDENTS["mbv3"], "--lr", 0.003],
 }  # fmt: skip
 FROM_SCRATCH = {"phantoms": 24, "brain_tumor_mri": 24, "cxr_pneumonia": 8}  # epochs of mbv3
 REPEATS = 20

@@ -203,3 +203,30 @@ def test_what_is_said_of_masks_holds_for_the_supernet_too(
     assert told[0].epochs == 2
     assert ("masked" in told[0].model_fields_set) == masked
     assert told[0].masked == 0
+
+
+@pytest.mark.parametrize(
+    ("cut", "given", "masked", "epochs"),
+    [
+        (True, {}, 3, 12),
+        (True, {"masked": 0.0}, 0, 8),
+        (True, {"epochs": 5}, 3, 5),
+        (False, {}, 0, 30),
+        (False, {"masked": 2.0}, 2, 30),
+    ],
+)
+def test_reasons_are_taught_to_learnt_weights(
+    work, tmp_path, monkeypatch, cut, given, masked, epochs
+):
+    """A student cut out of a supernet inherits them by default; one from scratch when asked."""
+    told = []
+    monkeypatch.setattr(distill, "mask_layers", lambda *_: [""])
+    monkeypatch.setattr("edgekd.train.distill.distill", lambda *_, **how: told.append(how))
+    base = find_supernet(work, profile(), None) if cut else None
+    arch = spaces.uniform("ofa-lite-w1.0", "min", 40)
+    teacher = base or find_supernet(work, profile(), None)  # any network: it is not asked
+    distill.made_student(
+        work, profile(), tmp_path, [teacher], Training.model_validate(given),
+        distill.StudentSpec("min", arch, base), force=False,
+    )  # fmt: skip
+    assert (told[0]["training"].masked, told[0]["training"].epochs) == (masked, epochs)
