@@ -244,6 +244,56 @@ def verdict(result: dict) -> Told:
     )
 
 
+def explanation_kd(result: dict) -> Told:
+    """What a student inherits, plain and masked."""
+    f, table = result["figures"], []
+
+    def told(one: dict, key: str) -> str:
+        return "-" if key not in one else "{:.2f} [{:.2f}, {:.2f}]".format(*one[key])
+
+    for r in result["table"]:
+        for way in ("plain", "masked"):
+            one = r[way]
+            over = one["energy_over_teacher"]
+            energy = "-" if over is None else f"{over:.2f}"
+            table.append(
+                [f"{r['set']} {r['net']}, seed {r['seed']}", way, f"{one['accuracy']:.3f}",
+                 told(one, "shared_kappa"), told(one, "shared_identification"),
+                 told(one, "shared_lost"), told(one, "kappa"), energy,
+                 f"{r['epoch_cost']:.2f}" if way == "masked" else "1"]
+            )  # fmt: skip
+    heads = ["student", "way", "accuracy", "shared kappa", "identification", "lost",
+             "own maps' kappa", "energy in masks / teacher's", "epoch"]  # fmt: skip
+    return Told(
+        f"Taught its teacher's answers to masked images, a student agrees with its teacher's "
+        f"reasons by kappa {f['kappa_masked']:.2f} where plain distillation gives "
+        f"{f['kappa_plain']:.2f} (worst set); accuracy {f['accuracy_gain_pt']:+.1f} points, an "
+        f"epoch {f['epoch_cost']:.2f} times as long.",
+        ("", *rows(heads, *table)),
+    )
+
+
+def chain(result: dict) -> Told:
+    """Which students pass, and which gates hold the others."""
+    f, table = result["figures"], []
+    for r in result["table"]:
+        kappa = r["agreement"].get("shared_kappa")
+        table.append(
+            [r["name"], "honest" if r["honest"] else "planted", f"{r['accuracy']:.3f}",
+             "-" if kappa is None else "{:.2f} [{:.2f}, {:.2f}]".format(*kappa),
+             r["distillation"], ", ".join(r["files"].values()) if r["honest"] else "-",
+             "; ".join(x.partition(": ")[2] for x in r["missed"]) or "-"]
+        )  # fmt: skip
+    heads = ["student", "made", "accuracy", "shared kappa", "distillation", "whole chain",
+             "gates not passed"]  # fmt: skip
+    return Told(
+        f"Of {f['students']:.0f} students made with default settings {f['chain_passed']:.0f} pass "
+        f"the whole chain and {f['chain_failed']:.0f} fail; of {f['planted_students']:.0f} planted "
+        f"ones {f['planted_students_passed']:.0f} pass.",
+        ("", *rows(heads, *table)),
+    )
+
+
 def passes(result: dict, honest: bool) -> tuple[str, str]:
     """How many files pass, honest ones or broken, and how many resamples of their patients."""
     mine = [r for r in result["table"] if r["honest"] is honest]

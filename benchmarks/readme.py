@@ -17,9 +17,9 @@ import answers
 HERE = Path(__file__).parent
 README, FULL = HERE.parent / "README.md", HERE / "README.md"
 BESIDE = (
-    "latency_peers", "verdict", "scorecam_speed", "papers", "once_for_all", "quantize",
-    "latency_prediction", "search", "distill_speed", "stopwatch", "footprint", "unusual",
-    "serve_load", "serve_abuse", "leakage",
+    "latency_peers", "verdict", "chain", "explanation_kd", "scorecam_speed", "papers",
+    "once_for_all", "quantize", "latency_prediction", "search", "distill_speed", "stopwatch",
+    "footprint", "unusual",
 )  # fmt: skip
 
 
