@@ -19,7 +19,7 @@ README, FULL = HERE.parent / "README.md", HERE / "README.md"
 BESIDE = (
     "latency_peers", "verdict", "chain", "explanation_kd", "scorecam_speed", "papers",
     "once_for_all", "quantize", "latency_prediction", "search", "distill_speed", "stopwatch",
-    "footprint", "unusual",
+    "footprint", "unusual", "serve_load", "serve_abuse", "leakage",
 )  # fmt: skip
 
 
