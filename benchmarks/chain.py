@@ -248,16 +248,17 @@ def marked(out: Path, per_class: int) -> Path:
 
 def row(found: Fidelity, run: edgekd.Run) -> dict[str, Any]:
     """A student's verdict, step by step, and the figures that its gates ask for."""
-    student = next(c for c in found.comparisons if c.role == "student")
+    steps = [(c, c.verdict) for c in found.comparisons if c.verdict]
+    student, step = next((c, v) for c, v in steps if v.step == "distillation")
     gates = {
         f"{c.name}: {g.name}": [g.state, round(g.value, 4), round(g.low, 4), round(g.high, 4),
                                 g.margin]
-        for c in found.comparisons if c.verdict for g in c.verdict.gates
+        for c, v in steps for g in v.gates
     }  # fmt: skip
     return {
         "verdict": found.verdict,
-        "distillation": student.verdict.state if student.verdict else "",
-        "files": {c.name: c.verdict.state for c in found.comparisons if c.verdict},
+        "distillation": step.state,
+        "files": {c.name: v.state for c, v in steps},
         "missed": [k for k, g in gates.items() if g[0] != "pass"],
         "accuracy": run.student().metrics["test_balanced_accuracy"].value,
         "layer": student.layer,

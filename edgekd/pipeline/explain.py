@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from edgekd.pipeline.run import Run
 
 MAPS = "maps.npz"  # name of a comparison -> (N, g, g) float32, see `chain`
+THROUGH = "student through the teacher's masks"  # and (N, g, g) of it, beside those
 LAYERS = "layers.npz"  # "teacher|stage3 40x16x16|<image>|average" (h, w), |heat, |seconds
 CERTIFY = 8  # validation images on which fast maps are held against exact ones
 SWAYED = 4  # images that the report shows with a marker
@@ -278,6 +279,8 @@ def chain(
         explained = of.found.logits.argmax(1)
         own = link.found.logits.argmax(1) if link is student else explained
         maps[link.name] = link.found.of(own).maps
+        if link is student and link.shared is not None:
+            maps[THROUGH] = link.shared[np.arange(len(explained)), explained]
         comparison = compared(link, of, explained, ask)
         if link is not first:
             if of is not first:  # a file of the student, beside the teacher too

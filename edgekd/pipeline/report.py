@@ -77,18 +77,20 @@ def _gallery(
     run: Run, dataset: data.Dataset, fidelity: Fidelity, count: int
 ) -> tuple[list[gallery_module.Panel], list[gallery_module.Pair]]:
     """What the report shows of single images."""
-    from edgekd.pipeline.explain import MAPS
+    from edgekd.pipeline.explain import MAPS, THROUGH
     from edgekd.report import gallery
 
     with np.load(run.folder / "explain" / MAPS, allow_pickle=False) as stored:
         maps = {c.name: stored[c.name] for c in fidelity.comparisons}
+        through = stored.get(THROUGH)  # None: without a teacher, or by an earlier edgekd
     samples = {s.digest[:12]: s for s in dataset.splits["test"]}
     spec, shown = run.record.spec, fidelity.comparisons
     panels = []
     for i, why in gallery.chosen(shown, count):
         sample = samples[shown[0].images[i].image]
         mask = preprocess.mask(sample.mask, spec) if sample.mask else None
-        panels.append(gallery.panel(i, why, shown, maps, data.pixels(sample, spec), mask))
+        pixels = data.pixels(sample, spec)
+        panels.append(gallery.panel(i, why, shown, maps, pixels, mask, through))
     pairs = []
     for told in fidelity.swayed:
         sample = samples[told.image]

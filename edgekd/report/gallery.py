@@ -8,12 +8,19 @@ from typing import NamedTuple
 import numpy as np
 
 from edgekd.explain import shortcuts
-from edgekd.explain.fidelity import from_grid
+from edgekd.explain.fidelity import correlations, from_grid
 from edgekd.explain.score_cam import drawn, unit
 from edgekd.records import Comparison, Swayed
 from edgekd.report import cases
 
 MEDIAN, BEST = 2, 1  # of each class
+
+
+class Through(NamedTuple):
+    """What a student weighs when it is shown the same parts of an image as its teacher."""
+
+    heat: np.ndarray | None  # (H, W) float32 in [0, 1]; None: undefined
+    r: float | None  # Pearson with the teacher's own map, which is made of the same masks
 
 
 class Panel(NamedTuple):
@@ -28,6 +35,7 @@ class Panel(NamedTuple):
     agreement: dict[str, float | None]  # name -> Pearson with the reference's map
     why: str = "lowest agreement"  # it was chosen
     origin: dict[str, str] = {}  # noqa: RUF012 name -> of the model that it was compressed from
+    through: Through | None = None  # of the student; None: no teacher
 
 
 class Pair(NamedTuple):
@@ -63,23 +71,34 @@ def chosen(shown: Sequence[Comparison], count: int) -> list[tuple[int, str]]:
 
 def panel(
     i: int, why: str, shown: Sequence[Comparison], maps: Mapping[str, np.ndarray],
-    pixels: np.ndarray, mask: np.ndarray | None,
+    pixels: np.ndarray, mask: np.ndarray | None, through: np.ndarray | None = None,
 ) -> Panel:  # fmt: skip
-    """Image `i`, (H, W, 3) uint8 `pixels` and (H, W) bool `mask`, with every model's (N, g, g)."""
+    """Image `i`, (H, W, 3) uint8 `pixels` and (H, W) bool `mask`, with every model's (N, g, g).
+
+    through: (N, g, g) of the student, through the masks of the first model, its teacher.
+    """
     case, size = shown[0].images[i], (pixels.shape[0], pixels.shape[1])
     own = {c.name: c.images[i] for c in shown}
     layers = {c.name: c.layer for c in shown}
+
+    def heat(grid: np.ndarray, layer: str) -> np.ndarray | None:
+        return None if np.isnan(grid).any() else unit(drawn(_cells(grid, layer), size))
+
+    student = None
+    if through is not None:
+        r = correlations(maps[shown[0].name][i : i + 1], through[i : i + 1])[0, 0]
+        student = Through(heat(through[i], shown[0].layer), None if np.isnan(r) else float(r))
     return Panel(
         image=case.image,
         label=case.label,
         pixels=pixels,
         mask=mask,
-        maps={n: None if np.isnan(m[i]).any() else
-              unit(drawn(_cells(m[i], layers.get(n, "")), size)) for n, m in maps.items()},
+        maps={n: heat(m[i], layers.get(n, "")) for n, m in maps.items()},
         answers={n: (a.answer, a.probability) for n, a in own.items()},
         agreement={n: a.figures["pearson"] for n, a in own.items()},
         why=why,
         origin={c.name: c.reference or shown[0].name for c in shown[1:]},
+        through=student,
     )  # fmt: skip
 
 

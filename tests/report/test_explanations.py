@@ -462,6 +462,25 @@ def test_the_gallery_has_the_lowest_and_then_some_of_each_class(tmp_path, monkey
     assert "<img" not in bare
 
 
+def test_a_student_is_shown_through_its_teachers_masks(tmp_path):
+    """Beside its own map: what it weighs of the parts that its teacher was shown."""
+    rng = np.random.default_rng(0)
+    maps = {m: rng.random((2, 14, 14), np.float32) for m in MODELS}
+    through = np.stack([2 * maps[MODELS[0]][0], np.full((14, 14), np.nan, np.float32)])
+    pixels = np.zeros((28, 28, 3), np.uint8)
+    found = fidelity(r=(0.1, 0.2, 0.3, 0.8, 0.7, 0.6))
+    shown = [gallery.panel(i, "", found.comparisons, maps, pixels, None, through) for i in (0, 1)]
+    same, undefined = (p.through for p in shown)
+    assert same.r == pytest.approx(1)  # the teacher's map twice as high is the same map
+    np.testing.assert_allclose(same.heat, shown[0].maps[MODELS[0]], atol=1e-5)
+    assert undefined == (None, None)
+    text = written(tmp_path, fidelity=found, panels=shown)
+    assert text.count("student, the same masks</span>") == 2
+    assert 'r = 1.00</span><br><span class="more">shown the parts' in text
+    bare = gallery.panel(0, "", found.comparisons, maps, pixels, None)
+    assert "the same masks" not in written(tmp_path, fidelity=found, panels=[bare])
+
+
 def test_the_difference_is_red_where_the_file_is_hotter():
     low, high = np.zeros((2, 2), np.float32), np.array([[0, 1], [0, 0.5]], np.float32)
     maps, origin = {"a": low, "b": high, "c": None}, {"b": "a", "c": "a"}
