@@ -100,9 +100,14 @@ def _kept(step: Step, reference: Comparison, other: Comparison, margins: Margins
     an image by other channels than its teacher; it is asked through its teacher's.
     """
     paired, agreement = other.paired, other.aggregate
+    accuracy, faithfulness, localisation = (
+        (margins.student_accuracy_pt, margins.student_faithfulness, margins.student_localisation)
+        if step == "distillation"
+        else (margins.accuracy_pt, margins.faithfulness, margins.localisation)
+    )
     if a := paired.get("accuracy_pt"):
         yield _gate("accuracy_pt", f"points of balanced accuracy beyond {reference.name}'s",
-                    a, -margins.accuracy_pt, least=True)  # fmt: skip
+                    a, -accuracy, least=True)  # fmt: skip
     if step == "quantisation" and (a := paired.get("answers")):
         yield _gate("answers", "test images answered alike", a, margins.answers, least=True)
     for key, what, least in AGREEMENT[step]:
@@ -110,10 +115,10 @@ def _kept(step: Step, reference: Comparison, other: Comparison, margins: Margins
             yield _gate(key, what, a, getattr(margins, key), least=least)
     if a := paired.get("faithful"):
         yield _gate("faithful", f"insertion less deletion beyond {reference.name}'s",
-                    a, -margins.faithfulness, least=True)  # fmt: skip
+                    a, -faithfulness, least=True)  # fmt: skip
     if a := paired.get("energy"):
         what = f"energy inside the masks beyond {reference.name}'s, as a share of it"
-        yield _gate("energy", what, a, -margins.localisation, least=True)
+        yield _gate("energy", what, a, -localisation, least=True)
     for key, a in other.checks.items():
         if key.startswith("shortcut: "):
             yield _shortcut(key, a, paired.get(key), margins)

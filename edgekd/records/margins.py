@@ -18,6 +18,12 @@ State = Literal["invalid", "fail", "inconclusive", "pass"]
 STATES: tuple[State, ...] = ("invalid", "fail", "inconclusive", "pass")  # the worst first
 Step = Literal["distillation", "quantisation"]
 
+# Margins that an earlier edgekd did not have, the latest first.
+LATER = (
+    {"student_accuracy_pt", "student_faithfulness", "student_localisation"},
+    {"elsewhere", "elsewhere_lesion"},
+)
+
 
 def worst(states: Sequence[State]) -> State:
     """Of several: invalid, fail, inconclusive, pass."""
@@ -34,7 +40,9 @@ def held(low: float, high: float, margin: float, *, least: bool) -> State:
 class Margins(Record):
     """What is asked of explanations: engineering defaults, to be justified by the risk file.
 
-    A bound of the 95 % interval has to keep each, not the value alone.
+    A bound of the 95 % interval has to keep each, not the value alone. Those that begin with
+    student_ or shared_ are of the step from teacher to student, where weights are not the same:
+    they lie between students made with default settings and planted ones (benchmarks/chain.py).
     """
 
     images: int = Field(default=100, ge=4)  # of the test split, by class; more decide more
@@ -42,12 +50,17 @@ class Margins(Record):
     answers: float = Field(default=0.9, ge=0, le=1)  # share of test images answered alike
     kappa: float = Field(default=0.8, le=1)  # 0: as alike as strangers' maps, 1: the same map
     identification: float = Field(default=0.95, ge=0, le=1)  # own image's map before a stranger's
-    lost: float = Field(default=0.15, ge=0, le=1)  # share of maps that could be a stranger's
-    shared_kappa: float = Field(default=0.6, le=1)  # of student and teacher through the same masks
-    shared_identification: float = Field(default=0.95, ge=0, le=1)
-    shared_lost: float = Field(default=0.3, ge=0, le=1)
+    lost: float = Field(default=0.2, ge=0, le=1)  # share of maps that could be a stranger's
+    shared_kappa: float = Field(default=0.5, le=1)  # of student and teacher through the same masks
+    shared_identification: float = Field(default=0.8, ge=0, le=1)
+    shared_lost: float = Field(default=0.6, ge=0, le=1)
     faithfulness: float = Field(default=0.05, ge=0)  # insertion - deletion that may be lost
     localisation: float = Field(default=0.25, ge=0)  # share of energy inside masks that may be lost
+    student_accuracy_pt: float = Field(
+        default=5.0, ge=0
+    )  # these three: of a student, by its teacher
+    student_faithfulness: float = Field(default=0.15, ge=0)
+    student_localisation: float = Field(default=0.5, ge=0)
     shortcut: float = Field(default=0.05, ge=0, le=1)  # what a marker may move the answer
     shortcut_more: float = Field(default=0.02, ge=0, le=1)  # beyond the reference, if that is more
     elsewhere: float = Field(default=0.4, ge=0, le=1)  # surviving without organ, beyond chance
@@ -64,9 +77,13 @@ class Margins(Record):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def declared_as(self, said: str) -> bool:
-        """Whether `said` is their hash, or was before there were margins of `elsewhere`."""
-        before = self.model_dump_json(exclude={"elsewhere", "elsewhere_lesion"})
-        return said in (self.sha256, hashlib.sha256(before.encode()).hexdigest())
+        """Whether `said` is their hash, or was before there were some of them."""
+        found, absent = {self.sha256}, set[str]()
+        for added in LATER:
+            absent |= added
+            before = self.model_dump_json(exclude=absent)
+            found.add(hashlib.sha256(before.encode()).hexdigest())
+        return said in found
 
 
 class Gate(Record):

@@ -13,6 +13,7 @@ from edgekd.explain import occlusion
 from edgekd.explain.occlusion import Hidden, Regions
 from edgekd.explain.verdict import ELSEWHERE, REMEDIES, judge
 from edgekd.records import Calibration, Fidelity, Margins, Spec, Survived
+from edgekd.records.margins import LATER
 from edgekd.runtimes import Outputs, machine
 
 N = 40
@@ -368,14 +369,18 @@ def test_records_from_before(tmp_path):
     old = record.model_dump(mode="json")
     for key in ("hidden", "survived"):
         del old[key]
-    for key in ("elsewhere", "elsewhere_lesion"):
+    later = set().union(*LATER)
+    assert {"elsewhere", "elsewhere_lesion"} < later
+    for key in later:
         del old["margins"][key]
     del old["comparisons"][0]["region"]
     found = Fidelity.parse(old, "old")
     assert found == record
-    before = Margins().model_dump_json(exclude={"elsewhere", "elsewhere_lesion"})
+    before = Margins().model_dump_json(exclude=later)
     said = hashlib.sha256(before.encode()).hexdigest()
     assert found.margins.declared_as(said)
     assert found.margins.declared_as(Margins().sha256)
     assert not Margins(kappa=0.5).declared_as(said)
+    between = Margins().model_dump_json(exclude=LATER[0])  # with elsewhere, without student_...
+    assert found.margins.declared_as(hashlib.sha256(between.encode()).hexdigest())
     assert not Margins(elsewhere=0.9).declared_as(Margins().sha256)

@@ -53,7 +53,7 @@ def test_all_held():
 CASES = [
     ("aggregate__kappa", 0.82, 0.8, 0.7),
     ("aggregate__identification", 0.97, 0.95, 0.5),
-    ("aggregate__lost", 0.12, 0.15, 0.3),
+    ("aggregate__lost", 0.17, 0.2, 0.35),
     ("paired__accuracy_pt", -1.9, -2.0, -5),
     ("paired__answers", 0.92, 0.9, 0.4),
     ("paired__faithful", -0.03, -0.05, -0.2),
@@ -124,7 +124,22 @@ def test_a_student_may_explain_itself_otherwise():
     assert "explains itself faithfully" in found.sentence
     assert verdict(**low).state == "fail"
     assert verdict("distillation", paired__faithful=of(-0.2)).state == "fail"
-    assert verdict("distillation", paired__accuracy_pt=of(-4, 0.5)).state == "fail"
+    assert verdict("distillation", paired__accuracy_pt=of(-6, 0.5)).state == "fail"
+
+
+@pytest.mark.parametrize(
+    ("where", "student", "file"),
+    [
+        ("paired__accuracy_pt", -4, -1.5),
+        ("paired__faithful", -0.1, -0.02),
+        ("paired__energy", -0.4, -0.2),
+    ],
+)
+def test_a_student_may_lose_more_than_a_file_of_it(where, student, file):
+    """Weights are not the same in the first step, and are in the second."""
+    assert verdict("distillation", **{where: of(student, 0.02)}).state == "pass"
+    assert verdict("quantisation", **{where: of(student, 0.02)}).state == "fail"
+    assert verdict("quantisation", **{where: of(file, 0.02)}).state == "pass"
 
 
 def test_margins_are_declared():
