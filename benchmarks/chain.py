@@ -33,6 +33,7 @@ import edgekd
 from edgekd import data
 from edgekd.data import phantom
 from edgekd.explain.occlusion import hide, soft
+from edgekd.pipeline.folders import RunRecord
 from edgekd.records import Artifact, Fidelity
 from edgekd.train.soft_targets import Said, Targets
 
