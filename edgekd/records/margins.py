@@ -42,7 +42,10 @@ class Margins(Record):
 
     A bound of the 95 % interval has to keep each, not the value alone. Those that begin with
     student_ or shared_ are of the step from teacher to student, where weights are not the same:
-    they lie between students made with default settings and planted ones (benchmarks/chain.py).
+    they lie between students made with default settings and planted ones (benchmarks/chain.py). On
+    100 images honest students reached shared_kappa 0.66 and 0.76 on phantoms; 0.56 a student from
+    the same ImageNet weights that never met the teacher, and 0.51 one that was taught through other
+    images' masks.
     """
 
     images: int = Field(default=100, ge=4)  # of the test split, by class; more decide more
@@ -50,17 +53,15 @@ class Margins(Record):
     answers: float = Field(default=0.9, ge=0, le=1)  # share of test images answered alike
     kappa: float = Field(default=0.8, le=1)  # 0: as alike as strangers' maps, 1: the same map
     identification: float = Field(default=0.95, ge=0, le=1)  # own image's map before a stranger's
-    lost: float = Field(default=0.2, ge=0, le=1)  # share of maps that could be a stranger's
-    shared_kappa: float = Field(default=0.5, le=1)  # of student and teacher through the same masks
+    lost: float = Field(default=0.25, ge=0, le=1)  # share of maps that could be a stranger's
+    shared_kappa: float = Field(default=0.55, le=1)  # of student and teacher through the same masks
     shared_identification: float = Field(default=0.8, ge=0, le=1)
     shared_lost: float = Field(default=0.6, ge=0, le=1)
     faithfulness: float = Field(default=0.05, ge=0)  # insertion - deletion that may be lost
     localisation: float = Field(default=0.25, ge=0)  # share of energy inside masks that may be lost
-    student_accuracy_pt: float = Field(
-        default=5.0, ge=0
-    )  # these three: of a student, by its teacher
+    student_accuracy_pt: float = Field(default=5.0, ge=0)  # three of a student, by its teacher
     student_faithfulness: float = Field(default=0.15, ge=0)
-    student_localisation: float = Field(default=0.5, ge=0)
+    student_localisation: float = Field(default=0.4, ge=0)
     shortcut: float = Field(default=0.05, ge=0, le=1)  # what a marker may move the answer
     shortcut_more: float = Field(default=0.02, ge=0, le=1)  # beyond the reference, if that is more
     elsewhere: float = Field(default=0.4, ge=0, le=1)  # surviving without organ, beyond chance
