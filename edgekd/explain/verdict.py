@@ -193,11 +193,11 @@ def _sentence(
         if step == "distillation":
             alike = ""
             if lost := other.aggregate.get("shared_lost"):
-                kept = round(n * (1 - lost.value))
+                kept, chance = (round(n * (1 - x)) for x in (lost.value, 0.95))
                 alike = (
                     f"Shown the same parts of an image, {other.name} weighs them as {reference} "
-                    f"does: in {kept} of {n} images the two maps agree better than 95 % of maps of "
-                    "other patients with the same answer do. "
+                    f"does: in {kept} of {n} images (by chance {chance}) the two maps agree better "
+                    "than 95 % of maps of other patients with the same answer do. "
                 )
             return alike + (
                 f"On {n} images {other.name} explains itself faithfully, and looks at the masked "
