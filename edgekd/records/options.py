@@ -135,7 +135,7 @@ class TrainOptions(Options):
 
     PANEL: ClassVar[str] = "Training"
     epochs: int | None = option(
-        None, "Passes over the data. [default: 30; a pretrained teacher 8]", least=1
+        None, "Passes over the data. [default: 30; from learnt weights 8, a student 12]", least=1
     )
     lr: float | None = option(None, "Peak. [default: 0.002; a pretrained teacher 0.0007]")
     batch: int | None = option(None, "Images a step. [default: 32]", least=2)
