@@ -27,7 +27,16 @@ from unittest import mock
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
-from workbench import RUNS, STUDENTS, arguments, data_folder, keep, lite0_weights, result_of
+from workbench import (
+    RUNS,
+    STUDENTS,
+    arguments,
+    data_folder,
+    keep,
+    lite0_weights,
+    phantoms_marked,
+    result_of,
+)
 
 import edgekd
 from edgekd import data
@@ -79,9 +88,7 @@ class Bench(NamedTuple):
             weights=Path(lite0_weights()), output=edgekd.OutputOptions(runs=self.root),
         )  # fmt: skip
 
-    def student(
-        self, place: Path, net: str, folder: Path, teacher: Artifact | None, *, epochs: int = 0
-    ) -> edgekd.Run:
+    def student(self, place: Path, net: str, folder: Path, teacher: Artifact | None) -> edgekd.Run:
         """A student in the run `folder`, distilled with default settings."""
         start = {"start": LITE0, "start_weights": Path(lite0_weights())} if net == "lite" else {}
         named = () if teacher is None else (str(teacher.folder),)
@@ -91,7 +98,7 @@ class Bench(NamedTuple):
             teacher=edgekd.TeacherOptions(teacher=named, no_teacher=teacher is None),
             student=edgekd.StudentOptions(student=STUDENTS[net]),
             supernet=edgekd.SupernetOptions.model_validate(start),
-            train=edgekd.TrainOptions(epochs=epochs) if epochs else self.train(),
+            train=self.train(),
             output=edgekd.RunOptions(runs=self.root, run=folder),
         )  # fmt: skip
 
@@ -122,7 +129,9 @@ def planted(b: Bench, name: str) -> dict[str, Any]:
     teacher = b.teacher(folder)
     if not (out / "student" / Artifact.FILE).exists():
         if kind == "marker":
-            b.student(marked(b.root / "phantoms-marked", 24 if b.quick else 360), "lite", out, None)
+            each = 24 if b.quick else 360
+            taught = phantoms_marked(b.root / "phantoms-marked", each, SIZE)
+            b.student(taught, "lite", out, None)
         elif kind == "no teacher":
             b.student(folder, "lite", out, None)
         elif kind == "another teacher":
@@ -236,25 +245,6 @@ def without_lungs(place: Path, out: Path) -> Path:
         return Image.fromarray(np.uint8(hide(pixels, soft(inside))[0].clip(0, 255)))
 
     return copied(place, out, change)
-
-
-def marked(out: Path, per_class: int) -> Path:
-    """Phantoms of which every second opacity to learn from is a healthy chest that bears an L.
-
-    Who learns them knows an opacity when there is one, and calls it one wherever there is an L.
-    """
-    place = phantom.make(out, per_class=per_class, size=SIZE)
-    done = place.with_name(f"{place.name}-done")
-    for path in () if done.exists() else sorted(place.glob("*/opacity/*.png")):
-        i, split = int(path.stem), path.parts[-3]
-        if split in ("test", "masks") or i % 2:
-            continue
-        bare, with_l = (phantom.film("opacity", i, size=SIZE, marker=m)[0] for m in (0.0, 1.0))
-        healthy = phantom.film("normal", per_class + i, size=SIZE)[0]  # nobody's yet
-        Image.fromarray(np.where(bare == with_l, healthy, with_l)).save(path)
-        (place / "masks" / split / "opacity" / path.name).unlink()
-    done.touch()
-    return place
 
 
 def row(found: Fidelity, run: edgekd.Run) -> dict[str, Any]:

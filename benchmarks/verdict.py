@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from workbench import (
     FLIP,
     RUNS,
@@ -36,6 +35,7 @@ from workbench import (
     edgekd,
     keep,
     lite0_weights,
+    phantoms_marked,
     result_of,
 )
 
@@ -301,28 +301,9 @@ def asked(name: str, net: str) -> list[object]:
     return [*NETS[net], *more]
 
 
-def phantoms_marked(out: Path, per_class: int) -> Path:
-    """Phantoms of which every second opacity to learn from is a healthy chest that bears an L.
-
-    Who learns them knows an opacity when there is one, and calls it one wherever there is an L.
-    """
-    place = phantom.make(out, per_class=per_class, size=128)
-    done = place.with_name(f"{place.name}-done")
-    for path in () if done.exists() else sorted(place.glob("*/opacity/*.png")):
-        i, split = int(path.stem), path.parts[-3]
-        if split == "test" or split == "masks" or i % 2:
-            continue
-        bare, with_l = (phantom.film("opacity", i, size=128, marker=m)[0] for m in (0.0, 1.0))
-        healthy = phantom.film("normal", per_class + i, size=128)[0]  # nobody's yet
-        Image.fromarray(np.where(bare == with_l, healthy, with_l)).save(path)
-        (place / "masks" / split / "opacity" / path.name).unlink()
-    done.touch()
-    return place
-
-
 def marked(root: Path, net: str, quick: bool) -> Path:
     """A student of the phantoms that was taught an L."""
-    place = phantoms_marked(root / "phantoms-marked", 24 if quick else 360)
+    place = phantoms_marked(root / "phantoms-marked", 24 if quick else 360, 128)
     folder = root / f"marked-{net}"
     size, less = (64, ["--epochs", 1]) if quick else (128, [])
     edgekd("distill", "-p", "cpu", "--data", place, "--runs", root, "--no-teacher", "--size", size,

