@@ -20,6 +20,7 @@ from edgekd.pipeline.workspace import (
     Workspace,
     gentler,
     taught_reasons,
+    unguided,
 )
 from edgekd.records import (
     Arch,
@@ -77,7 +78,9 @@ def distill(
     the fastest is kept that gives up at most `give_up` points as distilled, on validation.
     """
     chosen = Profile.read(profile)
-    training = train.training(alpha_hard=teacher.alpha_hard, temperature=teacher.temperature)
+    training = unguided(
+        train.training(alpha_hard=teacher.alpha_hard, temperature=teacher.temperature)
+    )
     named = student.student or chosen.student
     folder = output.run or output.runs / chosen.name
     check(chosen, student.student, folder)

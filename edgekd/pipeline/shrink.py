@@ -13,6 +13,7 @@ from edgekd.pipeline.workspace import (
     Workspace,
     gentler,
     taught_reasons,
+    unguided,
 )
 from edgekd.records import Artifact, EdgeKDError, Profile, Spec, Track, Training, unknown, untracked
 from edgekd.records.options import (
@@ -41,7 +42,9 @@ def shrink(
     in `<runs>/shared/<data>/`.
     """
     chosen = [Profile.read(name) for name in profiles]
-    training = train.training(alpha_hard=teacher.alpha_hard, temperature=teacher.temperature)
+    training = unguided(
+        train.training(alpha_hard=teacher.alpha_hard, temperature=teacher.temperature)
+    )
     work = Workspace.open(output.runs, data, data.size or max(p.pixels for p in chosen), track)
     teachers = asked_teachers(work, teacher)
     return made_supernet(

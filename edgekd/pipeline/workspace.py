@@ -73,6 +73,16 @@ def taught_reasons(training: Training, weight: float = MASKED) -> Training:
     return training.model_copy(update={"masked": weight})
 
 
+def unguided(training: Training) -> Training:
+    """The settings of whoever learns from a teacher; EdgeKDError where they are a teacher's own."""
+    if training.guided:
+        raise EdgeKDError(
+            "guided is a setting of teachers: edgekd teach --set guided=1 makes one, and a student "
+            "inherits where its teacher looks"
+        )
+    return training
+
+
 class Start(NamedTuple):
     """What weights a supernet, or a sub-net alone, has before it is trained."""
 

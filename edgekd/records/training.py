@@ -41,6 +41,7 @@ class Training(Record):
         default=0.5, gt=0, le=1
     )  # of a batch's images, shown masked as well
     masked_random: float = Field(default=0.0, ge=0, le=1)  # of the masks, hills and no channels
+    guided: float = Field(default=0.0, ge=0)  # teach: weight of answers with the organ, and without
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     class_weights: bool = False  # the labels' loss as if all classes were equally frequent
     mixup: float = Field(default=0.0, ge=0)  # of Beta(mixup, mixup); 0: off

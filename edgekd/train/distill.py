@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from edgekd import data
 from edgekd.data import preprocess
@@ -30,6 +31,7 @@ from edgekd.records import (
     versions,
 )
 from edgekd.train import distributed, qat
+from edgekd.train.guided import Guide
 from edgekd.train.loop import CHECKPOINT, Loss, as_session, classifier_judge, train
 from edgekd.train.losses import Wanted, hybrid, wanted
 from edgekd.train.masked import seen_through
@@ -156,7 +158,9 @@ class Hybrid:
         training: Training,
         teachers: Sequence[Targets] = (),
         seed: int = 0,
+        guide: Guide | None = None,
     ):
+        self.guide = guide
         self.images, self.spec, self.training, self.seed = images, spec, training, seed
         self.labels, self.teachers, self.precision = torch.from_numpy(labels), teachers, "fp32"
         self.place = distributed.here()
@@ -195,7 +199,7 @@ class Hybrid:
     ) -> tuple[torch.Tensor, Wanted]:
         """The images of a step at a size, and what is wanted of them: this process's part.
 
-        After the images themselves come those that are shown masked as well.
+        After the images themselves come those that are shown masked, or in part, as well.
         """
         view = self.training.view(epoch)
         images = self.images(size, view, chosen)
@@ -209,14 +213,17 @@ class Hybrid:
         part, device = self.place.part(len(chosen)), self.place.device
         shown = (images if mixed is None else mixed.images)[part].to(device)
         target = target.part(part, device)
-        if not (self.training.masked and self.teachers):
+        if self.training.masked and self.teachers:
+            seen, logits = self._seen(view, step, chosen[part], images[part])
+            target = target._replace(masked=logits.to(device))
+        elif self.guide:
+            truth = F.one_hot(labels[part], classes).float()
+            seen, told = self.guide.shown(images[part], truth, view, chosen[part])
+            target = target._replace(guided=told.to(device))
+        else:
             return shown, target
-        seen, logits = self._seen(view, step, chosen[part], images[part])
         everything = torch.cat([shown, seen.to(device)])
-        return (
-            everything.contiguous(memory_format=torch.channels_last),
-            target._replace(masked=logits.to(device)),
-        )
+        return everything.contiguous(memory_format=torch.channels_last), target
 
     def _seen(
         self, view: int, step: int, chosen: np.ndarray, images: torch.Tensor
@@ -280,7 +287,7 @@ def settings(
     layers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """All that a training depends on, as plain data: equal settings, equal result."""
-    asked = {
+    asked: dict[str, Any] = {
         "model": model,
         "weights": sha256(weights) if weights else ("hub" if pretrained else "none"),
         "teacher": ",".join(t.sha256 for t in teachers) or "none",
@@ -289,6 +296,8 @@ def settings(
         "training": training.model_dump(mode="json"),
         "seed": seed,
     }
+    if not training.guided:  # trainings of before this setting was there are the same
+        del asked["training"]["guided"]
     if training.masked and any(layers):
         asked["mask_layers"] = list(layers)
     return asked | (origin or {})
@@ -320,7 +329,8 @@ def _run(
         data.load_pixels(val, spec, track), np.array([s.label for s in val]), spec
     )
     said = asked_of(teachers, images, dataset, spec, training, seed, replay, track, layers)
-    objective = Hybrid(images, labels, spec, training, said, seed)
+    guide = Guide(dataset.splits["train"], spec, training, seed) if training.guided else None
+    objective = Hybrid(images, labels, spec, training, said, seed, guide)
     if training.int8:
         qat.quantised(net)
     state = train(net, objective, judge, labels, out, training=training, asked=asked, seed=seed,

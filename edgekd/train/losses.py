@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from edgekd.data.augment import Mixed
 from edgekd.records import EdgeKDError, Training
+from edgekd.train.guided import guided_loss
 from edgekd.train.loop import Loss
 from edgekd.train.masked import masked_loss
 from edgekd.train.soft_targets import Said, attention
@@ -29,6 +30,7 @@ class Wanted(NamedTuple):
     attention: tuple[torch.Tensor, ...] = ()  # (n, h, w) of length 1
     embedding: tuple[torch.Tensor, ...] = ()  # (n, C)
     masked: torch.Tensor | None = None  # (m, classes) logits: of images shown masked, after the n
+    guided: torch.Tensor | None = None  # (g, classes) probabilities: of images shown in part, last
 
     def part(self, part: slice, device: torch.device) -> Wanted:
         """Of some of the images, on a device."""
@@ -113,7 +115,7 @@ def hybrid(
     loss = alpha_hard * CE(y, z_s) + (1 - alpha_hard) * T^2 * sum_k w_k KL(p_k || softmax(z_s / T))
     (arXiv 2508.15251 and 2502.15959). weights: (classes,) of the labels' loss. features, last: the
     student's maps (n, C, h, w) where attention or features count. logits: (n + m, classes), the m
-    last of masked images.
+    last of images that are shown masked, or in part.
     """
     logits, seen = logits[: len(target.labels)], logits[len(target.labels) :]
     hard = F.cross_entropy(logits, target.labels, weight=weights)
@@ -131,6 +133,8 @@ def hybrid(
     if target.masked is not None:
         expected = training.masked_share * len(target.labels)
         total = total + training.masked * masked_loss(seen, target.masked, expected)
+    if target.guided is not None:
+        total = total + training.guided * guided_loss(seen, target.guided, len(target.labels))
     return Loss(total, hard.item(), soft.item())
 
 
