@@ -116,10 +116,12 @@ def inspect(
     entries, rule = splits.assign(
         entries, pairs, known=found.groups, given=given, how=split, seed=seed
     )
-    made = {e.split for e in entries} - given if split in (None, "given") else set(SPLITS)
-    _check_classes(found.entries, entries, made, log)
+    made = set(SPLITS) if "" in given or split in ("grouped", "random") else {"val"} - given
+    _check_classes(found, entries, made, log)
     _check_labels(entries, log)
     leaks = leakage.across_splits(entries, pairs)
+    if leaks and not allow_leakage and (said := _one_group(entries, found.groups)):
+        log.problems.append(said)
     counts = leakage.summary(leaks)
     if leaks and allow_leakage:
         told = ", ".join(f"{n} {kind}" for kind, n in counts.items())
@@ -241,19 +243,42 @@ def _is_grey(image: Image.Image) -> bool:
 # --- what must hold of all of them -------------------------------------------------------------
 
 
-def _check_classes(found: list[Entry], entries: list[Entry], made: set[str], log: Log) -> None:
-    """At least two classes, each in every split that was given or made."""
-    classes = sorted({f.label for f in found})
+def _check_classes(found: layouts.Found, entries: list[Entry], made: set[str], log: Log) -> None:
+    """At least two classes, each in every split: in those that were `made`, too.
+
+    A layout has said already which split folder is missing, and `_see` which image is unreadable.
+    """
+    classes = sorted({f.label for f in found.entries})
     if len(classes) == 1:
-        expected = layouts.EXPECTED
-        log.problems.append(f"one class ({classes[0]}); at least 2 are needed, {expected}")
-    there = {(e.split, e.label) for e in entries}
-    there |= {(f.split, f.label) for f in found}  # an unreadable image is a problem already
-    for split, label in itertools.product(sorted({s for s, _ in there} - {""}), classes):
-        if (split, label) not in there:
-            groups = len({e.group for e in entries if e.label == label})
-            why = f" ({groups} groups are too few to deal)" if split in made else ""
-            log.problems.append(f"{split}/{label}: no image of class {label} in split {split}{why}")
+        wanted = layouts.EXPECTED
+        log.problems.append(f"one class ({classes[0]}); at least 2 are needed, {wanted}")
+    there = {(e.split, e.label) for e in (*entries, *found.entries) if e.split}
+    expected = made | {split for split, _ in there}
+    lacking = [x for x in itertools.product(sorted(expected), classes) if x not in there]
+    said = _one_group(entries, found.groups) if any(split in made for split, _ in lacking) else ""
+    if said:
+        log.problems.append(said)
+    for split, label in lacking:
+        why = ""
+        if split in made and not said:
+            count = len({e.group for e in entries if e.label == label})
+            why = (
+                f" ({count} group{' is' if count == 1 else 's are'} too few to deal to 3 splits: "
+                "add images, or give split folders)"
+            )
+        log.problems.append(f"{split}/{label}: no image of class {label} in split {split}{why}")
+
+
+def _one_group(entries: Sequence[Entry], known: str) -> str:
+    """What to do where every image is of one and the same patient, or ""."""
+    owners = {e.owner for e in entries}
+    if len(entries) < 2 or len(owners) > 1 or "" in owners:
+        return ""
+    return (
+        f"all {len(entries)} images are of one group, by {known}: name the patients in "
+        "manifest.csv (columns file, patient_id), or, where they are unknown, give --split random "
+        "--allow-leakage, which every result then says"
+    )
 
 
 def _check_labels(entries: list[Entry], log: Log) -> None:

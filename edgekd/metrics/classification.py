@@ -54,6 +54,7 @@ def classification(
     check(logits, labels, classes)
     log_p = log_softmax(logits, temperature)
     found = bootstrap(lambda w: figures(log_p, labels, w).overall, groups, seed)
+    found = widened(found, labels, groups)
     own = figures(log_p, labels, np.ones((1, len(labels)))).classes
     per_class = {
         name: {key: float(np.nan_to_num(own[key][0, i])) for key in ("recall", "precision", "f1")}
@@ -170,6 +171,39 @@ def bootstrap(
         key: _metric(value, np.concatenate(drawn[key] or [np.empty(0)]), key in centred)
         for key, value in point.items()
         if not np.isnan(value)
+    }
+
+
+def widened(
+    found: Mapping[str, Metric], labels: np.ndarray, groups: Sequence[str]
+) -> dict[str, Metric]:
+    """The metrics; those of `figures` that are 0 or 1 in every resample get exact bounds.
+
+    Where no answer is wrong (or none is right) no resample differs, and the interval would have no
+    width, be it of two images. Clopper and Pearson's bound of a share of n of n groups takes its
+    place; of macro figures the mean of each class's. Keys are names, or "<class index>/<name>".
+    """
+    member, classes = np.asarray(groups), range(int(labels.max()) + 1)
+    inside = {c: len(np.unique(member[labels == c])) for c in classes}
+    outside = {c: len(np.unique(member[labels != c])) for c in classes}
+    whole = len(np.unique(member))
+
+    def counts(key: str) -> list[int]:
+        of, _, name = key.rpartition("/")
+        if not of:
+            return [whole] if name == "accuracy" else [n for n in inside.values() if n]
+        c = int(of)
+        own, rest = inside.get(c, 0), outside.get(c, whole)
+        return [{"specificity": rest, "auroc": min(own, rest)}.get(name, own)]
+
+    def bounded(key: str, m: Metric) -> Metric:
+        if not (m.low == m.high == m.value and m.value in (0, 1)) or not all(counts(key)):
+            return m
+        least = float(np.mean([0.025 ** (1 / n) for n in counts(key)]))
+        return m.model_copy(update={"low": least} if m.value else {"high": 1 - least})
+
+    return {
+        key: m if key.startswith(("ece", "nll")) else bounded(key, m) for key, m in found.items()
     }
 
 

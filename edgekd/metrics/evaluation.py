@@ -179,6 +179,7 @@ def _figures(
         return found.overall | after | {f"{k}_uncalibrated": x for k, x in before.items()} | own
 
     found = classification.bootstrap(measure, t.groups, seed, centred=("ece", "ece_uncalibrated"))
+    found = classification.widened(found, t.labels, t.groups)
     groups = np.asarray(t.groups)
     parts = {
         name: Part(

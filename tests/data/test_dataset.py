@@ -357,6 +357,42 @@ def test_too_few_groups_to_deal(tmp_path):
     refused(tmp_path, r"train/b: no image of class b in split train \(2 groups are too few to deal")
 
 
+def test_one_patient_for_all_images_cannot_be_dealt(tmp_path):
+    flat(tmp_path, a=12, b=12)
+    manifest(tmp_path, lambda n: "ANONYMOUS")
+    found = data.inspect(tmp_path)
+    assert found.problems[0].startswith("all 24 images are of one group, by column patient_id")
+    assert "--split random --allow-leakage" in found.problems[0]
+    assert "train/a: no image of class a in split train" in found.problems
+    assert data.open_dataset(tmp_path, split="random", allow_leakage=True).splits["train"]
+
+
+def test_one_patient_in_given_splits_is_said_before_where(root):
+    manifest(root, lambda n: "ANONYMOUS")
+    first, second = data.inspect(root).problems
+    assert first.startswith("all ")
+    assert "are of one group" in first
+    assert "same patient or group as" in second
+    assert "ANONYMOUS" not in first + second
+
+
+def test_two_patients_are_too_few_for_three_splits(tmp_path):
+    flat(tmp_path, a=12, b=12)
+    manifest(tmp_path, lambda n: f"p{int(Path(n).stem) % 2}")
+    problems = data.inspect(tmp_path).problems
+    assert problems == tuple(
+        f"train/{c}: no image of class {c} in split train (2 groups are too few to deal to 3 "
+        "splits: add images, or give split folders)"
+        for c in "ab"
+    )
+
+
+def test_a_rule_names_only_groups_that_an_image_has(tmp_path):
+    flat(tmp_path, a=12, b=12)
+    manifest(tmp_path, lambda n: "")
+    assert "patient_id" not in data.open_dataset(tmp_path).split_rule
+
+
 def test_val_is_carved_out_of_train_by_group(root):
     shutil.rmtree(root / "val")
     for c, label in enumerate("ab"):

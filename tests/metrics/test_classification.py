@@ -5,7 +5,7 @@ import pytest
 from sklearn import metrics as sk
 
 from edgekd.metrics import calibration, classification
-from edgekd.records import EdgeKDError
+from edgekd.records import EdgeKDError, Metric
 from edgekd.runtimes import Outputs
 
 CLASSES = ("a", "b", "c")
@@ -179,3 +179,33 @@ def test_what_resampling_biases_upwards_is_centred():
     assert (found["ece"].value, found["ece"].low) == (0, 0)
     assert found["ece"].high == pytest.approx(np.percentile(drawn, 97.5) - drawn.mean())
     assert found["plain"].high == pytest.approx(np.percentile(drawn, 97.5))
+
+
+def test_what_no_resample_differs_in_has_exact_bounds():
+    logits = np.array([[5.0, 0], [4, 0], [3, 0], [0, 4], [0, 5]])
+    labels, groups = np.array([0, 0, 0, 1, 1]), list("abcde")
+    found, _ = classification.classification(logits, labels, groups, ("x", "y"))
+    # Clopper and Pearson: n of n have the lower bound (0.05 / 2) ** (1 / n)
+    assert found["test_accuracy"].low == pytest.approx(0.025 ** (1 / 5))
+    by_class = (0.025 ** (1 / 3) + 0.025 ** (1 / 2)) / 2
+    for key in ("balanced_accuracy", "macro_auroc", "macro_f1"):
+        m = found[f"test_{key}"]
+        assert (m.low, m.value, m.high) == (pytest.approx(by_class), 1, 1)
+    wrong, _ = classification.classification(-logits, labels, groups, ("x", "y"))
+    m = wrong["test_accuracy"]
+    assert (m.low, m.value, m.high) == (0, 0, pytest.approx(1 - 0.025 ** (1 / 5)))
+
+
+def test_exact_bounds_are_of_patients_and_of_each_class():
+    own = {f"{c}/{k}": Metric(value=1, low=1, high=1)
+           for c in (0, 1) for k in ("recall", "specificity", "auroc")}  # fmt: skip
+    labels, groups = np.array([0, 0, 0, 1, 1, 1]), list("aabcde")  # 2 patients of 0, 3 of 1
+    found = classification.widened(own | {"ece": Metric(value=0, low=0, high=0)}, labels, groups)
+    least = {n: pytest.approx(0.025 ** (1 / n)) for n in (2, 3)}
+    assert [found[f"0/{k}"].low for k in ("recall", "specificity", "auroc")] == [
+        least[2], least[3], least[2]
+    ]  # fmt: skip
+    assert [found[f"1/{k}"].low for k in ("recall", "specificity", "auroc")] == [
+        least[3], least[2], least[2]
+    ]  # fmt: skip
+    assert found["ece"].high == 0

@@ -84,6 +84,16 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
     assert rates[-1] == pytest.approx(0.5 * (1 + math.cos(math.pi * 39 / 40)))
 
 
+@pytest.mark.parametrize(("images", "batch"), [(11, 2), (11, 5), (3, 2), (2, 2), (65, 32), (7, 8)])
+def test_no_batch_is_of_one_image(images, batch):
+    training = Training(epochs=1, batch=batch)
+    sizes = [len(b) for b in loop._batches(0, np.zeros(images, int), training, 0)]
+    assert sizes
+    assert min(sizes) > 1
+    assert max(sizes) <= batch
+    assert images - sum(sizes) <= batch / 2
+
+
 def test_balanced_draws_classes_equally_often():
     labels = np.repeat([0, 1], [180, 20])
     drawn = np.concatenate(list(loop._batches(0, labels, Training(balanced=True, epochs=5), 0)))
