@@ -60,7 +60,7 @@ def held(ds: Dataset, keyword: str) -> list[Any]:
     except broken():
         raise EdgeKDError(f"DICOM with a {keyword} that cannot be read: export it again") from None
     values = list(value) if isinstance(value, MutableSequence) else [value]
-    return values if any(v is not None and str(v).strip(_PADDING) for v in values) else []
+    return values if any(map(_says, values)) else []
 
 
 def text(ds: Dataset, keyword: str) -> str:
@@ -110,6 +110,13 @@ def plain(value: Any, keyword: str) -> Any:
     if value is None or isinstance(value, (int, float)):
         return value
     raise EdgeKDError(f"DICOM with a {keyword} that is no text: export it again")
+
+
+def _says(value: Any) -> bool:
+    """Whether there is anything in a value."""
+    if value is None or isinstance(value, bytes):
+        return bool(value)
+    return bool(str(value).strip(_PADDING))
 
 
 def _parsed(value: Any) -> float:
