@@ -142,7 +142,7 @@ def _table(item: Dataset, descriptor: str, data: str, domain: Range, of: Dataset
     states = numbers(item, descriptor)
     if len(states) != 3:
         raise EdgeKDError(
-            f"DICOM with {len(states)} values of {descriptor}, 3 belong: export it again"
+            f"DICOM with {len(states)} values of {descriptor} where 3 belong: export it again"
         )
     # Two of the three are always unsigned; the one VR of all says nothing of the other.
     count, first, bits = (int(v) & 0xFFFF for v in states)
