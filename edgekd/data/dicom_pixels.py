@@ -136,7 +136,7 @@ def colours(ds: Dataset, stated: Layout) -> np.ndarray:
     """(H, W, 3) uint8 RGB of a colour image."""
     native = not ds.file_meta.TransferSyntaxUID.is_encapsulated
     full = stated.rows * stated.columns * 3
-    if native and stated.photometric == "YBR_FULL_422" and len(ds.PixelData) >= full:
+    if native and stated.photometric == "YBR_FULL_422" and len(ds.PixelData or b"") >= full:
         raise EdgeKDError(
             "DICOM of PhotometricInterpretation YBR_FULL_422 whose pixels have three bytes each: "
             "state YBR_FULL or RGB, whichever they are"
@@ -192,6 +192,8 @@ def _decoded(ds: Dataset, stated: Layout) -> tuple[np.ndarray, Stream | None]:
             stream = _stream(ds, stated)
             allocated = 8 if stream.bits <= 8 else 16 if stream.bits <= 16 else 32
             planar = 0  # whatever the file states: these decoders give pixel by pixel
+    else:
+        _check_length(len(ds.PixelData or b""), stated)
     options: dict[str, Any] = {
         "pixel_keyword": "PixelData", "pixel_vr": ds["PixelData"].VR, "number_of_frames": 1,
         "rows": stated.rows, "columns": stated.columns, "samples_per_pixel": stated.samples,
@@ -207,6 +209,17 @@ def _decoded(ds: Dataset, stated: Layout) -> tuple[np.ndarray, Stream | None]:
     if found.shape[:2] != (stated.rows, stated.columns):
         raise EdgeKDError("corrupt DICOM file: its pixels are not of the size that it states")
     return found, stream
+
+
+def _check_length(there: int, stated: Layout) -> None:
+    """EdgeKDError for fewer bytes than uncompressed pixels have."""
+    samples = 2 if stated.photometric == "YBR_FULL_422" else stated.samples
+    needed = -(-stated.rows * stated.columns * samples * stated.allocated // 8)
+    if there < needed:
+        raise EdgeKDError(
+            f"corrupt or truncated DICOM file (PixelData of {there} bytes, {needed} by Rows, "
+            "Columns and BitsAllocated)"
+        )
 
 
 def _stream(ds: Dataset, stated: Layout) -> Stream:
