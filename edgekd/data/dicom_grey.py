@@ -139,20 +139,25 @@ def _shown(
 
 def _table(item: Dataset, descriptor: str, data: str, domain: Range, of: Dataset) -> Table:
     """A table that values within `domain` are looked up in, in a file or a sequence of it."""
-    states = numbers(item, descriptor)
+    count, first, bits = _descriptor(item, descriptor)
+    entries = _entries(item, data, count, little=of.original_encoding[1] is not False)
+    return Table(entries, _first(first, len(entries), domain), bits)
+
+
+def _descriptor(item: Dataset, keyword: str) -> tuple[int, int, int]:
+    """Entries, the value that the first is for in 16 bits, bits of an entry (C.11.1.1.1)."""
+    states = numbers(item, keyword)
     if len(states) != 3:
         raise EdgeKDError(
-            f"DICOM with {len(states)} values of {descriptor} where 3 belong: export it again"
+            f"DICOM with {len(states)} values of {keyword} where 3 belong: export it again"
         )
     # Two of the three are always unsigned; the one VR of all says nothing of the other.
     count, first, bits = (int(v) & 0xFFFF for v in states)
     if not 8 <= bits <= 16:
         raise EdgeKDError(
-            f"DICOM whose {descriptor} states {bits} bits an entry, 8 to 16 are read: export it "
-            "again"
+            f"DICOM whose {keyword} states {bits} bits an entry, 8 to 16 are read: export it again"
         )
-    entries = _entries(item, data, count or 2**16, little=of.original_encoding[1] is not False)
-    return Table(entries, _first(first, len(entries), domain), bits)
+    return count or 2**16, first, bits
 
 
 def _entries(item: Dataset, data: str, count: int, *, little: bool) -> np.ndarray:
@@ -201,8 +206,7 @@ def _palette(ds: Dataset, stated: Layout, name: str) -> Table:
         return _table(ds, descriptor, data, stated.range, ds)
     from pydicom.pixels import apply_color_lut
 
-    count, first, bits = (int(v) & 0xFFFF for v in numbers(ds, descriptor))
-    count = count or 2**16
+    count, first, bits = _descriptor(ds, descriptor)
     if bits == 8 and count > 256:  # pydicom's index would wrap
         raise EdgeKDError(f"DICOM with a segmented palette of {count} colours: export it again")
     begins = int(ds.RedPaletteColorLookupTableDescriptor[1])
