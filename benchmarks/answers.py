@@ -488,3 +488,15 @@ def serve_abuse(result: dict) -> Told:
         f"most {f['memory_mb_peak']:.0f} MB; honest clients were "
         f"answered in {f['honest_p50_ms']:.0f} ms (p50) meanwhile."
     )
+
+
+def dicom_headers(result: dict) -> Told:
+    """Values that scanners write wrongly."""
+    f = result["figures"]
+    wrong = f["off"] + f["shown_wrongly"] + f["refused_wrongly"] + f["unclear_lines"]
+    return Told(
+        f"Of {f['files']:.0f} DICOM files made up around wrong, odd and missing values, "
+        f"{f['shown']:.0f} give the picture of an independent reading (at most "
+        f"{f['most_levels_off']:.0f} grey level off) and {f['refused']:.0f} one line that says "
+        f"why not; {f['tracebacks']:.0f} tracebacks, {wrong:.0f} otherwise wrong."
+    )

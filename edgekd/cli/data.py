@@ -165,6 +165,8 @@ def data_prepare(
             source, seed=seed, split=split, allow_leakage=allow_leakage, track=track
         )
         made = deidentify.prepare(dataset, folder, track=track)
+    for note in dataset.notes:
+        console.say(f"note: {note}")
     result(as_json, made, str(folder))
 
 

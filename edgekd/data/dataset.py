@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ _REMARKS = {  # said once, with how many images it is about
     "no patient": "DICOM images state no patient id: each stands alone",
     "unknown text": "DICOM images do not say whether text is burned in: look before you share them",
     "burned in": "DICOM images have text burned into their pixels (BurnedInAnnotation)",
+    "flat": f"images have {preprocess.FLAT}",
 }
 
 
@@ -151,8 +151,13 @@ def _assemble(root: Path, entries: list[Entry], rule: str, log: Log) -> Dataset:
     ):
         if there := sum(m is not None for m in masks):
             log.notes.append(f"{kind}: {there} of {len(entries)} images have one")
-    remarks = Counter(r for e in entries for r in e.remark.split(";") if r)
-    log.notes.extend(f"{n} {_REMARKS[r]}" for r, n in sorted(remarks.items()))
+    remarks: dict[str, list[str]] = {}  # what -> the images that it is about
+    for e in entries:
+        for remark in filter(None, e.remark.split(";")):
+            remarks.setdefault(remark, []).append(e.shown)
+    for remark, about in sorted(remarks.items()):
+        which = f"; the first is {about[0]}" if remark == "flat" else ""
+        log.notes.append(f"{len(about)} {_REMARKS[remark]}{which}")
     return Dataset(
         root=root,
         classes=classes,
@@ -161,7 +166,7 @@ def _assemble(root: Path, entries: list[Entry], rule: str, log: Log) -> Dataset:
         split_rule=rule,
         grey=all(e.grey for e in entries),
         notes=tuple(log.notes),
-        burned_in=remarks["burned in"],
+        burned_in=len(remarks.get("burned in", ())),
     )
 
 
@@ -192,13 +197,16 @@ def _see(found: Entry) -> Entry:
             )
         if found.is_dicom:
             found = _remarked(found, data)
+        if preprocess.is_flat(image):
+            found = found._replace(remark=";".join(filter(None, (found.remark, "flat"))))
         found = found._replace(grey=_is_grey(image), waves=leakage.waves(image))
         for path in filter(None, (found.mask, found.organ)):
             shown = f"mask of {found.shown}" if found.is_dicom else _mask_name(path, found)
             mask = preprocess.decode(preprocess.read(path))
             if mask.size != image.size:
                 mine, own = preprocess.describe(mask), preprocess.describe(image)
-                raise EdgeKDError(f"mask of {mine} pixels for an image of {own}")
+                made = " (as shown, its pixels square)" if found.is_dicom else ""
+                raise EdgeKDError(f"mask of {mine} pixels for an image of {own}{made}")
     except EdgeKDError as e:
         return found._replace(problem=f"{shown}: {e}")
     return found

@@ -1,6 +1,6 @@
 """How much is in a compressed image, before it is decoded: a small file may hold gigabytes.
 
-Only what a header states is read, by hand: the decoders allocate first and compare afterwards.
+Only what a header states is read: the decoders allocate first and compare afterwards.
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 import struct
 import zlib
 
+from edgekd.data import streams
+from edgekd.data.streams import Stream
 from edgekd.records import EdgeKDError
 
 SCANS = 100  # of a progressive JPEG; cameras write 10. Each goes over all pixels again
 INFLATED = 256 << 20  # bytes of a deflated DICOM file
 DEFLATED = b"1.2.840.10008.1.2.1.99"  # its transfer syntax
-JP2 = b"\0\0\0\x0cjP  "  # a JP2 file begins with it
 _PIECE = 16 << 20
 _LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 
@@ -25,54 +26,15 @@ def check_scans(jpeg: bytes) -> None:
         raise EdgeKDError(f"JPEG of {scans} scans, {SCANS} at most are read: save it again")
 
 
-def stated(frame: bytes) -> tuple[int, int] | None:
-    """(height, width) that a JPEG, JPEG-LS or JPEG 2000 stream states; None: it states none."""
-    try:
-        if frame.startswith(JP2):  # a file where the stream alone should be: scanners write it
-            frame = _codestream(frame)
-        if frame.startswith(b"\xff\x4f\xff\x51"):  # JPEG 2000: SIZ comes first
-            width, height, left, top = struct.unpack_from(">4I", frame, 8)
-            return height - top, width - left
-        if not frame.startswith(b"\xff\xd8"):
-            return None
-        at = 2
-        while frame[at] == 0xFF:
-            marker = frame[at + 1]
-            if marker == 0xFF:  # filling
-                at += 1
-                continue
-            length, _, height, width = struct.unpack_from(">HBHH", frame, at + 2)
-            if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:
-                return height, width
-            at += 2 + length
-    except (IndexError, struct.error):
-        pass
-    return None
-
-
-def _codestream(jp2: bytes) -> bytes:
-    """The JPEG 2000 stream in a JP2 file, found as decoders do: box by box (ISO 15444-1, I.4)."""
-    at = 0
-    while True:
-        length, kind = struct.unpack_from(">I4s", jp2, at)
-        head = 8
-        if length == 1:
-            (length,) = struct.unpack_from(">Q", jp2, at + 8)
-            head = 16
-        if kind == b"jp2c":
-            return jp2[at + head :]
-        if length < head:  # 0: to the end of the file
-            return b""
-        at += length
-
-
-def check_frame(frame: bytes, rows: int, columns: int) -> None:
-    """EdgeKDError unless a compressed DICOM frame states the size that its file states."""
-    if stated(frame) != (rows, columns):
+def check_frame(frame: bytes, rows: int, columns: int) -> Stream:
+    """What a compressed DICOM frame states; EdgeKDError unless it is the size its file states."""
+    stream = streams.header(frame)
+    if stream is None or stream[:2] != (rows, columns):
         wrong = "its pixels are not of the size that it states"
         raise EdgeKDError(f"corrupt or truncated DICOM file ({wrong})")
-    if frame.startswith(b"\xff\xd8"):
+    if stream.kind == "JPEG":
         check_scans(frame)
+    return stream
 
 
 def check_inflated(dicom: bytes) -> None:

@@ -22,6 +22,8 @@ from edgekd.records import EdgeKDError, Spec
 
 MIN_SIDE = 16  # pixels
 MAX_PIXELS = 64_000_000
+_LEVELS, _OUTLIERS = 8, 0.01  # of 256; share of the pixels that may be darker, or brighter
+FLAT = f"almost no contrast: {1 - 2 * _OUTLIERS:.0%} of the pixels lie within {_LEVELS} grey levels"
 _WINDOW = "convert it to 8 bit with the window you want, 16 bits are not scaled by guess"
 _DEEP = ("I", "F")  # Pillow's modes of more than 8 bits a channel start so
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, LookupError)
@@ -74,8 +76,21 @@ def pixels(
     EdgeKDError if it is not an 8-bit JPEG or PNG image, a DICOM image, or a Pillow image, that can
     be read whole, or if it has more than `most_pixels`.
     """
-    seen = decoded(image, most_pixels).convert("L" if spec.channels == "grey" else "RGB")
+    return fitted(decoded(image, most_pixels), spec)
+
+
+def fitted(image: Image.Image, spec: Spec) -> np.ndarray:
+    """(H, W, 3) uint8: a decoded image in the colours and the size of `spec`."""
+    seen = image.convert("L" if spec.channels == "grey" else "RGB")
     return np.asarray(_fit(seen, spec, Image.Resampling.BILINEAR).convert("RGB"))
+
+
+def is_flat(image: Image.Image) -> bool:
+    """Whether a decoded image is nearly of one grey level: `FLAT` says it in words."""
+    counts = np.reshape(image.histogram(), (-1, 256))  # a channel each
+    shares = counts.cumsum(1) / counts.sum(1, keepdims=True)
+    low, high = (shares <= _OUTLIERS).sum(1), (shares < 1 - _OUTLIERS).sum(1)
+    return bool((high - low < _LEVELS).all())
 
 
 def mask(path: Path, spec: Spec) -> np.ndarray:

@@ -60,6 +60,7 @@ class Seen(NamedTuple):
     sha256: str
     pixels: np.ndarray  # (H, W, 3) uint8
     began: float  # time.perf_counter() when its bytes were there
+    unusual: tuple[str, ...] = ()  # of the picture itself, whatever the model knows
 
 
 class Model:
@@ -112,8 +113,10 @@ class Model:
     def see(self, data: bytes) -> Seen:
         """An image file's bytes, prepared; EdgeKDError if it cannot be read whole."""
         began = time.perf_counter()
-        pixels = preprocess.pixels(data, self.artifact.spec, self.most_pixels)
-        return Seen(hashlib.sha256(data).hexdigest(), pixels, began)
+        image = preprocess.decoded(data, self.most_pixels)
+        pixels = preprocess.fitted(image, self.artifact.spec)
+        unusual = (preprocess.FLAT,) if preprocess.is_flat(image) else ()
+        return Seen(hashlib.sha256(data).hexdigest(), pixels, began, unusual)
 
     def answer(self, seen: Sequence[Seen]) -> list[Answer]:
         """One answer an image, all asked at once."""
@@ -141,7 +144,7 @@ class Model:
             label="" if why else classes[int(p.argmax())],
             probabilities={c: float(x) for c, x in zip(classes, p, strict=True)},
             abstained=why,
-            warnings=unusual,
+            warnings=(*seen.unusual, *unusual),
             ms=(now - seen.began) * 1e3,
         )
 

@@ -209,6 +209,22 @@ def test_a_folder_of_dicom_files_of_any_name(made, tmp_path):
     assert [Path(t["file"]).name for t in json.loads(done.stdout)] == names
 
 
+def test_predict_says_hardly_any_contrast_of_any_file(made, tmp_path):
+    """The words of data check and data prepare; serve has them of the same answer."""
+    dicom_file = pytest.importorskip("data.test_dicom", reason="pip install 'edgekd[dicom]'").made
+    flat = np.random.default_rng(0).integers(100, 104, (64, 64)).astype(np.uint8)
+    (tmp_path / "flat.png").write_bytes(png(flat))
+    (tmp_path / "flat.dcm").write_bytes(dicom_file(flat))
+    (tmp_path / "film.png").write_bytes(png(films(1)[0]))
+    done = run(tmp_path, "-m", made, "--json")
+    assert done.exit_code == 0, done.stderr
+    said = {Path(a["file"]).name: a["warnings"] for a in json.loads(done.stdout)}
+    assert said["flat.png"][0] == said["flat.dcm"][0] == preprocess.FLAT
+    assert not [w for w in said["film.png"] if "contrast" in w]
+    shown = run(tmp_path / "flat.png", "-m", made)
+    assert "almost no contrast" in " ".join(shown.stdout.split())
+
+
 def test_predict_stdin_and_abstain(made, study):
     data = (study / "1.png").read_bytes()
     (told,) = json.loads(run("-", "-m", made, "--json", "--abstain-below", "1", stdin=data).stdout)
