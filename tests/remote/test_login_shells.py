@@ -45,8 +45,8 @@ def test_what_a_login_shell_prints_is_no_answer(loopback, tmp_path):
     home = tmp_path / "it's !1 ~"
     home.mkdir()
     loopback.log_in_with(
-        f"{NOISE}cd {loopback.tmp}; HOME={shlex.quote(str(home))} PYTHONSAFEPATH=1 LC_ALL=C TERM=odd; "
-        "TMPDIR=.; export HOME PYTHONSAFEPATH LC_ALL TERM TMPDIR\n"
+        f"{NOISE}cd {loopback.tmp}; HOME={shlex.quote(str(home))} PYTHONSAFEPATH=1 LC_ALL=C; "
+        "TERM=odd TMPDIR=.; export HOME PYTHONSAFEPATH LC_ALL TERM TMPDIR\n"
         f'exec {shell} -c "$SSH_ORIGINAL_COMMAND"'
     )
     files = {"a !b\n~'": bytes(range(256)), "ours.py": b"import sys; print(sys.argv[1])"}
