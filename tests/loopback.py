@@ -23,6 +23,7 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
 SetEnv TMPDIR={folder}/tmp
+Banner {folder}/banner
 Port {port}
 Port {shell}
 Match LocalPort {shell}
@@ -118,6 +119,8 @@ def serving(folder: Path):
     port = free_port()
     _keys(folder, port)
     (folder / "tmp").mkdir()
+    # No words of a banner are why a login failed.
+    (folder / "banner").write_text("Strangers: Host key verification failed\n")
     values = {"folder": folder, "port": port, "shell": free_port(), "closed": free_port(),
               "user": getpass.getuser()}  # fmt: skip
     (folder / "client").write_text(CLIENT.format(**values))

@@ -103,12 +103,13 @@ def is_loopback(host: str) -> bool:
 def allowed_host(given: str) -> str:
     """NAME or NAME:PORT as a browser sends it; EdgeKDError if it is none."""
     host = given.lower()
-    if not HOST.fullmatch(host) or "*" in host:
+    if not HOST.fullmatch(host) or "*" in host or not host.isascii():
         raise EdgeKDError(
             f'--allowed-host "{given}" is no host: give the name that stands in the address of the '
-            "page, as edge.example.org or edge.example.org:8443"
+            "page, as edge.example.org, edge.example.org:8443 or, for other letters, xn--..."
         )
-    return host
+    # Browsers leave out the port that is a scheme's own.
+    return host.removesuffix(":443").removesuffix(":80").removesuffix(".")
 
 
 def root_path(given: str) -> str:

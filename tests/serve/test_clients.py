@@ -15,6 +15,7 @@ import pytest
 from loopback import free_port
 from serving import Client, film, in_thread, make, wait
 
+from edgekd.serve import auth
 from edgekd.serve import model as device
 
 for package in ("fastapi", "uvicorn", "prometheus_client"):
@@ -216,6 +217,14 @@ def test_the_pages_links_stay_below_a_root_path(proxied):
     assert calls
     assert not [x for x in links + calls if x.startswith(("/", "http"))]
     assert proxied.get("/edgekd/openapi.json")[2]["servers"] == [{"url": "/edgekd"}]
+
+
+def test_a_host_as_browsers_send_it():
+    given = ("EDGE.example", "edge.example:443", "edge.example.", "edge.example:8443", "[::1]:80")
+    assert [auth.allowed_host(x) for x in given] == [
+        "edge.example", "edge.example", "edge.example", "edge.example:8443", "[::1]"
+    ]  # fmt: skip
+    assert [auth.root_path(x) for x in ("", "/", "/a/b.c/", "/a")] == ["", "", "/a/b.c", "/a"]
 
 
 @pytest.mark.parametrize(

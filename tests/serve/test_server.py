@@ -753,6 +753,7 @@ def started(*arguments):
         (["--allowed-host", "edge.example"], "comes through a proxy, so a token is needed: --to"),
         (["--allowed-host", "https://edge.example/"], "is no host: give the name that stands in"),
         (["--allowed-host", "*"], '--allowed-host "*" is no host'),
+        (["--allowed-host", "bürö.example"], "for other letters, xn--"),
         (["--root-path", "edgekd"], '--root-path "edgekd" is no path: give the one that the'),
         (["--root-path", "/a/../b"], '--root-path "/a/../b" is no path'),
         (["--token-file", "none"], "cannot read --token-file none: No such file"),
