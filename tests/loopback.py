@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 SERVER = """
-ListenAddress 127.0.0.1:{port}
+ListenAddress 127.0.0.1
 HostKey {folder}/host
 AuthorizedKeysFile {folder}/known.pub
 PidFile none
@@ -23,15 +23,23 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
 SetEnv TMPDIR={folder}/tmp
+Banner {folder}/banner
+Port {port}
+Port {shell}
+Match LocalPort {shell}
+  ForceCommand exec sh {folder}/login
 """
 # Each host of this file is the same server, or none, met in another way.
 CLIENT = """
-Host device unknown-key changed-key
+Host device shell unknown-key changed-key
   IdentityFile {folder}/known
 Host wrong-key
   IdentityFile {folder}/stranger
 Host closed
   Port {closed}
+Host shell
+  Port {shell}
+  HostKeyAlias [127.0.0.1]:{port}
 Host unknown-key
   UserKnownHostsFile /dev/null
 Host changed-key
@@ -57,6 +65,12 @@ class Loopback:
     def tmp(self) -> Path:
         """The temporary folder of those who log in."""
         return self.folder / "tmp"
+
+    def log_in_with(self, script: str) -> None:
+        """What host `shell` runs instead of the user's login shell: a script of sh, which has the
+        command that came in $SSH_ORIGINAL_COMMAND.
+        """
+        (self.folder / "login").write_text(script)
 
     def connections(self) -> int:
         """Logins until now."""
@@ -105,7 +119,10 @@ def serving(folder: Path):
     port = free_port()
     _keys(folder, port)
     (folder / "tmp").mkdir()
-    values = {"folder": folder, "port": port, "closed": free_port(), "user": getpass.getuser()}
+    # No words of a banner are why a login failed.
+    (folder / "banner").write_text("Strangers: Host key verification failed\n")
+    values = {"folder": folder, "port": port, "shell": free_port(), "closed": free_port(),
+              "user": getpass.getuser()}  # fmt: skip
     (folder / "client").write_text(CLIENT.format(**values))
     config = folder / "server"
     # From 9.8 on it makes those wait who failed before, as tests do.

@@ -74,7 +74,7 @@ class Client:
             answer = connection.getresponse()
             data = answer.read()
         is_json = answer.headers.get("content-type") == "application/json"
-        return answer.status, answer.headers, json.loads(data) if is_json else data
+        return answer.status, answer.headers, json.loads(data) if is_json and data else data
 
     def get(self, path, **headers):
         return self.call("GET", path, **headers)

@@ -139,6 +139,16 @@ def serve(
     insecure_http: Annotated[
         bool, typer.Option("--insecure-http", help="Off loopback without TLS.")
     ] = False,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option("--allowed-host", metavar="NAME[:PORT]", help="What browsers call this server "
+                     "by, through a reverse proxy, beside localhost; repeatable, wants a token."),
+    ] = None,
+    root_path: Annotated[
+        str,
+        typer.Option("--root-path", metavar="PATH", help="Where a reverse proxy serves it, as "
+                     "/edgekd; whether the proxy passes it on or not."),
+    ] = "",
     audit: Annotated[
         Path | None,
         typer.Option("--audit", help="Log of all answers; 16 files of 64 MB are kept. "
@@ -210,8 +220,10 @@ def serve(
             from edgekd.serve import dicom_scp  # noqa: F401
     settings = Settings(
         host=host, port=port, token=auth.token(token_file), tls_cert=tls_cert, tls_key=tls_key,
-        insecure_http=insecure_http, audit=audit or default(), max_bytes=round(max_mb * 1e6),
-        queue=queue, timeout_s=timeout, dicom=spoken,
+        insecure_http=insecure_http,
+        allowed_hosts=tuple(auth.allowed_host(name) for name in allowed_host or ()),
+        root_path=auth.root_path(root_path), audit=audit or default(),
+        max_bytes=round(max_mb * 1e6), queue=queue, timeout_s=timeout, dicom=spoken,
     )  # fmt: skip
     server.check(settings)
     pixels = round(max_megapixels * 1e6)

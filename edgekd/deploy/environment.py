@@ -53,6 +53,11 @@ def locked(root: Path) -> Iterator[None]:
     except OSError as e:
         raise Refused(f"cannot write to {root}: {e.strerror}; give another HOST:DIR") from None
     try:
+        if os.fstatvfs(file).f_flag & os.ST_NOEXEC:
+            raise Refused(
+                f"nothing in {root} may be run (its file system is mounted noexec): give another "
+                "HOST:DIR"
+            )
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:

@@ -58,8 +58,14 @@ class Target(NamedTuple):
         return cls(host, folder)
 
     def root(self, device: Device) -> str:
-        """The folder there, absolute."""
-        return posixpath.join(device.home, self.folder)
+        """The folder there, absolute; EdgeKDError if the home folder there is not fit for it."""
+        root = device.from_home(self.folder)
+        if not FOLDERS.fullmatch(root):
+            raise EdgeKDError(
+                f"{self.host}: {printable(root)} has characters that a unit of systemd does not "
+                f"take: give {self.host}:/DIR"
+            )
+        return root
 
 
 def install(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import posixpath
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -65,7 +64,7 @@ def source() -> dict[str, Path | bytes]:
 
 def at_home(device: Device, python: str) -> str:
     """A command as it is, a path from the home folder there."""
-    return posixpath.join(device.home, python.removeprefix("~/")) if "/" in python else python
+    return device.from_home(python.removeprefix("~/")) if "/" in python else python
 
 
 def probe(device: Device, python: str, modules: Sequence[str], option: str) -> Python:
@@ -125,11 +124,9 @@ def ask(
     with device.start(command) as (process, errors):
         assert process.stdin is not None  # pipes, both
         assert process.stdout is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # what did not listen has said why
             process.stdin.write(request.encode() + b"\n")
             process.stdin.flush()
-        except BrokenPipeError:
-            raise device.failed(f"does not {what}", process, errors) from None
         lines = Lines(process.stdout, device.host)
         said = follow(lines, track)
         if said is not None and said.send is not None:

@@ -1,5 +1,8 @@
 """Another machine, reached with the user's own OpenSSH client: its config, agent and known hosts.
 
+sshd gives a command to the user's login shell, whichever that is: `for_any_shell` writes it so that
+each hands it on to sh as it is, and what comes before BEGIN is what the login shell's files print.
+
 One connection is made, and shared by all commands. Our folder there lives as long as it does: a
 shell there removes the folder when its stdin ends, whatever ended it: we, Ctrl-C, or the network.
 """
@@ -33,6 +36,7 @@ OPTIONS = (
     "-o", "BatchMode=yes",  # never ask: an unknown host key or a password is an error
     "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4",
     "-o", "ClearAllForwardings=yes", "-o", "RemoteCommand=none",
+    "-o", "LogLevel=ERROR",  # a banner is no reason why a login failed
 )  # fmt: skip
 ORPHAN_SECONDS = 60  # that a connection outlives us where we were killed
 ANSWER_SECONDS = 60.0
@@ -42,12 +46,22 @@ HOLD = """umask 077
 d=
 trap 'exit 1' HUP INT PIPE TERM
 trap '[ -z "$d" ] || { cd /; rm -rf "$d" || { sleep 2; rm -rf "$d"; }; }' EXIT
-d=$(mktemp -d "${TMPDIR:-/tmp}/edgekd.XXXXXXXX") || exit 1
-printf 'edgekd-home %s\\nedgekd-folder %s\\n' "$HOME" "$d"
+t=$(cd -- "${TMPDIR:-/tmp}" >/dev/null && pwd) || exit 1
+d=$(mktemp -d "$t/edgekd.XXXXXXXX") || exit 1
+printf '%s\\0' "$HOME" "$d"
 cat >/dev/null"""
 UNPACK = 'umask 077; mkdir -p -- "$1" && tar -xf - -C "$1"'
-# What libraries leave in the temporary folder is removed with ours.
-INSIDE = 'cd "$1" && TMPDIR=$1 && export TMPDIR && shift && exec "$@"'
+# What libraries leave in the temporary folder is removed with ours. Python finds our source first,
+# PYTHONSAFEPATH or not, and takes names of files as UTF-8 in any locale.
+INSIDE = (
+    'cd "$1" && TMPDIR=$1 && PYTHONPATH=$1${PYTHONPATH:+:$PYTHONPATH} && PYTHONUTF8=1 && '
+    'export TMPDIR PYTHONPATH PYTHONUTF8 && shift && exec "$@"'
+)
+BEGIN = b"\nedgekd-begins\n"  # what a login shell's files print comes before
+# No character here or in the word that follows is special to any shell within single quotes: not
+# `!` or a newline, as in csh, nor \\ before \\ or ', as in fish, nor ", as in PowerShell.
+THROUGH = "sh -c 'set -f; IFS=; eval $(printf %b $1)' sh '{}'"
+PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./:,=+-")
 
 
 class Device:
@@ -82,18 +96,26 @@ class Device:
             timer = threading.Timer(ANSWER_SECONDS, hold.kill)
             timer.start()
             try:
-                told = _told(hold.stdout)
+                self.home, self.folder = _told(hold.stdout)
             finally:
                 timer.cancel()
-            self.home, self.folder = told.get("home", ""), told.get("folder", "")
-            if not self.folder.startswith("/"):
-                raise self.failed("makes no temporary folder", hold, errors)
+            if not self.folder:
+                raise self.failed("makes no temporary folder in its TMPDIR or /tmp", hold, errors)
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exc: object) -> None:
         """Remove the folder there and hang up."""
         self._stack.close()
+
+    def from_home(self, path: str) -> str:
+        """An absolute path there of one from the home folder; EdgeKDError if there is no home."""
+        if not path.startswith("/") and not (self.home.startswith("/") and self.home.isprintable()):
+            raise EdgeKDError(
+                f"{self.host} names {printable(self.home)!r} as your home folder, which is no "
+                f"whole path of printable characters: give /DIR/{posixpath.basename(path)}"
+            )
+        return posixpath.join(self.home, path)
 
     def _connect(self) -> None:
         """Open the connection that all commands share; it goes on in the background."""
@@ -131,14 +153,43 @@ class Device:
         with tempfile.TemporaryFile() as errors:
             # A session of its own: Ctrl-C reaches us alone, and we end what runs there in order.
             process = subprocess.Popen(
-                [*self._words("-o", "ControlMaster=no"), "--", self.host, shlex.join(command)],
+                [*self._words("-o", "ControlMaster=no"), "--", self.host, for_any_shell(command)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
                 start_new_session=True,
             )  # fmt: skip
             try:
+                self._begin(process, errors)
                 yield process, errors
             finally:
                 _end(process)
+
+    def _begin(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
+        """Pass over what the login shell says before the command; EdgeKDError if none begins."""
+        assert process.stdout is not None  # a pipe
+        said = bytearray()
+        over = threading.Event()
+
+        def late() -> None:
+            over.set()
+            process.kill()
+
+        timer = threading.Timer(ANSWER_SECONDS, late)
+        timer.start()
+        try:  # byte by byte: what follows is another's to read
+            while not said.endswith(BEGIN) and (byte := os.read(process.stdout.fileno(), 1)):
+                said += byte
+        finally:
+            timer.cancel()
+        if said.endswith(BEGIN):
+            return
+        if over.is_set():
+            raise EdgeKDError(
+                f"{self.host} begins no command within {ANSWER_SECONDS:g} s: do the files of the "
+                "login shell there (.bashrc, .cshrc, ...) wait, or start another shell?"
+            )
+        # nologin says why on stdout
+        words = printable(said.decode("utf-8", "replace").strip().rpartition("\n")[2])
+        raise self.failed("runs no sh", process, errors, words)
 
     @contextlib.contextmanager
     def start(self, command: Sequence[str]) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
@@ -169,14 +220,18 @@ class Device:
             errors.seek(0)
             return subprocess.CompletedProcess(command, process.returncode, stdout, errors.read())
 
-    def failed(self, what: str, process: subprocess.Popen[bytes], errors: IO[bytes]) -> EdgeKDError:
-        """The error that a process ended with: `what` it did not do, and its last words."""
+    def failed(
+        self, what: str, process: subprocess.Popen[bytes], errors: IO[bytes], words: str = ""
+    ) -> EdgeKDError:
+        """The error that a process ended with: `what` it did not do, and its last words, `words` if
+        it left none on stderr.
+        """
         try:
             code = process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             return EdgeKDError(f"{self.host} {what}: no answer")
-        words = last_words(errors) or f"exit code {code}, nothing was said"
+        words = last_words(errors) or words or f"exit code {code}, nothing was said"
         if code == 255:  # ssh's own
             words = f"the connection was lost ({words})"
         return EdgeKDError(f"{self.host} {what}: {words}")
@@ -245,15 +300,22 @@ def printable(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[-500:]
 
 
-def _told(stdout: IO[bytes] | None) -> dict[str, str]:
-    """Value of each of our own lines; what a login shell prints before them is passed over."""
+def for_any_shell(command: Sequence[str]) -> str:
+    """A line that any login shell hands on to sh: it prints BEGIN, and then the command runs."""
+    begin = f"printf '{BEGIN.decode().encode('unicode_escape').decode()}'"
+    script = f"set +f; unset IFS; {begin}; exec {shlex.join(command)}"
+    word = (chr(b) if b in PLAIN else f"\\0{b:03o}" for b in os.fsencode(script))
+    return THROUGH.format("".join(word))
+
+
+def _told(stdout: IO[bytes] | None) -> tuple[str, str]:
+    """The home folder and ours that HOLD tells of; empty if it does not."""
     assert stdout is not None  # a pipe
-    found = {}
-    while "folder" not in found and (line := stdout.readline(10_000)):
-        key, _, value = line.decode("utf-8", "replace").rstrip("\n").partition(" ")
-        if key in ("edgekd-home", "edgekd-folder"):
-            found[key.removeprefix("edgekd-")] = value
-    return found
+    told = b""
+    while told.count(b"\0") < 2 and (byte := stdout.read(1)) and len(told) < 10_000:
+        told += byte
+    home, folder, *_ = [os.fsdecode(x) for x in told.split(b"\0")] + [""]
+    return home, folder
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -33,6 +33,7 @@ from edgekd.serve.model_card import Facts, facts
 
 Codes = dict[int | str, dict[str, Any]]  # status -> what OpenAPI says of it
 TYPES = ("image/png", "image/jpeg", "application/dicom", "application/octet-stream")
+ALIASES = {"": TYPES[-1], "image/jpg": TYPES[1]}
 TOO_MANY = "too many images are waiting: ask again in a second"
 BODIES = 4  # as many of the largest body may be in memory at a time
 PAGE = {"/": ("page.html", "text/html"), "/page.css": ("page.css", "text/css"),
@@ -48,6 +49,8 @@ class Settings(NamedTuple):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     insecure_http: bool = False
+    allowed_hosts: tuple[str, ...] = ()  # that a proxy calls it by, as `auth.allowed_host` gives
+    root_path: str = ""  # that a proxy serves it at, as `auth.root_path` gives it
     audit: Path = Path("audit.jsonl")
     max_bytes: int = 64 << 20  # of one image file
     queue: int = 64  # images held at a time
@@ -140,10 +143,15 @@ class Bench:
     async def asked(self, request: Request, *, why: bool = False, label: str = "") -> Told:
         """The answer to the image in a request's body; Refusal if there will be none in time."""
         end = time.monotonic() + self.settings.timeout_s
-        kind = request.headers.get("content-type", TYPES[-1]).partition(";")[0].strip().lower()
-        if kind not in TYPES:
-            raise Refusal(415, f"content type {kind[:80]!r}: send the image itself as the body, as "
-                          f"{', '.join(TYPES)}", "type", unread=True)  # fmt: skip
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if ALIASES.get(kind, kind) not in TYPES:
+            raise Refusal(415, f"content type {kind[:80]!r}: send the image itself as the body, "
+                          f"with content-type {', '.join(TYPES[:-1])} or {TYPES[-1]}", "type",
+                          unread=True)  # fmt: skip
+        coding = ", ".join(request.headers.getlist("content-encoding")).strip().lower()
+        if coding not in ("", "identity"):
+            raise Refusal(415, f"content encoding {coding[:80]!r}: send the image as it is, "
+                          "without content-encoding", "encoding", unread=True)  # fmt: skip
         classes = self.model.artifact.spec.classes
         if label and label not in classes:
             raise Refusal(422, f"no class {label[:80]!r}: {', '.join(classes)}", "label",
@@ -244,9 +252,11 @@ def app(bench: Bench) -> FastAPI:
     api = FastAPI(
         title=f"edgekd serve: {made.name}", version=__version__, lifespan=alive,
         description=made.intended_use, docs_url=None, redoc_url=None, redirect_slashes=False,
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
     )  # fmt: skip
-    api.add_middleware(Door, token=settings.token, loopback=is_loopback(settings.host),
-                       meters=bench.meters)  # fmt: skip
+    anyone = not is_loopback(settings.host) and not settings.allowed_hosts
+    api.add_middleware(Door, token=settings.token, hosts=settings.allowed_hosts, anyone=anyone,
+                       root=settings.root_path, meters=bench.meters)  # fmt: skip
     locked = [Depends(HTTPBearer(auto_error=False))] if settings.token else []  # Door judges it
     problems: Codes = {c: {"model": Problem, "description": w} for c, w in PROBLEMS.items()}
     few: Codes = {c: problems[c] for c in ((401, 403) if settings.token else (403,))}

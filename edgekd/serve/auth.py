@@ -6,11 +6,13 @@ import hmac
 import ipaddress
 import json
 import os
+import re
 import secrets
 import stat
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -25,7 +27,12 @@ if TYPE_CHECKING:
 TOKEN = "EDGEKD_TOKEN"
 SHORTEST = 16  # characters of a token
 OPEN = ("/", "/page.css", "/page.js", "/health", "/openapi.json")  # without a token
-PATHS = (*OPEN, "/predict", "/explain", "/model", "/metrics")
+POSTED = ("/predict", "/explain")
+PATHS = (*OPEN, *POSTED, "/model", "/metrics")
+HOST = re.compile(
+    r"(?:\[([0-9a-f:.]+)\]|([^\s:@/\[\]]+))(?::\d*)?"
+)  # of a Host header, in small letters
+ROOT = re.compile(r"(/[\w.~-]*[\w~-])+", re.ASCII)
 HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -52,6 +59,8 @@ class Refusal(Exception):
         self.headers: dict[str, str] = {"connection": "close"} if unread else {}
         if status == 503:
             self.headers["retry-after"] = "1"
+        if status == 415:
+            self.headers["accept-encoding"] = "identity"
         if status == 401:
             self.headers["www-authenticate"] = 'Bearer realm="edgekd"'
 
@@ -91,11 +100,43 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-class Door:
-    """Refuses who may not come in; counts, dates and guards what goes out."""
+def allowed_host(given: str) -> str:
+    """NAME or NAME:PORT as a browser sends it; EdgeKDError if it is none."""
+    host = given.lower()
+    if not HOST.fullmatch(host) or "*" in host or not host.isascii():
+        raise EdgeKDError(
+            f'--allowed-host "{given}" is no host: give the name that stands in the address of the '
+            "page, as edge.example.org, edge.example.org:8443 or, for other letters, xn--..."
+        )
+    # Browsers leave out the port that is a scheme's own.
+    return host.removesuffix(":443").removesuffix(":80").removesuffix(".")
 
-    def __init__(self, app: ASGIApp, *, token: str, loopback: bool, meters: Meters) -> None:
-        self.app, self.meters, self.loopback = app, meters, loopback
+
+def root_path(given: str) -> str:
+    """The path without a slash at its end; EdgeKDError if it is none."""
+    root = given.rstrip("/")
+    if root and not ROOT.fullmatch(root):
+        raise EdgeKDError(
+            f'--root-path "{given}" is no path: give the one that the proxy serves this server at, '
+            "as /edgekd"
+        )
+    return root
+
+
+class Door:
+    """Refuses who may not come in; counts, dates and guards what goes out.
+
+    hosts: names that it answers to beside localhost; pages of them are ours. anyone: it answers to
+    any name. root: path that a proxy serves it at and may leave in a request's path or not.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, token: str, hosts: Sequence[str], anyone: bool, root: str,
+        meters: Meters,
+    ) -> None:  # fmt: skip
+        self.app, self.meters, self.root = app, meters, root
+        self.hosts, self.anyone = hosts, anyone
+        self._names = {_name(host) for host in hosts}
         self._wanted = f"Bearer {token}".encode() if token else b""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,6 +144,11 @@ class Door:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        host, given = _target(scope)
+        path = _plain(given, self.root)
+        method = scope["method"]
+        # uvicorn leaves out the body of an answer to HEAD
+        scope = {**scope, "path": path, "method": "GET" if method == "HEAD" else method}
         began, status = time.perf_counter(), 0
 
         async def guarded(message: Message) -> None:
@@ -113,8 +159,18 @@ class Door:
             await send(message)
 
         try:
-            self._judge(scope)
-            await self.app(scope, receive, guarded)
+            self._judge(scope, host)
+            if given == self.root != "":  # or the page's own links would lead above it
+                await _bare(guarded, 308, {"location": f"{self.root}/"})
+            elif method == "OPTIONS" and path in (*PATHS, "*"):
+                await _bare(guarded, 204, {"allow": _methods(path)})
+            elif path in PATHS and method not in _methods(path).split(", "):
+                wrong = Refusal(405, f"{path} does not take {method[:20]}: it takes "
+                                f"{_methods(path)}", "method", unread=True)  # fmt: skip
+                wrong.headers["allow"] = _methods(path)
+                raise wrong
+            else:
+                await self.app(scope, receive, guarded)
         except Refusal as e:
             await self.refuse(e, guarded)
         except Exception as e:
@@ -125,21 +181,27 @@ class Door:
             bug = Refusal(500, f"a bug, {number}: see the server's log", "bug", unread=True)
             await self.refuse(bug, guarded)
         finally:
-            path = scope["path"] if scope["path"] in PATHS else "other"
-            self.meters.requests.labels(path, str(status)).inc()
-            self.meters.request_s.labels(path).observe(time.perf_counter() - began)
+            label = path if path in PATHS else "other"
+            self.meters.requests.labels(label, str(status)).inc()
+            self.meters.request_s.labels(label).observe(time.perf_counter() - began)
 
-    def _judge(self, scope: Scope) -> None:
+    def _judge(self, scope: Scope, host: str) -> None:
         """Refusal of who may not come in."""
         told: dict[bytes, bytes] = dict(scope["headers"])
-        host = told.get(b"host", b"").decode("latin-1")
-        if self.loopback and not is_loopback(_name(host)):
-            # else a page of any site could reach this server by a name that it points here
-            raise Refusal(403, "this server answers to localhost alone", "host", unread=True)
+        # Else a page of any site could reach this server by a name that it points here. Every
+        # browser names a host; HTTP/1.0 need not.
+        name = _name(host)
+        if not self.anyone and host and not (is_loopback(name) or name in self._names):
+            ours = ", ".join(("localhost", *self.hosts))
+            raise Refusal(403, f"this server answers to {ours} alone, not to {host[:80]!r}: "
+                          f"{_if_ours(host)}", "host", unread=True)  # fmt: skip
         origin = told.get(b"origin")
-        # A proxy's scheme may differ, a foreign page's host and port must.
-        if origin is not None and _origin(origin.decode("latin-1")) != host.lower():
-            raise Refusal(403, "asked for by a page of another site", "origin", unread=True)
+        if origin is not None:
+            page = _origin(origin.decode("latin-1"))
+            # A proxy's scheme may differ, a foreign page's host and port must.
+            if not page or page not in (host, *self.hosts):
+                raise Refusal(403, f"asked for by a page of another site, {page[:80]!r}: "
+                              f"{_if_ours(page)}", "origin", unread=True)  # fmt: skip
         if self._wanted and scope["path"] not in OPEN:
             given = told.get(b"authorization", b"")
             if not hmac.compare_digest(given, self._wanted):
@@ -151,16 +213,50 @@ class Door:
         self.meters.rejected.labels(why.reason).inc()
         body = json.dumps({"error": str(why)}).encode()
         headers = {"content-type": "application/json", "content-length": str(len(body))}
-        raw = [(k.encode(), v.encode()) for k, v in (headers | why.headers).items()]
-        await send({"type": "http.response.start", "status": why.status, "headers": raw})
-        await send({"type": "http.response.body", "body": body})
+        await _bare(send, why.status, headers | why.headers, body)
+
+
+async def _bare(send: Send, status: int, headers: dict[str, str], body: bytes = b"") -> None:
+    """Send an answer."""
+    raw = [(k.encode(), v.encode()) for k, v in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _methods(path: str) -> str:
+    """What a path may be asked with."""
+    return "OPTIONS, POST" if path in POSTED else "GET, HEAD, OPTIONS"
+
+
+def _target(scope: Scope) -> tuple[str, str]:
+    """(host, in small letters, path) that a request is for; the host is empty if it names none."""
+    host = dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower()
+    path = scope["path"]
+    if not path.lower().startswith(("http://", "https://")):
+        return host, path
+    # A client of a proxy names both in the target, and that host counts (RFC 9112, 3.2.2).
+    _, _, rest = path.partition("://")
+    host, slash, path = rest.partition("/")
+    return host.lower(), slash + path or "/"
+
+
+def _plain(path: str, root: str) -> str:
+    """A path without `root`, doubled slashes and one at the end."""
+    plain = "/".join(("", *filter(None, path.split("/")))) if path.startswith("/") else path
+    if root and f"{plain}/".startswith(f"{root}/"):
+        plain = plain.removeprefix(root)
+    return plain or "/"
+
+
+def _if_ours(host: str) -> str:
+    """How to mend a refusal of that host."""
+    return f"if a proxy calls it so, start it with --allowed-host {host[:80] or 'NAME'}"
 
 
 def _name(host: str) -> str:
-    """The host in a Host header, without its port."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
+    """The host in a Host header, without its port; empty if it is none."""
+    found = HOST.fullmatch(host)
+    return (found[1] or found[2]).removesuffix(".") if found else ""
 
 
 def _origin(origin: str) -> str:

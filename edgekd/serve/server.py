@@ -33,6 +33,11 @@ def check(settings: Settings) -> None:
         raise EdgeKDError("--tls-cert and --tls-key belong together: give both, or none")
     if settings.dicom is not None:
         dicom_peers.check(settings.dicom, settings.host)
+    if settings.allowed_hosts and not settings.token:
+        raise EdgeKDError(
+            f"--allowed-host {settings.allowed_hosts[0]} lets in who comes through a proxy, so a "
+            "token is needed: --token-file FILE, or EDGEKD_TOKEN in the environment"
+        )
     if is_loopback(settings.host):
         return
     if not settings.token:

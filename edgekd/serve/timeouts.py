@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import sys
 from typing import Any
 
 import h11
@@ -73,6 +75,18 @@ def protocol(request_s: float) -> type[H11Protocol]:
             self._cut_in(None)
             super().on_response_complete()  # may begin with a request that came meanwhile
             self._watch()
+
+        def send_400_response(self, msg: str) -> None:
+            # uvicorn calls it where it caught the reason, and does not tell it
+            why = sys.exc_info()[1]
+            status = getattr(why, "error_status_hint", 400)
+            body = json.dumps({"error": f"this is no HTTP request: {why or msg}"}).encode()
+            headers = {"content-type": "application/json", "content-length": str(len(body)),
+                       "connection": "close"}  # fmt: skip
+            answer = h11.Response(status_code=status, headers=list(headers.items()))
+            for event in (answer, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event))
+            self.transport.close()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._cut_in(None)

@@ -552,6 +552,28 @@ def test_back_to_what_is_damaged_or_not_there(loopback, deployed, root, make, tm
     assert healed.current.folder == f"{second.current.folder}.2" == answers(root)
 
 
+def test_a_login_shell_that_greets(loopback, deployed):
+    """What was deployed is found, though rc files print, in a shell that is not sh."""
+    shell = next((s for s in ("tcsh", "fish") if shutil.which(s)), "sh")
+    loopback.log_in_with(f'echo Welcome; echo hm >&2; exec {shell} -c "$SSH_ORIGINAL_COMMAND"')
+    found = workstation.status(workstation.Target("shell", str(deployed)))
+    assert found.current.folder == answers(deployed)
+
+
+def test_a_home_folder_that_no_unit_takes(loopback, make):
+    loopback.log_in_with('HOME=/home/50%; exec sh -c "$SSH_ORIGINAL_COMMAND"')
+    with pytest.raises(EdgeKDError, match=r"/home/50%/edgekd has characters .* give shell:/DIR"):
+        workstation.install(make("a"), workstation.Target("shell", "edgekd"))
+
+
+def test_a_folder_that_runs_nothing(root, monkeypatch):
+    noexec = SimpleNamespace(f_flag=os.ST_NOEXEC | os.ST_NOSUID)
+    monkeypatch.setattr(os, "fstatvfs", lambda _: noexec)
+    words = r"may be run .* noexec\): give another HOST:DIR"
+    with pytest.raises(environment.Refused, match=words), environment.locked(root):
+        pass
+
+
 def test_other_versions_there_are_told(deployed, monkeypatch):
     assert not any("numpy" in note for note in device_side.status(deployed).notes)
     real = requirements.metadata.version

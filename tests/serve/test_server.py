@@ -200,7 +200,7 @@ def test_openapi_names_every_path_and_refusal(client):
         ("/explain?label=flu", film(), "image/png", 422, "no class 'flu': nodule, normal, opacity"),
         ("/../../etc/passwd", None, "", 404, "Not Found: there is /,"),
         ("/page.html", None, "", 404, "Not Found"),
-        ("/predict", None, "", 405, "Method Not Allowed"),
+        ("/predict", None, "", 405, "/predict does not take GET: it takes OPTIONS, POST"),
     ],
 )
 def test_what_is_refused_is_told_in_one_line(client, path, body, kind, status, words):
@@ -750,6 +750,12 @@ def started(*arguments):
         (["--host", "::"], "so a token is needed"),
         (["--tls-cert", "x.pem"], "--tls-cert and --tls-key belong together"),
         (["--tls-cert", "x.pem", "--tls-key", "y.pem"], "cannot use --tls-cert x.pem with"),
+        (["--allowed-host", "edge.example"], "comes through a proxy, so a token is needed: --to"),
+        (["--allowed-host", "https://edge.example/"], "is no host: give the name that stands in"),
+        (["--allowed-host", "*"], '--allowed-host "*" is no host'),
+        (["--allowed-host", "bürö.example"], "for other letters, xn--"),
+        (["--root-path", "edgekd"], '--root-path "edgekd" is no path: give the one that the'),
+        (["--root-path", "/a/../b"], '--root-path "/a/../b" is no path'),
         (["--token-file", "none"], "cannot read --token-file none: No such file"),
         (["--host", "nowhere.invalid", "--insecure-http"], "so a token is needed"),
     ],
