@@ -38,7 +38,7 @@ def refused(path: Path | str, error: OSError) -> EdgeKDError:
 def told(error: BaseException) -> EdgeKDError | None:
     """What ended a command, if it is the machine's and no bug: a full disk, no memory, ..."""
     if isinstance(error, OSError) and error.errno in HELP:
-        return refused(error.filename2 or error.filename or "what was made", error)
+        return refused(error.filename2 or error.filename or "the output", error)
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return EdgeKDError("no memory is left: a smaller --batch or --size, or fewer programs")
     return None
