@@ -1,11 +1,14 @@
-"""Standard output and error as they are found: closed, full, or in an encoding that lacks a sign."""
+"""Standard output and error: closed, full, or in an encoding that lacks a sign."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from typing import NoReturn
+
+REFUSALS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def open_all() -> None:
@@ -32,6 +35,8 @@ def close(code: str | int | None) -> NoReturn:
 
 def refuse(error: OSError) -> NoReturn:
     """End because the output could not be written; quietly where its reader has had enough."""
+    if error.filename is not None or error.errno not in REFUSALS:
+        raise error  # of something else: a bug
     _forget()
     if not isinstance(error, BrokenPipeError):
         with contextlib.suppress(OSError):
