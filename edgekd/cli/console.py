@@ -72,7 +72,8 @@ def tracker() -> Iterator[Track]:
 
 def say(text: str) -> None:
     """A line on stderr for the person who waits; never the result."""
-    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(text)
+    with contextlib.suppress(OSError):  # nobody listens: a terminal that was closed, a full disk
+        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(text)
 
 
 def on_stdout(shown: Any) -> None:

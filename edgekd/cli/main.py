@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from edgekd import __version__
+from edgekd.cli import streams
 from edgekd.cli.options import Group
 
 
@@ -118,4 +119,12 @@ def _top(
 
 def main() -> None:
     """Entry point of the `edgekd` script."""
-    app()
+    streams.open_all()
+    try:
+        app()
+    except SystemExit as e:
+        streams.close(e.code)
+    except KeyboardInterrupt:  # before a command had begun, or after its end
+        streams.close(130)
+    except OSError as e:  # a help page that could not be written
+        streams.refuse(e)

@@ -35,12 +35,13 @@ class Group(TyperGroup):
         except (typer.Exit, typer.Abort):
             raise
         except Exception as e:
-            from edgekd.records import EdgeKDError
+            from edgekd.records import EdgeKDError, disk
 
-            if not isinstance(e, EdgeKDError):
+            error = e if isinstance(e, EdgeKDError) else disk.told(e)
+            if error is None:
                 raise
-            typer.echo(f"error: {' '.join(str(e).split())}", err=True)
-            raise typer.Exit(exit_code(e)) from None
+            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(exit_code(error)) from None
 
 
 def new_app(**more: Any) -> typer.Typer:

@@ -22,6 +22,7 @@ from edgekd.records import (
     EdgeKDError,
     Stored,
     Track,
+    locked,
     make_folder,
     untracked,
     versions,
@@ -65,8 +66,12 @@ def prepare(dataset: dataset.Dataset, folder: Path, *, track: Track = untracked)
             f"{dataset.burned_in} DICOM images have text burned in (BurnedInAnnotation YES), maybe "
             "a name: blank it and state NO, or leave them out"
         )
-    if made := _made(dataset, folder):
-        return made
+    with locked(folder):
+        return _made(dataset, folder) or _written(dataset, folder, track)
+
+
+def _written(dataset: dataset.Dataset, folder: Path, track: Track) -> Prepared:
+    """The folder, written under another name, which it goes on with, and then renamed."""
     part = folder.with_name(folder.name + ".part")
     _claim(dataset, part)
     todo = [(split, s) for split, samples in dataset.splits.items() for s in samples]

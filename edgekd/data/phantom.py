@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from edgekd.records import EdgeKDError, Track, make_folder, untracked, write_atomic
+from edgekd.records import EdgeKDError, Track, locked, make_folder, untracked, write_atomic
 
 CLASSES = ("nodule", "normal", "opacity")
 VERSION = 1  # of the pictures: another one may not fill up an older folder
@@ -51,6 +51,11 @@ def make(
     if per_class < 3 or size < 32 or not 0 <= marker <= 1:
         given = f"per_class {per_class}, size {size}, marker {marker}"
         raise EdgeKDError(f"phantoms need per_class >= 3, size >= 32, marker in 0..1, not {given}")
+    with locked(out):
+        return _made(out, per_class, size, seed, marker, track)
+
+
+def _made(out: Path, per_class: int, size: int, seed: int, marker: float, track: Track) -> Path:
     make_folder(out)
     asked = {"per_class": per_class, "size": size, "seed": seed, "marker": float(marker)}
     _claim(out, json.dumps(asked | {"version": VERSION}))

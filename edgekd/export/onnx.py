@@ -31,6 +31,7 @@ from edgekd.records import (
     make_folder,
     sha256,
     versions,
+    write_atomic,
 )
 from edgekd.runtimes import Outputs, golden
 
@@ -104,7 +105,9 @@ def _write_onnx(
         )
         for node in program.graph.nodes:  # where in whose files it was written
             node.meta.pop("stack_trace", None)
-        torch.export.save(program, folder / "model.pt2")
+        # To memory first: on a full disk torch's own writer ends the process.
+        torch.export.save(program, content := io.BytesIO())
+        write_atomic(folder / "model.pt2", content.getvalue())
         written = torch.onnx.export(
             program,
             input_names=["image"],
@@ -123,7 +126,7 @@ def _write_onnx(
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value
     onnx.checker.check_model(model, full_check=True)
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    write_atomic(folder / "model.onnx", model.SerializeToString())
 
 
 def to_runtime(
@@ -210,7 +213,7 @@ def of_pixels(source: Artifact, pixels: np.ndarray, out: Path) -> Artifact:
     expected = _answers(source, preprocess.normalise(pixels, source.spec), "onnxruntime")
     with _making(out, source, pixels) as made:
         model = graphs.of_pixels(graphs.read(source.path), source.spec)
-        (made / "model.onnx").write_bytes(model.SerializeToString())
+        write_atomic(made / "model.onnx", model.SerializeToString())
         session = onnxruntime.InferenceSession(made / "model.onnx",
                                                providers=["CPUExecutionProvider"])  # fmt: skip
         metrics = _parity(
@@ -236,7 +239,7 @@ def _write_onnx_file(source: Artifact, out: Path, precision: str, static: bool) 
     model = graphs.read(source.path)
     model = model if precision == source.precision else graphs.half(model)
     model = graphs.of_one(model) if static else model
-    (out / "model.onnx").write_bytes(model.SerializeToString())
+    write_atomic(out / "model.onnx", model.SerializeToString())
     return ["model.onnx"]
 
 
@@ -288,7 +291,7 @@ def _write_ir(source: Artifact, out: Path, precision: str, static: bool) -> list
     for key, value in info.items():
         model.set_rt_info(value, ["model_info", key])
     model.set_rt_info(json.dumps(spec.model_dump(mode="json")), ["edgekd", "spec"])
-    runtime.ov.save_model(model, out / "model.xml", compress_to_fp16=precision == "fp16")
+    runtime.save(model, out / "model.xml", half=precision == "fp16")
     return ["model.xml", "model.bin"]
 
 

@@ -11,7 +11,6 @@ import difflib
 import hashlib
 import http.client
 import json
-import os
 import re
 import urllib.request
 import warnings
@@ -24,7 +23,7 @@ import torch
 
 from edgekd.ofa import spaces
 from edgekd.ofa.supernet import SubNet, Supernet
-from edgekd.records import EdgeKDError, sha256, unknown, write_atomic
+from edgekd.records import EdgeKDError, make_folder, sha256, unknown, user_cache, write_atomic
 
 State = Mapping[str, torch.Tensor]
 
@@ -175,12 +174,7 @@ def fetch(name: str, *, offline: bool = False, base: str = URL, folder: Path | N
             f"download {url} elsewhere, and give that file with --start-weights"
         )
     data = _download(url)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise EdgeKDError(
-            f"cannot write to folder {folder} ({e.strerror}): set XDG_CACHE_HOME to one that can be"
-        ) from None
+    make_folder(folder)
     _pin(
         pin, url, hashlib.sha256(data).hexdigest(), f"delete {pin} if the new file is to be trusted"
     )
@@ -190,7 +184,7 @@ def fetch(name: str, *, offline: bool = False, base: str = URL, folder: Path | N
 
 def cache_folder() -> Path:
     """Where fetched weights are kept: edgekd/weights in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgekd" / "weights"
+    return user_cache() / "weights"
 
 
 def _remote(name: str) -> str:

@@ -30,6 +30,8 @@ from edgekd.records import (
     Record,
     Stored,
     Track,
+    append,
+    locked,
     make_folder,
     sha256,
     untracked,
@@ -204,8 +206,8 @@ def judge_all(
     What `out` holds is not judged again, so that this can be stopped anywhere, even as it writes.
     """
     asked = [spaces.canonical(a) for a in archs]
-    known = _read(out, asked[0].space) if asked else {}
-    with out.open("a", encoding="utf-8") as f:
+    with locked(out):  # another profile's search evaluates sub-nets of the same supernet
+        known = _read(out, asked[0].space) if asked else {}
         for arch in track(asked, "evaluating sub-nets", len(asked)):
             if arch in known:
                 continue
@@ -215,8 +217,7 @@ def judge_all(
                     f"a sub-net of {arch.space} has accuracy {value}, no finite number: the "
                     "supernet's weights are broken; train it again, with a lower --lr"
                 )
-            f.write(json.dumps({"arch": arch.model_dump(), "accuracy": value}) + "\n")
-            f.flush()
+            append(out, json.dumps({"arch": arch.model_dump(), "accuracy": value}))
             known[arch] = value
     return [(arch, known[arch]) for arch in asked]
 

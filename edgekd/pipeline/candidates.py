@@ -35,6 +35,7 @@ from edgekd.records import (
     EdgeKDError,
     Machine,
     Metric,
+    NoRoom,
     Precision,
     Profile,
     Record,
@@ -172,6 +173,8 @@ def choose(
     for name in track(ways, "making candidates", len(ways)):
         try:
             judged.append(judge(name, ways[name](shared), shared))
+        except NoRoom:
+            raise
         except EdgeKDError as e:
             if name == "fp32":  # nothing to compare the rest with
                 raise EdgeKDError(f"FP32 itself does not run in {profile.runtime}: {e}") from e
@@ -367,6 +370,8 @@ def mended(
             shared.source, shared.profile, made, holds, shared.images, shared.calibration,
             out / name, track=shared.track,
         )  # fmt: skip
+    except NoRoom:
+        raise
     except EdgeKDError as e:
         return _failed(name, str(e), last, last.lost(max_drop) if last else None)
 

@@ -19,6 +19,8 @@ from edgekd.pipeline.workspace import (
     Start,
     Workspace,
     gentler,
+    held,
+    once,
     taught_reasons,
     unguided,
 )
@@ -86,17 +88,23 @@ def distill(
     check(chosen, student.student, folder)
     if student.finalists > 1 and named:
         raise EdgeKDError(f"--finalists are of a search, student {named} is none: leave one out")
-    work = Workspace.open(output.runs, data, data.size or chosen.pixels, track)
-    LOG.info("run %s: %s, %d pixels", folder, work.folder, work.spec.size[0])
-    asked = DistillOptions(
-        data=data, teacher=teacher, student=student, supernet=supernet, search=search, train=train
-    )
-    guides = asked_teachers(work, teacher)
-    making = Making(work, chosen, guides, training, asked)
-    if named:
-        making.student(subnet_of(work, named, Start.of(supernet)), folder, force=output.force)
-    else:
-        _from_search(making, folder, force=output.force)
+    with held(folder, inside=True):
+        work = Workspace.open(output.runs, data, data.size or chosen.pixels, track)
+        LOG.info("run %s: %s, %d pixels", folder, work.folder, work.spec.size[0])
+        asked = DistillOptions(
+            data=data,
+            teacher=teacher,
+            student=student,
+            supernet=supernet,
+            search=search,
+            train=train,
+        )
+        guides = asked_teachers(work, teacher)
+        making = Making(work, chosen, guides, training, asked)
+        if named:
+            making.student(subnet_of(work, named, Start.of(supernet)), folder, force=output.force)
+        else:
+            _from_search(making, folder, force=output.force)
     return Run.find(output.runs, folder, None, track)
 
 
@@ -194,7 +202,7 @@ def check(profile: Profile, student: str | None, folder: Path) -> None:
     if named and not Path(named).is_dir():
         _is_subnet(named)
     spaces.space_of(profile.space)
-    make_folder(folder)
+    make_folder(folder, folders.OTHER)
 
 
 def made_student(
@@ -238,7 +246,7 @@ def made_student(
         work.dataset, chosen.name, spec, training,
         seed=work.seed, teachers=teachers, origin=origin, layers=stages,
     )  # fmt: skip
-    made = folders.finished(folder / "student", wanted, force=force)
+    made = once(lambda: folders.finished(folder / "student", wanted, force=force))
     run = folders.RunRecord(
         profile=profile,
         data=str(work.folder.resolve()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from edgekd.records import (
     Record,
     RuntimeUnavailable,
     shipped_profiles,
+    write_atomic,
 )
 from edgekd.runtimes import golden
 
@@ -110,7 +112,8 @@ def _program(tiny: Artifact, folder: Path) -> Path:
             return features.mean((2, 3)) @ w["matrix"] + w["bias"], features
 
     example = torch.zeros(golden.COUNT, 3, *tiny.spec.size)
-    torch.export.save(torch.export.export(Tiny().eval(), (example,)), folder / "model.pt2")
+    torch.export.save(torch.export.export(Tiny().eval(), (example,)), content := io.BytesIO())
+    write_atomic(folder / "model.pt2", content.getvalue())
     return folder / "model.pt2"
 
 

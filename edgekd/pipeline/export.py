@@ -14,6 +14,7 @@ from edgekd.records import (
     EdgeKDError,
     Precision,
     Profile,
+    locked,
     make_folder,
     unknown,
     write_atomic,
@@ -151,8 +152,9 @@ def build_here(folder: Path, format_name: str = "tensorrt") -> Artifact:
     source = Artifact.load(folder)
     images = preprocess.normalise(golden.read(source).pixels, source.spec)
     profile = Profile(name="here", runtime="tensorrt", device="cuda:0")
-    return exporter.to_runtime(source, images, device_checks.folder_of(source), "tensorrt",
-                               profile=profile)  # fmt: skip
+    out = device_checks.folder_of(source)
+    with locked(out):
+        return exporter.to_runtime(source, images, out, "tensorrt", profile=profile)
 
 
 def _small(run: Run, source: Artifact, runtime: str) -> Artifact:

@@ -32,6 +32,8 @@ from edgekd.records import (
     Spec,
     Stored,
     Track,
+    first_process,
+    locked,
     make_folder,
     untracked,
     write_atomic,
@@ -47,6 +49,7 @@ LOG = logging.getLogger(__name__)
 LEARNT_FROM = 1000  # images of a split, at most, that tell what is usual
 BATCH = 32
 PHANTOMS = 360  # a class: enough to train a student from scratch in minutes
+OTHER = "choose another with --runs or --run"
 PARITY_IMAGES = 16  # validation images that an exported file is compared on
 
 
@@ -83,7 +86,7 @@ def find(root: Path, run: Path | None, profile: str | None) -> tuple[Path, RunRe
 
 def begin(root: Path, folder: Path, run: RunRecord) -> None:
     """Write run.json and make this the latest run; EdgeKDError if the folder is another run's."""
-    make_folder(folder)
+    make_folder(folder, OTHER)
     if (folder / RunRecord.FILE).exists():
         old = RunRecord.load(folder)
         for field in ("profile", "data", "spec", "teacher", "seed", "split", "allow_leakage"):
@@ -141,7 +144,7 @@ def finished(folder: Path, asked: dict[str, Any], *, force: bool = False) -> Art
     One made with other settings is an EdgeKDError that names the first difference; `force`
     removes it, and an unfinished one.
     """
-    if force:
+    if force and first_process():
         shutil.rmtree(folder, ignore_errors=True)
     if not (folder / Artifact.FILE).exists():
         return None
@@ -225,7 +228,10 @@ def explained_layer(
     few = _evenly(dataset.splits["val"], feature_layers.IMAGES)
     images = preprocess.normalise(data.load_pixels(few, trained.spec), trained.spec)
     masks = data.load_masks(few, trained.spec)
-    found = feature_layers.kept_choice(trained, images, masks, trained.folder, net=net, track=track)
+    with locked(trained.folder):
+        found = feature_layers.kept_choice(
+            trained, images, masks, trained.folder, net=net, track=track
+        )
     if all(scores["out"] for scores in found.scores.values()):
         LOG.warning("no layer of %s has maps that depend on what it learnt", trained.folder)
     return found

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from edgekd import data
 from edgekd.pipeline import folders
-from edgekd.records import Artifact, EdgeKDError, Fidelity, Timing, Track, untracked
+from edgekd.records import Artifact, EdgeKDError, Fidelity, Timing, Track, locked, untracked
 from edgekd.records.options import INTENDED
 
 if TYPE_CHECKING:
@@ -17,6 +19,20 @@ if TYPE_CHECKING:
     from edgekd.pipeline.export import Exported
     from edgekd.pipeline.quantize import Quantized
     from edgekd.runtimes.golden import Verified
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _alone(stage: F) -> F:
+    """A stage that waits until no other command is at work on its run."""
+
+    @functools.wraps(stage)
+    def waited(run: Run, *given: Any, **named: Any) -> Any:
+        with locked(run.folder, inside=True):
+            return stage(run, *given, **named)
+
+    return cast("F", waited)
 
 
 @dataclass(frozen=True)
@@ -45,6 +61,7 @@ class Run:
 
     # ---- the line
 
+    @_alone
     def quantize(
         self,
         *,
@@ -70,6 +87,7 @@ class Run:
             seconds=seconds, qat=qat, force=force,
         )  # fmt: skip
 
+    @_alone
     def export(
         self,
         format_name: str,
@@ -88,12 +106,14 @@ class Run:
 
         return export.export(self, format_name, precision, pixels=pixels, tolerance=tolerance)
 
+    @_alone
     def verify(self) -> Verified:
         """The last file's golden samples, sent through it once more on this machine."""
         from edgekd.pipeline import verify
 
         return verify.verify(folders.exports(self.folder)[-1].folder)
 
+    @_alone
     def bench(
         self,
         *,
@@ -118,6 +138,7 @@ class Run:
         bench.bench_page(self, timings, given)
         return timings
 
+    @_alone
     def compare(
         self,
         other: str,
@@ -139,6 +160,7 @@ class Run:
             self, how, other, runtime=runtime, rounds=rounds, tolerance=tolerance
         )
 
+    @_alone
     def explain(
         self,
         *,
@@ -157,6 +179,7 @@ class Run:
 
         return explain.judge(self, images=images, variant=variant, fast=fast, depths=layers)
 
+    @_alone
     def report(self, *, cases: int = 12, pictures: bool = True) -> Path:
         """`<run>/report.html`, of what is finished, with report.json and cases.csv beside it.
 
@@ -166,6 +189,7 @@ class Run:
 
         return report.report(self, cases=cases, pictures=pictures)
 
+    @_alone
     def bundle(
         self,
         out: Path | None = None,
@@ -240,7 +264,8 @@ class Run:
         # a stage that was named is the student's; its teacher may not have as many
         layer = self.record.layer if self.record.layer in ("auto", "head") else ""
         folder = teacher.folder / ("teacher-onnx" + (f"-{layer}" if layer else ""))
-        return folders.onnx_of(teacher, folder, dataset, self.track, layer=layer)
+        with locked(folder):  # other runs have the same teacher
+            return folders.onnx_of(teacher, folder, dataset, self.track, layer=layer)
 
     def candidates(self, dataset: data.Dataset) -> list[Artifact]:
         """Teacher, student and INT8 as files that a runtime loads: what is compared."""

@@ -28,6 +28,7 @@ from edgekd.records import (
     Stored,
     Track,
     Training,
+    locked,
     make_folder,
     sha256,
     unknown,
@@ -97,7 +98,8 @@ def search(
                 f"{output.runs}: run edgekd shrink first"
             )
         folder = output.run or output.runs / one.name
-        found.append(search_one(work, one, base, folder, search, force=output.force))
+        with locked(folder, inside=True):
+            found.append(search_one(work, one, base, folder, search, force=output.force))
     return found
 
 
@@ -296,14 +298,15 @@ def calibrated(
     if precision not in profile.precisions:
         raise EdgeKDError(unknown("precision", precision, profile.precisions))
     folder = latency_table.cached(profile, precision)
-    if force:
-        shutil.rmtree(folder, ignore_errors=True)
-    if (folder / Table.FILE).exists():
-        return Table.load(folder), folder
-    made = calibrate.calibrate(
-        profile, precision, folder, classes=classes, nets=nets or calibrate.NETS, seed=seed,
-        track=track,
-    )  # fmt: skip
+    with locked(folder):
+        if force:
+            shutil.rmtree(folder, ignore_errors=True)
+        if (folder / Table.FILE).exists():
+            return Table.load(folder), folder
+        made = calibrate.calibrate(
+            profile, precision, folder, classes=classes, nets=nets or calibrate.NETS, seed=seed,
+            track=track,
+        )  # fmt: skip
     return made, folder
 
 

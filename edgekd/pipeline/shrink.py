@@ -12,6 +12,7 @@ from edgekd.pipeline.workspace import (
     Start,
     Workspace,
     gentler,
+    held,
     taught_reasons,
     unguided,
 )
@@ -85,20 +86,19 @@ def made_supernet(
         seed=work.seed,
     )  # fmt: skip
     folder = folders.own_folder(work.root, work.dataset, "supernet", space, work.spec, asked)
-    made = folders.finished(folder, asked, force=force)
-    if made:
-        return made
-    net = zoo.supernet(
-        space, len(work.spec.classes), start=start.model, weights=start.weights,
-        pretrained=start.pretrained, seed=work.seed,
-    )  # fmt: skip
-    return loop.shrink(
-        work.dataset, net, work.spec, folder,
-        resolutions=resolutions, training=training, start=start.settings(), schedule=schedule,
-        teachers=teachers, layers=layers, replay=folders.shared(work.root, work.dataset),
-        seed=work.seed,
-        track=work.track,
-    )  # fmt: skip
+    with held(folder):
+        if made := folders.finished(folder, asked, force=force):
+            return made
+        net = zoo.supernet(
+            space, len(work.spec.classes), start=start.model, weights=start.weights,
+            pretrained=start.pretrained, seed=work.seed,
+        )  # fmt: skip
+        return loop.shrink(
+            work.dataset, net, work.spec, folder,
+            resolutions=resolutions, training=training, start=start.settings(), schedule=schedule,
+            teachers=teachers, layers=layers, replay=folders.shared(work.root, work.dataset),
+            seed=work.seed, track=work.track,
+        )  # fmt: skip
 
 
 def shared_space(profiles: Sequence[Profile], spec: Spec) -> tuple[str, list[int]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgekd.pipeline import folders
-from edgekd.pipeline.workspace import Workspace, gentler, once
+from edgekd.pipeline.workspace import Workspace, gentler, held, once
 from edgekd.records import Artifact, EdgeKDError, Track, Training, untracked
 from edgekd.records.options import DataOptions, OutputOptions, TeacherOptions, TrainOptions
 
@@ -90,12 +90,13 @@ def made_teacher(
         seed=work.seed, weights=weights, pretrained=pretrained,
     )  # fmt: skip
     folder = folders.own_folder(work.root, work.dataset, "teacher", model, work.spec, asked)
-    if made := folders.finished(folder, asked, force=force):
-        return folders.rejudged(made, work.dataset, sensitivity)
-    return loop.teach(
-        work.dataset, model, work.spec, folder, training=training, weights=weights,
-        pretrained=pretrained, sensitivity=sensitivity, seed=work.seed, track=work.track,
-    )  # fmt: skip
+    with held(folder):
+        if made := once(lambda: folders.finished(folder, asked, force=force)):
+            return folders.rejudged(made, work.dataset, sensitivity)
+        return loop.teach(
+            work.dataset, model, work.spec, folder, training=training, weights=weights,
+            pretrained=pretrained, sensitivity=sensitivity, seed=work.seed, track=work.track,
+        )  # fmt: skip
 
 
 def find_teacher(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from edgekd import data
 from edgekd.pipeline import folders
-from edgekd.records import EdgeKDError, Spec, T, Track, Training, sha256
+from edgekd.records import EdgeKDError, Spec, T, Track, Training, locked, sha256
 from edgekd.records.options import DataOptions, SupernetOptions
 
 # Weights of a teacher's answers to masked images, where the user names none: a supernet of few
@@ -55,6 +56,14 @@ def once(make: Callable[[], T]) -> T:
 
     with distributed.here().first():
         return make()
+
+
+@contextlib.contextmanager
+def held(folder: Path, *, inside: bool = False) -> Iterator[None]:
+    """As `locked`, by the first of several processes; the others wait until it has it."""
+    with contextlib.ExitStack() as stack:
+        once(lambda: stack.enter_context(locked(folder, inside=inside)))
+        yield
 
 
 def gentler(training: Training, *, lr: float = 7e-4, epochs: int = GENTLE) -> Training:

@@ -12,7 +12,7 @@ from edgekd import runtimes
 from edgekd.data.dataset import Sample
 from edgekd.quantize import engines
 from edgekd.quantize.engines import How
-from edgekd.records import Artifact, EdgeKDError, Profile, make_folder, sha256, versions
+from edgekd.records import Artifact, EdgeKDError, Profile, disk, make_folder, sha256, versions
 from edgekd.runtimes import Session, golden
 
 
@@ -71,6 +71,8 @@ def quantize(
         except EdgeKDError:
             raise
         except Exception as e:  # engines raise whatever the libraries below them do
+            if machine := disk.told(e):
+                raise machine from None
             said = " ".join(str(e).split()) or "no reason given"
             raise EdgeKDError(
                 f"engine {engine} fails on {source.path}: {type(e).__name__}: {said:.200}; "

@@ -18,7 +18,16 @@ import numpy as np
 from edgekd import runtimes
 from edgekd.export import graphs
 from edgekd.metrics.calibration import log_softmax
-from edgekd.records import Artifact, EdgeKDError, Journal, Profile, Track, make_folder, untracked
+from edgekd.records import (
+    Artifact,
+    EdgeKDError,
+    Journal,
+    NoRoom,
+    Profile,
+    Track,
+    make_folder,
+    untracked,
+)
 from edgekd.runtimes import Outputs, Session
 
 IMAGES = 32  # that files are compared on
@@ -97,6 +106,8 @@ def sensitivity(
         for name in track(left, "finding costly layers", len(left)):
             try:
                 made = make([name], calibration, Path(folder) / "one")
+            except NoRoom:
+                raise
             except EdgeKDError:  # an engine that cannot spare this one
                 journal.add(None)
                 continue

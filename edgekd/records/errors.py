@@ -14,6 +14,10 @@ class RuntimeUnavailable(EdgeKDError):
     """A runtime or device that is not on this machine (exit code 4)."""
 
 
+class NoRoom(EdgeKDError):
+    """A disk is full, or a quota or limit is reached: whatever was tried, it is not to blame."""
+
+
 class GateMissed(EdgeKDError):
     """A stage finished and wrote its result, but the result is over a stated limit (exit 3)."""
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from edgekd.records.disk import refused, words
 from edgekd.records.errors import EdgeKDError, unknown
 
 if sys.version_info >= (3, 11):
@@ -146,16 +147,18 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
-def make_folder(path: Path) -> Path:
-    """Create `path` and prove that it can be written to; EdgeKDError with the reason if not."""
+def make_folder(path: Path, other: str = "") -> Path:
+    """Create `path` and prove that it can be written to; EdgeKDError with the reason if not.
+
+    other: which option names another folder, for the message.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             return path
     except OSError as e:
-        raise EdgeKDError(
-            f"cannot write to folder {path}: {e.strerror}; choose another with --runs or --run"
-        ) from None
+        why = f"{words(e)}; {other or _elsewhere(path)}"
+        raise EdgeKDError(f"cannot write to folder {path}: {why}") from None
 
 
 @contextlib.contextmanager
@@ -176,7 +179,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     try:
         fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as e:
-        raise EdgeKDError(f"cannot write {path}: {e.strerror}") from None
+        raise refused(path, e) from None
     try:
         with os.fdopen(fd, "wb") as f:
             f.write(data)
@@ -186,10 +189,19 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         Path(temporary).replace(path)
     except OSError as e:
         Path(temporary).unlink(missing_ok=True)
-        raise EdgeKDError(f"cannot write {path}: {e.strerror}") from None
+        raise refused(path, e) from None
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def append(path: Path, line: str) -> None:
+    """Add a line to a file; EdgeKDError with the reason if that cannot be."""
+    try:
+        with path.open("a", encoding="utf-8") as f:
+            f.write(line + "\n")
+    except OSError as e:
+        raise refused(path, e) from None
 
 
 class Journal:
@@ -210,10 +222,36 @@ class Journal:
     def add(self, item: Any) -> None:
         """Plain data, in the file before the next is begun."""
         self.done.append(item)
-        with self.path.open("a", encoding="utf-8") as f:
-            f.write(json.dumps(item) + "\n")
+        append(self.path, json.dumps(item))
 
 
 def user_cache() -> Path:
     """Where what holds for this machine is kept: $XDG_CACHE_HOME/edgekd or ~/.cache/edgekd."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgekd"
+    return _of_user("XDG_CACHE_HOME", ".cache")
+
+
+def user_state() -> Path:
+    """Where what is to last is kept: $XDG_STATE_HOME/edgekd or ~/.local/state/edgekd."""
+    return _of_user("XDG_STATE_HOME", ".local/state")
+
+
+def _elsewhere(path: Path) -> str:
+    """How another folder is named in the place of `path`."""
+    for folder, variable in ((user_cache, "XDG_CACHE_HOME"), (user_state, "XDG_STATE_HOME")):
+        with contextlib.suppress(EdgeKDError):
+            if path.is_relative_to(folder()):
+                return f"set {variable} to a folder that can be written to"
+    return "choose another folder"
+
+
+def _of_user(variable: str, usual: str) -> Path:
+    """EdgeKDError where neither the variable nor the user has a folder: in a container, say."""
+    if named := os.environ.get(variable):
+        return Path(named) / "edgekd"
+    try:
+        return Path.home() / usual / "edgekd"
+    except RuntimeError:
+        raise EdgeKDError(
+            f"this user has no home folder for {usual}: set HOME, or XDG_CACHE_HOME and "
+            "XDG_STATE_HOME, to folders that can be written to"
+        ) from None

@@ -19,7 +19,13 @@ sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 import openvino as ov  # noqa: E402
 from openvino import opset13 as op  # noqa: E402
 
-from edgekd.records import EdgeKDError, Profile, RuntimeUnavailable, user_cache  # noqa: E402
+from edgekd.records import (  # noqa: E402
+    EdgeKDError,
+    Profile,
+    RuntimeUnavailable,
+    check_room,
+    user_cache,
+)
 from edgekd.runtimes import NodeTime, Outputs, Session, StreamsDiffer, one_by_one  # noqa: E402
 
 SUFFIXES = (".xml", ".onnx")
@@ -39,6 +45,7 @@ WEIGHTED = {
     "FullyConnectedQuantizedLegacy": 1,
 }  # fmt: skip
 WARMUP = 3
+XML_BYTES = 1500  # an operator takes in model.xml, at most as a rule
 
 
 @cache
@@ -50,8 +57,22 @@ def core() -> ov.Core:
 def build(onnx: Path, out: Path, profile: Profile) -> list[Path]:
     """Convert to IR with FP32 weights; shapes stay as exported."""
     model = read(onnx)
-    ov.save_model(model, out / "model.xml", compress_to_fp16=False)
+    save(model, out / "model.xml")
     return [out / "model.xml", out / "model.bin"]
+
+
+def save(model: ov.Model, path: Path, *, half: bool = False) -> None:
+    """Write model.xml and model.bin; EdgeKDError where there is no room for them.
+
+    OpenVINO itself says "iostream error" then, or nothing. half: FP16 weights.
+    """
+    ops = model.get_ops()
+    weights = sum(op.data.nbytes for op in ops if op.get_type_name() == "Constant")
+    check_room(path.parent, weights + XML_BYTES * len(ops))
+    try:
+        ov.save_model(model, path, compress_to_fp16=half)
+    except RuntimeError as e:
+        raise EdgeKDError(f"openvino cannot write {path}: {_reason(e)}") from None
 
 
 def read(path: Path) -> ov.Model:

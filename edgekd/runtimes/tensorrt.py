@@ -120,7 +120,7 @@ def build(onnx: Path, out: Path, profile: Profile) -> list[Path]:
     device = _device(profile)
     with _current(device):
         plan = serialised(onnx, profile, out / TIMINGS)
-    (out / "model.plan").write_bytes(plan)
+    write_atomic(out / "model.plan", bytes(plan))
     write_atomic(out / BUILT_FOR, json.dumps(_here(device) | {"onnx_sha256": sha256(onnx)}))
     return [out / "model.plan", out / BUILT_FOR]
 

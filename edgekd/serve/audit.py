@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekd.records import EdgeKDError, make_folder
+from edgekd.records import EdgeKDError, make_folder, user_state
 
 LARGEST = 64 << 20  # bytes of one file
 FILES = 16  # kept, the one that is written included: 1 GiB, some 2 million answers
@@ -30,8 +30,7 @@ class AuditFailed(EdgeKDError):
 
 def default() -> Path:
     """$XDG_STATE_HOME/edgekd/audit.jsonl or ~/.local/state/edgekd/audit.jsonl."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "edgekd" / "audit.jsonl"
+    return user_state() / "audit.jsonl"
 
 
 class Audit:
@@ -41,7 +40,7 @@ class Audit:
         self.path, self.largest, self.files = path, largest, files
         self.error = ""  # why the last record could not be written; empty: it was
         self._turn = threading.Lock()
-        make_folder(path.parent)
+        make_folder(path.parent, "choose another file with --audit, or set XDG_STATE_HOME")
         try:
             self._fd = self._open()
         except OSError as e:

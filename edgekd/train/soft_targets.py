@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -26,6 +28,8 @@ from edgekd.records import (
     Stored,
     Track,
     Training,
+    disk,
+    locked,
     make_folder,
     untracked,
 )
@@ -104,26 +108,45 @@ class Targets:
         """Have the answers to a view ready; asks the teacher for what is not there."""
         if self.folder is None:
             return
-        arrays = self._open()
-        done = arrays["done"][view]
-        left = np.flatnonzero(~done).tolist()
-        if not left:
+        done = self._open()["done"][view]
+        if done.all():
             return
+        with locked(self.folder):  # whoever else learns from this teacher waits for its answers
+            self._ask(view, np.flatnonzero(~done).tolist())
+
+    def _ask(self, view: int, left: list[int]) -> None:
+        """Chunk after chunk of a view that is `left` to be asked for."""
         what = f"asking {self.teacher.model}, view {view + 1} of {self.views}"
         for chunk in self.track(left, what, len(left)):
             chosen = np.arange(chunk * CHUNK, min(self.count, (chunk + 1) * CHUNK))
             images = self.images(self.size, view, chosen)
             said = self.say(images)
             for name in self.kinds:
-                arrays[name][view, chosen] = getattr(said, name).numpy()
+                self._write(name, (view, chosen[0]), getattr(said, name).numpy())
             if self.training.masked:
                 shown = self.drawn(view).shown[chosen]
-                outlines, logits = self._say_masked(view, chosen[shown], images[shown])
-                arrays["mask"][view, chosen[shown]] = outlines
-                arrays["masked"][view, chosen[shown]] = logits
-            done[chunk] = True
-        for array in arrays.values():
-            array.flush()  # type: ignore[attr-defined]
+                found = self._say_masked(view, chosen[shown], images[shown])
+                for name, values in zip(("mask", "masked"), found, strict=True):
+                    every = np.zeros((len(chosen), *values.shape[1:]), _dtype(name))
+                    every[shown] = values.numpy()
+                    self._write(name, (view, chosen[0]), every)
+            self._write("done", (view, chunk), np.ones(1, bool))
+
+    def _write(self, name: str, place: tuple[int, int], values: np.ndarray) -> None:
+        """Into an array's file, from `place` on; EdgeKDError where there is no room.
+
+        Not through its mapping: a page that gets no room on the disk ends the process (SIGBUS).
+        """
+        assert self.folder is not None
+        array: Any = self._arrays[name]
+        at = array.offset + place[0] * array.strides[0] + place[1] * array.strides[1]
+        path = self.folder / f"{name}.npy"
+        try:
+            with path.open("r+b") as file:
+                file.seek(at)
+                file.write(np.ascontiguousarray(values, array.dtype).tobytes())
+        except OSError as e:
+            raise disk.refused(path, e) from None
 
     def of(self, view: int, chosen: np.ndarray, images: torch.Tensor) -> Said:
         """The answers to images `chosen` in a view; `images` are those, at some size."""
@@ -186,28 +209,42 @@ class Targets:
                 found["embedding"] = last.float().mean((2, 3))
         return Said(**{k: v.cpu().clone() for k, v in found.items()})
 
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of each array, as the teacher answers one image."""
+        said = self.say(self.images(self.size, 0, np.arange(1)))
+        shapes = {name: (self.views, self.count, *getattr(said, name).shape[1:])
+                  for name in self.kinds}  # fmt: skip
+        if self.training.masked:
+            shapes["mask"] = (self.views, self.count, *self._teacher().grid)
+            shapes["masked"] = shapes["logits"]
+        return shapes
+
+    def _create(self, folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+        """The arrays without an answer in them, and the record, which comes last."""
+        make_folder(folder)
+        chunks = -(-self.count // CHUNK)
+        try:
+            for name, shape in (shapes | {"done": (self.views, chunks)}).items():
+                _create(folder / f"{name}.npy", shape, _dtype(name))
+            Kept(key=self.key, shapes=shapes).save(folder)
+        except BaseException:  # what has no room leaves the room that it took
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
     def _open(self) -> dict[str, np.ndarray]:
         """The memory-mapped arrays, made empty if they are not there."""
         if self._arrays or self.folder is None:
             return self._arrays
         if not (self.folder / Kept.FILE).exists():
-            make_folder(self.folder)
-            said = self.say(self.images(self.size, 0, np.arange(1)))
-            shapes = {name: (self.views, self.count, *getattr(said, name).shape[1:])
-                      for name in self.kinds}  # fmt: skip
-            if self.training.masked:
-                shapes["mask"] = (self.views, self.count, *self._teacher().grid)
-                shapes["masked"] = shapes["logits"]
-            for name, shape in shapes.items():
-                _create(self.folder / f"{name}.npy", shape, _dtype(name))
-            chunks = -(-self.count // CHUNK)
-            _create(self.folder / "done.npy", (self.views, chunks), np.dtype(bool))
-            Kept(key=self.key, shapes=shapes).save(self.folder)
+            shapes = self._shapes()
+            with locked(self.folder):
+                if not (self.folder / Kept.FILE).exists():  # nobody was quicker
+                    self._create(self.folder, shapes)
         kept = Kept.load(self.folder)
         for name in (*kept.shapes, "done"):
             path = self.folder / f"{name}.npy"
             try:
-                array = np.load(path, mmap_mode="r+")
+                array = np.load(path, mmap_mode="r")
             except (OSError, ValueError) as e:
                 raise EdgeKDError(
                     f"cannot read {path} ({type(e).__name__}): delete {self.folder}, run again"
@@ -222,9 +259,16 @@ class Targets:
 
 
 def _dtype(name: str) -> np.dtype:
-    kinds = {"logits": np.float32, "masked": np.float32, "mask": np.uint8}
+    kinds = {"logits": np.float32, "masked": np.float32, "mask": np.uint8, "done": np.bool_}
     return np.dtype(kinds.get(name, np.float16))
 
 
 def _create(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
+    """An array of zeros in a file that has all its room on the disk."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    try:
+        with path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            disk.allocate(file, file.tell() + math.prod(shape) * dtype.itemsize)
+    except OSError as e:
+        raise disk.refused(path, e) from None

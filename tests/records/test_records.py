@@ -136,7 +136,7 @@ def test_a_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(EdgeKDError, match=r"cannot write to folder .*choose another with --runs"):
+    with pytest.raises(EdgeKDError, match=r"cannot write to folder .*choose another folder"):
         store.make_folder(tmp_path / "file" / "run")
 
 

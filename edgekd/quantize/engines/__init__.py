@@ -10,7 +10,9 @@ import contextlib
 import importlib
 import io
 import logging
+import os
 import pkgutil
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -59,11 +61,33 @@ def get(name: str) -> Engine:
         raise EdgeKDError(unknown("engine", name, [*names(), "auto"]))
     with (
         quiet(),
+        _at_home(),
         needing(
             lambda lacks: EdgeKDError(f"quantize needs {lacks}: pip install 'edgekd[quantize]'")
         ),
     ):
         return cast(Engine, importlib.import_module(f"{__name__}.{name}"))
+
+
+@contextlib.contextmanager
+def _at_home() -> Iterator[None]:
+    """A folder to write to for engines that want one as they are imported.
+
+    Neural Compressor begins a log file, NNCF asks for the home folder of a user who may have none.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+        wanted = {"HABANA_LOGS": folder}
+        if os.path.expanduser("~") == "~":  # noqa: PTH111 Path.home() raises where there is none
+            wanted["HOME"] = folder
+        before = {name: os.environ.get(name) for name in wanted}
+        os.environ.update(wanted)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
 
 
 def method(engine: str, name: str | None) -> str:

@@ -59,7 +59,7 @@ def write(onnx: Path, images: np.ndarray, out: Path, how: How) -> dict[str, Any]
             advanced_parameters=advanced,
             model_type=nncf.ModelType.TRANSFORMER if how.method == "smooth-quant" else None,
         )
-    openvino.ov.save_model(model, out / FILES[0], compress_to_fp16=False)
+    openvino.save(model, out / FILES[0])
     found = sum(op.get_type_name() == "FakeQuantize" for op in model.get_ops())
     if not found:
         raise EdgeKDError(f"nncf found nothing to quantise in {onnx}")

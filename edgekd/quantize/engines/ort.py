@@ -13,7 +13,7 @@ from onnxruntime import quantization as ort
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgekd.quantize.engines import NARROW, How, quiet
-from edgekd.records import EdgeKDError
+from edgekd.records import EdgeKDError, write_atomic
 
 METHODS = {
     "min-max": "ranges as seen",
@@ -89,4 +89,4 @@ def tidy(model: format_.ModelProto, source: Path, path: Path) -> None:
     del model.metadata_props[:]
     model.metadata_props.extend(before.metadata_props)
     format_.checker.check_model(model, full_check=True)
-    path.write_bytes(model.SerializeToString())
+    write_atomic(path, model.SerializeToString())
