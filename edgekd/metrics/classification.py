@@ -146,13 +146,16 @@ def bootstrap(
     seed: int,
     *,
     centred: Sequence[str] = (),
+    exact: bool = False,
 ) -> dict[str, Metric]:
     """Each figure (R,) that `measure` gives for weights (R, N), with its 95 % percentile interval.
 
-    An undefined figure is left out; below two groups there is no interval. The draws of figures
-    >= 0 named in `centred` are moved so that their mean is the value: the ECE of a resample is
-    biased upwards, since resampling itself makes bins uneven, and its percentiles would lie too
-    high.
+    An undefined figure is left out; below two groups there is no interval. Nor is there one where
+    every resample gives the same figure, unless it is exact, such as the difference of two models
+    that answer alike: that two of two are right leaves open what the next would be.
+    The draws of figures >= 0 named in `centred` are moved so that their mean is the value: the ECE
+    of a resample is biased upwards, since resampling itself makes bins uneven, and its percentiles
+    would lie too high.
     """
     names, member = np.unique(np.asarray(groups), return_inverse=True)
     point = {key: float(x[0]) for key, x in measure(np.ones((1, len(member)))).items()}
@@ -167,16 +170,16 @@ def bootstrap(
         for key, x in measure(times[:, member].astype(float)).items():
             drawn[key].append(x)
     return {
-        key: _metric(value, np.concatenate(drawn[key] or [np.empty(0)]), key in centred)
+        key: _metric(value, np.concatenate(drawn[key] or [np.empty(0)]), key in centred, exact)
         for key, value in point.items()
         if not np.isnan(value)
     }
 
 
-def _metric(value: float, drawn: np.ndarray, centred: bool) -> Metric:
+def _metric(value: float, drawn: np.ndarray, centred: bool, exact: bool) -> Metric:
     """A value with the percentiles of the resamples where it is defined."""
     drawn = drawn[~np.isnan(drawn)]
-    if not len(drawn):
+    if not len(drawn) or not (exact or np.ptp(drawn) > 1e-12):
         return Metric(value=value)
     if centred:
         drawn = np.maximum(drawn - drawn.mean() + value, 0)

@@ -66,5 +66,5 @@ def compare(
         only_this_right=this,
         only_other_right=that,
         mcnemar_p=p,
-        differences=bootstrap(measure, groups, seed),
+        differences=bootstrap(measure, groups, seed, exact=True),
     )

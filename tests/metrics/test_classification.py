@@ -179,3 +179,13 @@ def test_what_resampling_biases_upwards_is_centred():
     assert (found["ece"].value, found["ece"].low) == (0, 0)
     assert found["ece"].high == pytest.approx(np.percentile(drawn, 97.5) - drawn.mean())
     assert found["plain"].high == pytest.approx(np.percentile(drawn, 97.5))
+
+
+def test_no_interval_where_every_resample_says_the_same():
+    logits = np.array([[3.0, 0.0], [0.0, 3.0]])
+    found, _ = classification.classification(logits, np.array([0, 1]), ["a", "b"], ("x", "y"))
+    for name in ("test_macro_auroc", "test_accuracy", "test_balanced_accuracy"):
+        assert (found[name].value, found[name].low, found[name].high) == (1, None, None)
+    logits = np.array([[3.0, 0.0], [3.0, 0.0]])
+    found, _ = classification.classification(logits, np.array([0, 1]), ["a", "b"], ("x", "y"))
+    assert (found["test_accuracy"].low, found["test_accuracy"].high) == (0, 1)
