@@ -183,8 +183,11 @@ def _placed(batches: Any, steps: int, first: int) -> Iterator[tuple[int, int, np
 
 
 def _steps(images: int, batch: int) -> int:
-    """Optimiser steps of an epoch: a last batch under half size is dropped (batch norm)."""
-    return max(1, round(images / batch))
+    """Optimiser steps of an epoch: a last batch under half size, or of one image, is dropped, since
+    batch norm needs several.
+    """
+    steps = round(images / batch)
+    return max(1, steps - (images - (steps - 1) * batch == 1))
 
 
 def _batches(first: int, labels: np.ndarray, training: Training, seed: int) -> Iterator[np.ndarray]:

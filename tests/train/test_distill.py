@@ -97,6 +97,14 @@ def teach(dataset, spec, out, **change):
     return distill.teach(dataset, TINY, spec, out, training=Training(**change))
 
 
+@pytest.mark.parametrize(("images", "batch"), [(11, 2), (9, 2), (5, 4), (33, 32), (3, 2), (2, 32)])
+def test_no_batch_is_of_one_image(images, batch):
+    labels = np.arange(images) % 2
+    sizes = [len(b) for b in loop._batches(0, labels, Training(epochs=3, batch=batch), 0)]
+    assert min(sizes) > 1
+    assert sum(sizes) >= 3 * min(images - 1, max(batch, images - batch // 2))
+
+
 def test_a_stop_changes_nothing(dataset, spec, tmp_path, monkeypatch):
     whole = teach(dataset, spec, tmp_path / "whole")
     steps, real = [], loop._step
