@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from edgekd.records.store import Track as Track
     from edgekd.records.store import make_folder as make_folder
     from edgekd.records.store import needing as needing
+    from edgekd.records.store import read_text as read_text
     from edgekd.records.store import read_toml as read_toml
     from edgekd.records.store import sha256 as sha256
     from edgekd.records.store import untracked as untracked
@@ -71,8 +72,9 @@ __all__ = [
     "Gate", "GateMissed", "Journal", "Kind", "Layer", "Machine", "Margins", "Metric", "Paired",
     "Part", "Peak", "Precision", "Profile", "Record", "Roofline", "RuntimeUnavailable", "Spec",
     "State", "Step", "Stored", "Survived", "Swayed", "T", "Threshold", "Timing", "Track",
-    "Training", "Verdict", "held", "make_folder", "needing", "read_toml", "sha256",
-    "shipped_profiles", "unknown", "untracked", "user_cache", "versions", "worst", "write_atomic",
+    "Training", "Verdict", "held", "make_folder", "needing", "read_text", "read_toml",
+    "sha256", "shipped_profiles", "unknown", "untracked", "user_cache", "versions", "worst",
+    "write_atomic",
 ]  # fmt: skip
 __getattr__ = lazy_exports(
     __name__,
@@ -84,8 +86,8 @@ __getattr__ = lazy_exports(
         "measured": "Conditions Energy Layer Peak Roofline",
         "profile": "Budget Precision Profile shipped_profiles",
         "scores": "Bin Calibration Evaluation Metric Paired Part Threshold",
-        "store": "SCHEMA Journal Record Stored T Track make_folder needing read_toml sha256 "
-        "untracked user_cache versions write_atomic",
+        "store": "SCHEMA Journal Record Stored T Track make_folder needing read_text read_toml "
+        "sha256 untracked user_cache versions write_atomic",
         "timing": "Machine Timing",
         "training": "AUGMENTATION Training",
     },
