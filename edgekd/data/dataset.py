@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from edgekd.data import dicom, layouts, leakage, medmnist, preprocess, splits
+from edgekd.data import dicom, files, layouts, leakage, medmnist, preprocess, splits
 from edgekd.data.manifests import Entry, Log
 from edgekd.records import EdgeKDError, Spec, Track, untracked
 
@@ -103,9 +103,12 @@ def inspect(
     are said in the split rule.
     """
     splits.check(split)
-    log = Log([], [])
+    log = Log([], [], [])
     found = layouts.find(root, log)
+    if passed := sum(log.passed):
+        log.notes.append(files.passed_over(passed))
     entries = _examine(found.entries, log, track)
+    known = found.groups if any(e.owner for e in entries) else ""
     if layouts.one_patient_a_class(entries):
         return Findings(None, (f"each class folder of {root} holds one patient's images: are they "
                                f"patients' folders? {layouts.EXPECTED}",), {})  # fmt: skip
@@ -113,11 +116,11 @@ def inspect(
     given = {e.split for e in found.entries}
     if found.leaky and split != "random":
         log.problems.append(f"{found.leaky}; or ask for --split random")
-    entries, rule = splits.assign(
-        entries, pairs, known=found.groups, given=given, how=split, seed=seed
-    )
-    made = {e.split for e in entries} - given if split in (None, "given") else set(SPLITS)
+    entries, rule = splits.assign(entries, pairs, known=known, given=given, how=split, seed=seed)
+    anew = "" in given or split in ("grouped", "random")
+    made = set(SPLITS) if anew else {"val"} - given
     _check_classes(found.entries, entries, made, log)
+    _check_splits(entries, made, known, log)
     _check_labels(entries, log)
     leaks = leakage.across_splits(entries, pairs)
     counts = leakage.summary(leaks)
@@ -127,7 +130,7 @@ def inspect(
     else:
         log.problems.extend(map(str, leaks))
     if log.problems:
-        return Findings(None, tuple(log.problems), counts)
+        return Findings(None, tuple(map(files.printable, log.problems)), counts)
     return Findings(_assemble(root, entries, rule, log), (), counts)
 
 
@@ -158,7 +161,7 @@ def _assemble(root: Path, entries: list[Entry], rule: str, log: Log) -> Dataset:
         fingerprint=fingerprint.hexdigest(),
         split_rule=rule,
         grey=all(e.grey for e in entries),
-        notes=tuple(log.notes),
+        notes=tuple(map(files.printable, log.notes)),
         burned_in=remarks["burned in"],
     )
 
@@ -244,6 +247,13 @@ def _is_grey(image: Image.Image) -> bool:
 def _check_classes(found: list[Entry], entries: list[Entry], made: set[str], log: Log) -> None:
     """At least two classes, each in every split that was given or made."""
     classes = sorted({f.label for f in found})
+    log.problems.extend(
+        f"class folder {wrong}" for wrong in map(files.wrong_class, classes) if wrong
+    )
+    spelt: dict[str, str] = {}
+    for label in classes:
+        if (other := spelt.setdefault(label.casefold(), label)) != label:
+            log.problems.append(f"classes {other} and {label} differ in capitals; spell them alike")
     if len(classes) == 1:
         expected = layouts.EXPECTED
         log.problems.append(f"one class ({classes[0]}); at least 2 are needed, {expected}")
@@ -254,6 +264,23 @@ def _check_classes(found: list[Entry], entries: list[Entry], made: set[str], log
             groups = len({e.group for e in entries if e.label == label})
             why = f" ({groups} groups are too few to deal)" if split in made else ""
             log.problems.append(f"{split}/{label}: no image of class {label} in split {split}{why}")
+
+
+def _check_splits(entries: list[Entry], made: set[str], known: str, log: Log) -> None:
+    """Every split has an image; what else is wrong may be why a given one has none."""
+    empty = [s for s in SPLITS if entries and not any(e.split == s for e in entries)]
+    groups = len({e.group for e in entries})
+    why = f"{groups} group{'s are' if groups > 1 else ' is'} too few to deal"
+    fix = "name the patients in column patient_id of a manifest.csv, or give split folders"
+    if known and len({e.owner for e in entries}) == 1:
+        dicoms = known.startswith("patients of the DICOM")
+        same = "state the same patient id" if dicoms else f"are of one group ({known})"
+        why = f"all {len(entries)} images {same}, and one group cannot be dealt"
+    for split in empty:
+        if split in made:
+            log.problems.append(f"{split}: no image is in this split: {why}; {fix}")
+        elif not log.problems:
+            log.problems.append(f"{split}: no image is in this split; add some")
 
 
 def _check_labels(entries: list[Entry], log: Log) -> None:

@@ -26,7 +26,7 @@ from edgekd.records import EdgeKDError
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-SUFFIXES = (".dcm", ".dicom", ".ima")
+SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
 INSTALL = "pip install 'edgekd[dicom]'"
 DECODERS = "pip install 'edgekd[dicom-jpeg]'"
 _KEY = secrets.token_bytes(32)  # of this process: a token cannot be guessed back to a patient id
@@ -72,6 +72,8 @@ def looks_like(path: Path) -> bool:
     if path.suffix.lower() in SUFFIXES:
         return True
     try:
+        if not path.is_file():  # opening a pipe waits for its other end
+            return False
         with path.open("rb") as f:
             return is_dicom(f.read(132))
     except OSError:

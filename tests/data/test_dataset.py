@@ -115,7 +115,7 @@ def test_split_names_in_any_case_and_form(root):
     }
 
 
-def test_what_is_no_image_is_noted_and_hidden_files_are_not(root):
+def test_what_is_no_image_is_noted(root):
     (root / "README.md").write_text("x")
     (root / "extra").mkdir()
     (root / "train/a/list.txt").write_text("x")
@@ -127,6 +127,7 @@ def test_what_is_no_image_is_noted_and_hidden_files_are_not(root):
         "extra: not a split folder, ignored",
         "train/a: 1 file ignored: no JPEG, PNG or DICOM",
         "train/a: 1 folder in a class folder, ignored",
+        "1 hidden, temporary or system file or folder passed over",
         "1 files are copies of another of the same class and split",
     )
 
