@@ -118,7 +118,7 @@ def inspect(
         log.problems.append(f"{found.leaky}; or ask for --split random")
     entries, rule = splits.assign(entries, pairs, known=known, given=given, how=split, seed=seed)
     anew = "" in given or split in ("grouped", "random")
-    made = set(SPLITS) if anew else {"val"} - given
+    made = set(SPLITS) if anew else {"train", "val"} if given == {"train", "test"} else set()
     _check_classes(found.entries, entries, made, log)
     _check_splits(entries, made, known, log)
     _check_labels(entries, log)
@@ -258,11 +258,12 @@ def _check_classes(found: list[Entry], entries: list[Entry], made: set[str], log
         expected = layouts.EXPECTED
         log.problems.append(f"one class ({classes[0]}); at least 2 are needed, {expected}")
     there = {(e.split, e.label) for e in entries}
-    there |= {(f.split, f.label) for f in found}  # an unreadable image is a problem already
+    read = {e.name for e in entries}  # an image that is not is a problem already
+    there |= {(f.split, f.label) for f in found if f.name not in read}
     for split, label in itertools.product(sorted({s for s, _ in there} - {""}), classes):
         if (split, label) not in there:
-            groups = len({e.group for e in entries if e.label == label})
-            why = f" ({groups} groups are too few to deal)" if split in made else ""
+            groups = {e.group for e in entries if e.label == label and e.split in made}
+            why = f" ({_too_few(len(groups))})" if split in made else ""
             log.problems.append(f"{split}/{label}: no image of class {label} in split {split}{why}")
 
 
@@ -270,7 +271,7 @@ def _check_splits(entries: list[Entry], made: set[str], known: str, log: Log) ->
     """Every split has an image; what else is wrong may be why a given one has none."""
     empty = [s for s in SPLITS if entries and not any(e.split == s for e in entries)]
     groups = len({e.group for e in entries})
-    why = f"{groups} group{'s are' if groups > 1 else ' is'} too few to deal"
+    why = _too_few(groups)
     fix = "name the patients in column patient_id of a manifest.csv, or give split folders"
     if known and len({e.owner for e in entries}) == 1:
         dicoms = known.startswith("patients of the DICOM")
@@ -281,6 +282,10 @@ def _check_splits(entries: list[Entry], made: set[str], known: str, log: Log) ->
             log.problems.append(f"{split}: no image is in this split: {why}; {fix}")
         elif not log.problems:
             log.problems.append(f"{split}: no image is in this split; add some")
+
+
+def _too_few(groups: int) -> str:
+    return f"{groups} group{' is' if groups == 1 else 's are'} too few to deal"
 
 
 def _check_labels(entries: list[Entry], log: Log) -> None:

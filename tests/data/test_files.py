@@ -315,6 +315,14 @@ def test_empty_split_folders_and_masks_of_nothing(root):
     )
 
 
+def test_validation_does_not_take_a_class_out_of_training(root):
+    shutil.rmtree(root / "val")
+    for i in (1, 2):
+        (root / f"train/a/train{i}.png").unlink()
+    (told,) = data.inspect(root).problems
+    assert told == "train/a: no image of class a in split train (1 group is too few to deal)"
+
+
 def test_masks_that_belong_to_no_image_are_a_problem(root):
     save(root / "masks/train/a/nobody.png")
     (told,) = data.inspect(root).problems
