@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.records import EdgeKDError, Record, make_folder, write_atomic
+from edgekd.records import EdgeKDError, Record, make_folder, read_text, write_atomic
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -94,9 +94,13 @@ def fingerprint(key: Ed25519PublicKey) -> str:
 
 def _key_bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_text(path).encode()
     except OSError as e:
         raise EdgeKDError(f"cannot read the key {path}: {e.strerror}") from None
+    except UnicodeError:
+        raise EdgeKDError(
+            f"{path} holds no key: PEM is text, edgekd bundle key makes one"
+        ) from None
 
 
 def signed(data: bytes, key: Ed25519PrivateKey) -> Signature:

@@ -15,7 +15,6 @@ from edgekd.records import EdgeKDError, RuntimeUnavailable, make_folder, needing
 if TYPE_CHECKING:
     from edgekd.serve.model import Answer, Model
 
-IMAGES = (".png", ".jpg", ".jpeg", "")  # suffixes; DICOM has any
 STDIN = "-"
 app = new_app()
 LARGEST = 512 << 20  # bytes of one file
@@ -70,19 +69,25 @@ def predict(
 
 def _files(given: list[str]) -> Iterator[str]:
     """Each file once, those of a folder by name; EdgeKDError for what is not there."""
-    from edgekd.data import dicom
+    from edgekd.cli import console
+    from edgekd.data import files
 
     for name in dict.fromkeys(given):
         path = Path(name)
         if name == STDIN or path.is_file():
             yield name
         elif path.is_dir():
-            inside = [p for p in sorted(path.rglob("*")) if p.is_file() and p.name != "DICOMDIR"]
-            images = [str(p) for p in inside
-                      if p.suffix.lower() in IMAGES or dicom.looks_like(p)]  # fmt: skip
-            if not images:
+            try:
+                found = files.walk(path)
+            except OSError as e:
+                raise EdgeKDError(f"folder {e.filename} cannot be listed: {e.strerror}") from None
+            if not found.images:
                 raise EdgeKDError(f"no image in {path}: JPEG, PNG and DICOM are read")
-            yield from images
+            if found.passed:
+                console.say(f"{name}: {files.passed_over(found.passed)}")
+            if found.other:
+                console.say(f"{name}: {found.other} ignored: no JPEG, PNG or DICOM")
+            yield from map(str, found.images)
         else:
             raise EdgeKDError(f"no file {name}")
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from edgekd.data import dicom, layouts, leakage, medmnist, preprocess, splits
+from edgekd.data import dicom, files, layouts, leakage, medmnist, preprocess, splits
 from edgekd.data.manifests import Entry, Log
 from edgekd.records import EdgeKDError, Spec, Track, untracked
 
@@ -42,6 +42,9 @@ class Sample(NamedTuple):
     organ: Path | None = None  # mask of the organ
     subgroup: str = ""  # of patients, to be judged apart; "": not known
     inside: str = ""  # array and index where `path` is an .npz file
+
+
+_NAME_PATIENTS = "name the patients in column patient_id of a manifest.csv"
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,12 @@ def inspect(
     are said in the split rule.
     """
     splits.check(split)
-    log = Log([], [])
+    log = Log([], [], [])
     found = layouts.find(root, log)
+    if passed := sum(log.passed):
+        log.notes.append(files.passed_over(passed))
     entries = _examine(found.entries, log, track)
+    known = found.groups if any(e.owner for e in entries) else ""
     if layouts.one_patient_a_class(entries):
         return Findings(None, (f"each class folder of {root} holds one patient's images: are they "
                                f"patients' folders? {layouts.EXPECTED}",), {})  # fmt: skip
@@ -113,15 +119,17 @@ def inspect(
     given = {e.split for e in found.entries}
     if found.leaky and split != "random":
         log.problems.append(f"{found.leaky}; or ask for --split random")
-    entries, rule = splits.assign(
-        entries, pairs, known=found.groups, given=given, how=split, seed=seed
-    )
-    made = set(SPLITS) if "" in given or split in ("grouped", "random") else {"val"} - given
-    _check_classes(found, entries, made, log)
+    entries, rule = splits.assign(entries, pairs, known=known, given=given, how=split, seed=seed)
+    anew = "" in given or split in ("grouped", "random")
+    made = set(SPLITS) if anew else {"train", "val"} if given == {"train", "test"} else set()
+    _check_classes(found.entries, entries, made, log)
+    _check_splits(entries, made, known, log)
     _check_labels(entries, log)
     leaks = leakage.across_splits(entries, pairs)
-    if leaks and not allow_leakage and (said := _one_group(entries, found.groups)):
-        log.problems.append(said)
+    if leaks and not allow_leakage and (said := _one_group(entries, known)):
+        log.problems.append(
+            f"{said}: {_NAME_PATIENTS}, or --allow-leakage goes on and every result says so"
+        )
     counts = leakage.summary(leaks)
     if leaks and allow_leakage:
         told = ", ".join(f"{n} {kind}" for kind, n in counts.items())
@@ -129,7 +137,7 @@ def inspect(
     else:
         log.problems.extend(map(str, leaks))
     if log.problems:
-        return Findings(None, tuple(log.problems), counts)
+        return Findings(None, tuple(map(files.printable, log.problems)), counts)
     return Findings(_assemble(root, entries, rule, log), (), counts)
 
 
@@ -165,7 +173,7 @@ def _assemble(root: Path, entries: list[Entry], rule: str, log: Log) -> Dataset:
         fingerprint=fingerprint.hexdigest(),
         split_rule=rule,
         grey=all(e.grey for e in entries),
-        notes=tuple(log.notes),
+        notes=tuple(map(files.printable, log.notes)),
         burned_in=len(remarks.get("burned in", ())),
     )
 
@@ -251,42 +259,54 @@ def _is_grey(image: Image.Image) -> bool:
 # --- what must hold of all of them -------------------------------------------------------------
 
 
-def _check_classes(found: layouts.Found, entries: list[Entry], made: set[str], log: Log) -> None:
-    """At least two classes, each in every split: in those that were `made`, too.
-
-    A layout has said already which split folder is missing, and `_see` which image is unreadable.
-    """
-    classes = sorted({f.label for f in found.entries})
+def _check_classes(found: list[Entry], entries: list[Entry], made: set[str], log: Log) -> None:
+    """At least two classes, each in every split that was given or made."""
+    classes = sorted({f.label for f in found})
+    log.problems.extend(
+        f"class folder {wrong}" for wrong in map(files.wrong_class, classes) if wrong
+    )
+    spelt: dict[str, str] = {}
+    for label in classes:
+        if (other := spelt.setdefault(label.casefold(), label)) != label:
+            log.problems.append(f"classes {other} and {label} differ in capitals; spell them alike")
     if len(classes) == 1:
-        wanted = layouts.EXPECTED
-        log.problems.append(f"one class ({classes[0]}); at least 2 are needed, {wanted}")
-    there = {(e.split, e.label) for e in (*entries, *found.entries) if e.split}
-    expected = made | {split for split, _ in there}
-    lacking = [x for x in itertools.product(sorted(expected), classes) if x not in there]
-    said = _one_group(entries, found.groups) if any(split in made for split, _ in lacking) else ""
-    if said:
-        log.problems.append(said)
-    for split, label in lacking:
-        why = ""
-        if split in made and not said:
-            count = len({e.group for e in entries if e.label == label})
-            why = (
-                f" ({count} group{' is' if count == 1 else 's are'} too few to deal to 3 splits: "
-                "add images, or give split folders)"
-            )
-        log.problems.append(f"{split}/{label}: no image of class {label} in split {split}{why}")
+        expected = layouts.EXPECTED
+        log.problems.append(f"one class ({classes[0]}); at least 2 are needed, {expected}")
+    there = {(e.split, e.label) for e in entries}
+    read = {e.name for e in entries}  # an image that is not is a problem already
+    there |= {(f.split, f.label) for f in found if f.name not in read}
+    for split, label in itertools.product(sorted({s for s, _ in there} - {""}), classes):
+        if (split, label) not in there:
+            groups = {e.group for e in entries if e.label == label and e.split in made}
+            why = f" ({_too_few(len(groups))})" if split in made else ""
+            log.problems.append(f"{split}/{label}: no image of class {label} in split {split}{why}")
+
+
+def _check_splits(entries: list[Entry], made: set[str], known: str, log: Log) -> None:
+    """Every split has an image; what else is wrong may be why a given one has none."""
+    empty = [s for s in SPLITS if entries and not any(e.split == s for e in entries)]
+    why = _too_few(len({e.group for e in entries}))
+    if same := _one_group(entries, known):
+        why = f"{same}, and one group cannot be dealt"
+    for split in empty:
+        if split in made:
+            fix = f"{_NAME_PATIENTS}, or give split folders"
+            log.problems.append(f"{split}: no image is in this split: {why}; {fix}")
+        elif not log.problems:
+            log.problems.append(f"{split}: no image is in this split; add some")
 
 
 def _one_group(entries: Sequence[Entry], known: str) -> str:
-    """What to do where every image is of one and the same patient, or ""."""
-    owners = {e.owner for e in entries}
-    if len(entries) < 2 or len(owners) > 1 or "" in owners:
+    """That all images are of one patient, who may be several without names; "" if they are not."""
+    if not known or len({e.owner for e in entries}) > 1:
         return ""
-    return (
-        f"all {len(entries)} images are of one group, by {known}: name the patients in "
-        "manifest.csv (columns file, patient_id), or, where they are unknown, give --split random "
-        "--allow-leakage, which every result then says"
-    )
+    dicoms = known.startswith("patients of the DICOM")
+    same = "state the same patient id" if dicoms else f"are of one group ({known})"
+    return f"all {len(entries)} images {same}"
+
+
+def _too_few(groups: int) -> str:
+    return f"{groups} group{' is' if groups == 1 else 's are'} too few to deal"
 
 
 def _check_labels(entries: list[Entry], log: Log) -> None:

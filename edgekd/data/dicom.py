@@ -23,7 +23,7 @@ from edgekd.records import EdgeKDError
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-SUFFIXES = (".dcm", ".dicom", ".ima")
+SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
 _KEY = secrets.token_bytes(32)  # of this process: a token cannot be guessed back to a patient id
 _NEEDED = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated",
            "BitsStored", "PixelRepresentation")  # fmt: skip
@@ -62,6 +62,8 @@ def looks_like(path: Path) -> bool:
     if path.suffix.lower() in SUFFIXES:
         return True
     try:
+        if not path.is_file():  # opening a pipe waits for its other end
+            return False
         with path.open("rb") as f:
             return is_dicom(f.read(132))
     except OSError:

@@ -13,10 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgekd.data import dicom, manifests, medmnist
+from edgekd.data import files, manifests, medmnist
 from edgekd.data.manifests import SPLIT_OF, Entry, Log
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
 EXPECTED = "expected <split>/<class>/* or <class>/*"
 OWN_FILES = ("manifest.csv", "prepared.json")
 _LC25000 = {"colon_aca", "colon_n", "lung_aca", "lung_n", "lung_scc"}
@@ -34,9 +33,9 @@ class Found(NamedTuple):
 
 def find(root: Path, log: Log) -> Found:
     """Every image of the data set at `root`, a folder or a file; problems and notes go to `log`."""
-    if root.is_file() and root.suffix == ".npz":
+    if root.is_file() and root.suffix.lower() == ".npz":
         return Found(medmnist.find(root, log))
-    if root.is_file() and root.suffix in manifests.SUFFIXES:
+    if root.is_file() and root.suffix.lower() in manifests.SUFFIXES:
         return Found(*manifests.find(root, log))
     if not root.is_dir():
         reason = "is a file" if root.exists() else "does not exist"
@@ -52,21 +51,27 @@ def find(root: Path, log: Log) -> Found:
 def _unwrapped(folder: Path, log: Log) -> Path:
     """`folder`, or the one that it wraps alone: archives are often unpacked into such a one."""
     while True:
-        inside = [p for p in _visible(folder) if p.name not in OWN_FILES]
+        inside = [p for p in _visible(folder) if p.name.lower() not in OWN_FILES]
         lone = inside[0] if len(inside) == 1 else folder
-        if lone == folder or not lone.is_dir() or lone.name.lower() in SPLIT_OF:
+        if folder.resolve().is_relative_to(lone.resolve()) or not lone.is_dir() or _split(lone):
             return folder
-        if not any(p.is_dir() for p in _visible(lone)) or (folder / "manifest.csv").exists():
+        if not any(p.is_dir() for p in _visible(lone)) or files.named(folder, "manifest.csv"):
             return folder
         log.notes.append(f"{lone.name}: the only folder, read as the data set")
+        log.passed.append(sum(files.is_litter(p.name) for p in folder.iterdir()))
         folder = lone
 
 
 def _visible(folder: Path) -> list[Path]:
     try:
-        return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+        return sorted(p for p in folder.iterdir() if not files.is_litter(p.name))
     except OSError:
         return []
+
+
+def _split(folder: Path) -> str:
+    """The split that a folder is by its name, or ""."""
+    return SPLIT_OF.get(folder.name.casefold(), "")
 
 
 # --- <split>/<class>/* and <class>/* -----------------------------------------------------------
@@ -86,35 +91,40 @@ def _plain(root: Path, log: Log) -> Found:
 def _walk(root: Path, log: Log) -> list[Entry]:
     """Every image file in a class folder; what lies elsewhere goes to the log."""
     folders, loose = _listing(root, root, log)
-    folders = [f for f in folders if f.name not in ("masks", "organs")]
-    split_folders = [f for f in folders if f.name.lower() in SPLIT_OF]
+    beside = {f.name.casefold(): f for f in folders if f.name.casefold() in ("masks", "organs")}
+    twins = {kind: _twins(beside.get(kind), log) for kind in ("masks", "organs")}
+    folders = [f for f in folders if f not in beside.values()]
+    split_folders = [f for f in folders if _split(f)]
     class_folders = [(f, "") for f in folders if not split_folders]
     for folder in folders if split_folders else ():
         if folder not in split_folders:
             log.notes.append(f"{folder.name}: not a split folder, ignored")
+    empty = []
     for folder in split_folders:
         inner, images = _listing(folder, root, log)
-        class_folders += [(f, SPLIT_OF[folder.name.lower()]) for f in inner]
+        class_folders += [(f, _split(folder)) for f in inner]
         loose += images
+        if not inner and not images:
+            empty.append(f"{folder.name}: split folder without images; fill it or remove it")
     found: list[Entry] = []
     for folder, split in class_folders:
         found += _class_folder(folder, split, root, log)
     if not found and not loose:
         log.problems[:] = [f"{root} holds no JPEG, PNG or DICOM images; {EXPECTED}"]
     for path in loose:
-        name = "a DICOM file" if _is_dicom(path) else _name(path, root)
+        name = "a DICOM file" if files.is_dicom(path) else _name(path, root)
         log.problems.append(f"{name}: lies in no class folder; {EXPECTED}")
     if split_folders and found:
         check_split_folders(split_folders, log)
-    return found
+        log.problems.extend(empty)
+    return _with_masks(found, twins, log)
 
 
 def _class_folder(folder: Path, split: str, root: Path, log: Log) -> Iterator[Entry]:
     """A class's images; of DICOM studies, which archives export as trees, at any depth."""
     inner, images = _listing(folder, root, log)
     if not images and inner:
-        tree = (p for p in folder.rglob("*") if p.is_file() and p.name != "DICOMDIR")
-        images = sorted(p for p in tree if p.suffix.lower() not in SUFFIXES and dicom.looks_like(p))
+        images = [p for p in _below(folder, root, log) if files.is_dicom(p)]
         inner = [] if images else inner
     if inner:
         count = f"{len(inner)} folder{'s' if len(inner) > 1 else ''}"
@@ -125,26 +135,50 @@ def _class_folder(folder: Path, split: str, root: Path, log: Log) -> Iterator[En
         )
     for path in images:
         yield Entry(
-            path, _name(path, root), split, folder.name, home=_name(folder, root),
-            is_dicom=_is_dicom(path), mask=_beside(path, root, "masks"),
-            organ=_beside(path, root, "organs"),
+            path, _name(path, root), split, files.nfc(folder.name), home=_name(folder, root),
+            is_dicom=files.is_dicom(path),
         )  # fmt: skip
 
 
-def _beside(path: Path, root: Path, kind: str) -> Path | None:
-    """The mask of an image: the same path under masks/ (or organs/), in PNG or as the image."""
-    twin = root / kind / path.relative_to(root)
-    for one in (twin.with_suffix(".png"), twin):
-        if one.is_file() or one.is_symlink():
-            return one
-    return None
+def _twins(folder: Path | None, log: Log) -> dict[str, Path]:
+    """Every image below masks/ (or organs/) by its place in it."""
+    if folder is None:
+        return {}
+    return {_twin(p.relative_to(folder)): p for p in _below(folder, folder.parent, log)}
+
+
+def _twin(place: Path) -> str:
+    """What an image and its mask have in common, however they are spelt."""
+    return files.nfc(place.with_suffix(place.suffix.lower()).as_posix())
+
+
+def _with_masks(entries: list[Entry], twins: dict[str, dict[str, Path]], log: Log) -> list[Entry]:
+    """The entries with their masks: the same path under masks/ or organs/, in PNG or as the image.
+
+    Masks of which none belongs to an image were meant to.
+    """
+    found = []
+    for e in entries:
+        place = Path(e.name)
+        names = [_twin(place.with_suffix(".png")), _twin(place)]
+        mask, organ = (next((twins[k][n] for n in names if n in twins[k]), None)
+                       for k in ("masks", "organs"))  # fmt: skip
+        found.append(e._replace(mask=mask, organ=organ))
+    for kind, used in (("masks", {e.mask for e in found}), ("organs", {e.organ for e in found})):
+        spare = len(set(twins[kind].values()) - used)
+        if spare and spare == len(twins[kind]):
+            log.problems.append(f"{kind}: none of {spare} files belongs to an image; name them "
+                                f"{kind}/<path of the image>, or move them away")  # fmt: skip
+        elif spare:
+            log.notes.append(f"{kind}: {spare} belong to no image, ignored")
+    return found
 
 
 def check_split_folders(folders: list[Path], log: Log) -> None:
     """Train and test are there, and no split twice."""
     names = defaultdict(list)
     for f in folders:
-        names[SPLIT_OF[f.name.lower()]].append(f.name)
+        names[_split(f)].append(f.name)
     for split in ("train", "test"):
         if split not in names:
             has = ", ".join(f.name for f in folders)
@@ -155,24 +189,29 @@ def check_split_folders(folders: list[Path], log: Log) -> None:
 
 
 def _listing(folder: Path, root: Path, log: Log) -> tuple[list[Path], list[Path]]:
-    """Sub-folders and image files in `folder`, sorted; hidden ones left out, others counted."""
+    """Sub-folders and image files in `folder`, sorted; other files are counted in notes."""
     try:
-        paths = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+        found = files.listing(folder)
     except OSError as e:
         log.problems.append(f"{_name(folder, root)}: cannot be listed: {e.strerror}")
         return [], []
-    folders = [p for p in paths if p.is_dir()]
-    files = [p for p in paths if not p.is_dir() and not (folder == root and p.name in OWN_FILES)]
-    images = [p for p in files if p.suffix.lower() in SUFFIXES]
-    images += [p for p in files if p not in set(images) and p.name != "DICOMDIR" and _is_dicom(p)]
-    if other := len(files) - len(images):  # never by name: notes reach the report
+    log.passed.append(found.passed)
+    own = sum(files.named(folder, name) is not None for name in OWN_FILES) if folder == root else 0
+    if other := found.other - own:  # never by name: notes reach the report
         what = f"{other} file{'s' if other > 1 else ''} ignored: no JPEG, PNG or DICOM"
         log.notes.append(what if folder == root else f"{_name(folder, root)}: {what}")
-    return folders, sorted(images)
+    return found.folders, found.images
 
 
-def _is_dicom(path: Path) -> bool:
-    return path.suffix.lower() not in SUFFIXES and dicom.looks_like(path)
+def _below(folder: Path, root: Path, log: Log) -> list[Path]:
+    """Image files at any depth in `folder`, sorted."""
+    try:
+        found = files.walk(folder)
+    except OSError as e:
+        log.problems.append(f"{_name(folder, root)}: cannot be listed: {e.strerror}")
+        return []
+    log.passed.append(found.passed)
+    return found.images
 
 
 def _name(path: Path, root: Path) -> str:
@@ -199,9 +238,9 @@ def _covid_qu_ex(base: Path, log: Log) -> Found | None:
         for path in part.glob("*/*/infection masks/*"):
             lesions[path.parts[-3], path.name] = path
     entries = []
-    folders = [f for f in _visible(main) if f.is_dir() and f.name.lower() in SPLIT_OF]
+    folders = [f for f in _visible(main) if f.is_dir() and _split(f)]
     for images in sorted(p for f in folders for p in f.glob("*/images") if p.is_dir()):
-        split, label = SPLIT_OF[images.parts[-3].lower()], images.parts[-2]
+        split, label = _split(images.parents[1]), files.nfc(images.parts[-2])
         for path in _listing(images, main, log)[1]:
             organ = images.parent / "lung masks" / path.name
             entries.append(
@@ -236,9 +275,9 @@ def _lc25000(base: Path, log: Log) -> Found | None:
     images = inner if inner.is_dir() else base
     folders = [f for f in images.glob("*_image_sets/*") if f.is_dir() and f.name in _LC25000]
     folders = folders or [f for f in _visible(images) if f.is_dir() and f.name in _LC25000]
-    if not folders or any(f.name.lower() in SPLIT_OF for f in _visible(images)):
+    if not folders or any(map(_split, _visible(images))):
         return None
-    if (images / "manifest.csv").exists():
+    if files.named(images, "manifest.csv"):
         return None
     tiles = _tiles(base, log)
     entries: list[Entry] = []
@@ -265,7 +304,7 @@ def _tiles(base: Path, log: Log) -> dict[tuple[str, str], str]:
         for name in ("lc25000_image_groups.csv", "kaggle/lc25000_image_groups.csv"):
             lists += [place / name] if (place / name).is_file() else []
         for path in lists:
-            for row in manifests.read(path, log)[1]:
+            for row in manifests.read(path, log).rows:
                 file = Path(row.get("img_path") or row.get("filename") or "")
                 label = row.get("label") or file.parent.name
                 tile = row.get("cluster_label") or row.get("local_cluster_label") or ""

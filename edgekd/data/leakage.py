@@ -40,7 +40,11 @@ class Leak(NamedTuple):
         if self.kind == "same bytes":
             return f"{self.b.shown}: same bytes as {self.a.shown}, {where}; keep one"
         if self.kind == "same group":
-            return f"{self.b.shown}: same patient or group as {self.a.shown}, {where}; move one"
+            return (
+                f"{self.b.shown}: same patient or group as {self.a.shown}, {where}; move one, or, "
+                "where the patient id stands for many, name them in column patient_id of a "
+                "manifest.csv"
+            )
         return f"{self.b.shown}: near-duplicate of {self.a.shown}, {where}; move one"
 
 

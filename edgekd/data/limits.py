@@ -5,6 +5,7 @@ Only what a header states is read: the decoders allocate first and compare after
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 
@@ -16,14 +17,26 @@ SCANS = 100  # of a progressive JPEG; cameras write 10. Each goes over all pixel
 INFLATED = 256 << 20  # bytes of a deflated DICOM file
 DEFLATED = b"1.2.840.10008.1.2.1.99"  # its transfer syntax
 _PIECE = 16 << 20
+_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # of a segment, or of the end; in compressed
+# data 0xFF is followed by 0 or by a restart marker
 _LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 
 
 def check_scans(jpeg: bytes) -> None:
     """EdgeKDError for a JPEG stream that goes over its pixels more often than any camera does."""
-    # In compressed data 0xFF is followed by 0 or by a marker, so nothing else is counted twice.
-    if (scans := jpeg.count(b"\xff\xda")) > SCANS:
+    # The same bytes may stand in metadata and after the image, where phones put a film: most files
+    # have so few that it does not matter.
+    if jpeg.count(b"\xff\xda") > SCANS and (scans := _scans(jpeg)) > SCANS:
         raise EdgeKDError(f"JPEG of {scans} scans, {SCANS} at most are read: save it again")
+
+
+def _scans(jpeg: bytes) -> int:
+    """Scans of a JPEG stream, marker by marker up to its end (ITU-T T.81, B.1)."""
+    at, scans = 2, 0
+    while (found := _MARKER.search(jpeg, at)) and found[0] != b"\xff\xd9":
+        scans += found[0] == b"\xff\xda"
+        at = found.end() + int.from_bytes(jpeg[found.end() : found.end() + 2], "big")
+    return scans
 
 
 def check_frame(frame: bytes, rows: int, columns: int) -> Stream:

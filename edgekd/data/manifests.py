@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+import io
+import posixpath
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-SUFFIXES = (".csv", ".parquet")
+from edgekd.data import files
+from edgekd.records import read_text
+
+SUFFIXES = (".csv", ".tsv", ".parquet")
 SPLIT_OF = {"train": "train", "training": "train", "val": "val", "valid": "val"}
 SPLIT_OF |= {"validation": "val", "test": "test", "testing": "test"}
 PATH = ("path", "file")  # a column's names, the first one there counts
 LABEL = ("label", "class")
 GROUP = ("patient_id", "group", "tile_cluster")
-_IMAGES = (".jpg", ".jpeg", ".png")
+_DELIMITERS = ",;\t|"
 
 
 class Log(NamedTuple):
@@ -23,6 +28,7 @@ class Log(NamedTuple):
 
     problems: list[str]
     notes: list[str]
+    passed: list[int]  # hidden, temporary and system files, by folder
 
 
 class Entry(NamedTuple):
@@ -53,31 +59,80 @@ class Entry(NamedTuple):
         return f"{self.home} DICOM file {self.digest[:12]}" if self.is_dicom else self.name
 
 
-def read(path: Path, log: Log) -> tuple[tuple[str, ...], list[dict[str, str]]]:
-    """(columns, rows) of a table, every value as stripped text; problems go to `log`."""
+class Table(NamedTuple):
+    """A table's text."""
+
+    columns: tuple[str, ...] = ()  # in small letters
+    rows: tuple[dict[str, str], ...] = ()
+    lines: tuple[int, ...] = ()  # where each row begins, as an editor numbers them
+
+
+def read(path: Path, log: Log) -> Table:
+    """A table, every value as stripped text in NFC; problems go to `log`, and then it is empty."""
+    kind = "Parquet" if path.suffix.lower() == ".parquet" else "UTF-8 CSV"
     try:
-        if path.suffix == ".parquet":
-            try:
-                import pyarrow.parquet as parquet
-            except ModuleNotFoundError:
-                fix = "pip install 'edgekd[parquet]', or save it as CSV"
-                log.problems.append(f"{path.name} needs pyarrow: {fix}")
-                return (), []
-            table = parquet.read_table(path)
-            columns, rows = tuple(table.column_names), table.to_pylist()
-        else:
-            with path.open(encoding="utf-8-sig", newline="") as f:
-                reader = csv.DictReader(f)
-                columns, rows = tuple(reader.fieldnames or ()), list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as e:
-        kind = "Parquet" if path.suffix == ".parquet" else "UTF-8 CSV"
-        log.problems.append(f"{path.name}: cannot be read as {kind}: {type(e).__name__}")
-        return (), []
-    return columns, [{k: _text(v) for k, v in row.items() if k is not None} for row in rows]
+        rows = list(_parquet(path) if kind == "Parquet" else _csv(path, log))
+    except ModuleNotFoundError:
+        fix = "pip install 'edgekd[parquet]', or save it as CSV"
+        log.problems.append(f"{path.name} needs pyarrow: {fix}")
+        return Table()
+    except (OSError, UnicodeError, csv.Error, ValueError) as e:
+        why, fix = type(e).__name__, "save it as CSV UTF-8 again"
+        log.problems.append(f"{path.name}: cannot be read as {kind}: {why}; {fix}")
+        return Table()
+    if not rows:
+        return Table()
+    written = [_text(c) for c in rows[0][1]]
+    columns = [c.casefold() for c in written]
+    if columns != written:
+        log.notes.append(f"{path.name}: its columns are read in small letters")
+    if twice := sorted({c for c in columns if c and columns.count(c) > 1}):
+        log.problems.append(f"{path.name}: column {twice[0]} is there twice; remove one")
+        return Table()
+    kept = [(n, [_text(v) for v in values]) for n, values in rows[1:]]
+    kept = [(n, values) for n, values in kept if any(values)]
+    for n, values in kept:
+        if any(values[len(columns) :]):
+            log.problems.append(
+                f"{path.name} row {n}: {len(values)} values for {len(columns)} columns; put a "
+                "value that holds the delimiter in quotes"
+            )
+    full = [dict(zip(columns, [*values, *[""] * len(columns)], strict=False)) for _, values in kept]
+    return Table(tuple(columns), tuple(full), tuple(n for n, _ in kept))
+
+
+def _csv(path: Path, log: Log) -> Iterator[tuple[int, list[str]]]:
+    """(line, values) of each row that is not blank, the header first."""
+    text = read_text(path)
+    head = text.lstrip("\r\n").partition("\n")[0]
+    told = head[4:5] if head.lower().startswith("sep=") else ""  # a line that Excel understands
+    try:
+        delimiter = told or csv.Sniffer().sniff(head, _DELIMITERS).delimiter
+    except csv.Error:
+        delimiter = ","
+    if delimiter != ",":
+        name = {"\t": "tabs", ";": "semicolons"}.get(delimiter, f'"{delimiter}"')
+        log.notes.append(f"{path.name}: its columns are separated by {name}")
+    reader, began, first = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), 1, True
+    for values in reader:
+        if values and not (first and told):
+            yield began, values
+        first, began = first and not values, reader.line_num + 1
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, list[Any]]]:
+    """The same of a Parquet file, the first row of values being 2."""
+    import pyarrow.parquet as parquet
+
+    table = parquet.read_table(path)
+    yield 1, list(table.column_names)
+    columns = [c.to_pylist() for c in table.columns]
+    yield from ((n, list(values)) for n, values in enumerate(zip(*columns, strict=True), 2))
 
 
 def _text(value: object) -> str:
-    return "" if value is None or value != value else str(value).strip()  # NaN is not itself
+    missing = value is None or value != value  # NaN is not itself
+    return "" if missing else files.nfc(str(value)).strip()
 
 
 def _column(columns: Iterable[str], names: tuple[str, ...]) -> str:
@@ -93,10 +148,10 @@ def _owner(row: dict[str, str], column: str, label: str) -> str:
 
 def annotated(root: Path, entries: list[Entry], log: Log) -> tuple[list[Entry], str]:
     """The entries with group and subgroup of `root`/manifest.csv; and what the groups are."""
-    path = root / "manifest.csv"
-    if not path.is_file():
+    path = files.named(root, "manifest.csv")
+    if path is None or not entries:
         return entries, ""
-    columns, rows = read(path, log)
+    columns, rows, _ = read(path, log)
     column = _column(columns, GROUP)
     if not columns:
         return entries, ""
@@ -105,11 +160,12 @@ def annotated(root: Path, entries: list[Entry], log: Log) -> tuple[list[Entry], 
     elif "file" not in columns:
         log.problems.append("manifest.csv: no column file (path relative to this folder)")
         return entries, ""
-    by_name = {e.name: e for e in entries}
+    by_name = {files.nfc(e.name): e for e in entries}
     owners: dict[str, str] = {}
     subgroups: dict[str, str] = {}
+    elsewhere = 0  # rows with another split than the folder's
     for row in rows:
-        name = PurePosixPath(row.get("file", "").replace("\\", "/")).as_posix()
+        name = _place(row.get("file", ""))
         if name not in by_name:
             continue
         e = by_name[name]
@@ -118,11 +174,31 @@ def annotated(root: Path, entries: list[Entry], log: Log) -> tuple[list[Entry], 
             shown = f"{e.home} DICOM file" if e.is_dicom else name
             log.problems.append(f"{shown}: in manifest.csv twice, with different {column}")
         subgroups[name] = row.get("subgroup", "")
+        elsewhere += SPLIT_OF.get(row.get("split", "").casefold(), e.split) != e.split
+    if "file" in columns and not subgroups:
+        log.problems.append(
+            f"manifest.csv: none of its {len(rows)} rows names an image; column file is the path "
+            "relative to this folder, such as <class>/<image>"
+        )
+        return entries, ""
+    if lost := sum(_place(row.get("file", "")) not in by_name for row in rows):
+        log.notes.append(f"manifest.csv: {lost} of {len(rows)} rows name no image, ignored")
+    if elsewhere:
+        log.notes.append(f"manifest.csv: {elsewhere} rows have another split than the folders, "
+                         "which count; its own would if it were given instead")  # fmt: skip
     if column and (alone := len(by_name) - len(owners)):
         log.notes.append(f"manifest.csv: no {column} for {alone} images, each stands alone")
-    filled = [e._replace(owner=owners.get(e.name, ""), subgroup=subgroups.get(e.name, ""))
-              for e in entries]  # fmt: skip
-    return filled, f"column {column} of manifest.csv" if column else ""
+    filled = []
+    for e in entries:
+        name = files.nfc(e.name)
+        owner, subgroup = owners.get(name, ""), subgroups.get(name, "")
+        filled.append(e._replace(owner=owner, subgroup=subgroup))
+    return filled, f"column {column} of manifest.csv" if owners else ""
+
+
+def _place(path: str) -> str:
+    """A path of a table as `Entry.name` has it, in NFC."""
+    return posixpath.normpath(path.replace("\\", "/"))
 
 
 def find(path: Path, log: Log) -> tuple[list[Entry], str]:
@@ -131,28 +207,28 @@ def find(path: Path, log: Log) -> tuple[list[Entry], str]:
     Columns `path` (or `file`; relative to the table's folder), `label` (or `class`), and where
     there are any `split`, `patient_id` (or `group`), `subgroup`, `mask`.
     """
-    from edgekd.data import dicom
-
-    columns, rows = read(path, log)
+    columns, rows, lines = read(path, log)
     where, label_column, group = (_column(columns, n) for n in (PATH, LABEL, GROUP))
     if columns and not (where and label_column):
         has = ", ".join(columns)
         log.problems.append(f"{path.name} has columns {has}; path and label are expected")
     if not (where and label_column):
+        if not (columns or log.problems):
+            log.problems.append(f"{path.name} is empty; columns path and label are expected")
         return [], ""
     entries: dict[str, Entry] = {}
-    for number, row in enumerate(rows, 2):  # as an editor numbers the lines
-        name, label = row[where].replace("\\", "/"), row[label_column]
-        file = path.parent / name
-        mask = path.parent / row["mask"] if row.get("mask") else None
-        is_dicom = file.suffix.lower() not in _IMAGES and dicom.looks_like(file)
+    known: dict[Path, dict[str, Path]] = {}
+    for number, row in zip(lines, rows, strict=True):
+        name, label = _place(row[where]), row[label_column]
+        file = files.on_disk(path.parent / name, known)
+        mask = files.on_disk(path.parent / _place(row["mask"]), known) if row.get("mask") else None
         if wrong := _wrong(row, file, label, name in entries):
             log.problems.append(f"{path.name} row {number}: {wrong}")
             continue
         entries[name] = Entry(
-            file, name, SPLIT_OF.get(row.get("split", "").lower(), ""), label,
+            file, name, SPLIT_OF.get(row.get("split", "").casefold(), ""), label,
             home=f"row {number}", owner=_owner(row, group, label),
-            subgroup=row.get("subgroup", ""), mask=mask, is_dicom=is_dicom,
+            subgroup=row.get("subgroup", ""), mask=mask, is_dicom=files.is_dicom(file),
         )  # fmt: skip
     given = {e.split for e in entries.values()} - {""}
     if given and (lacking := {"train", "test"} - given):
@@ -163,19 +239,18 @@ def find(path: Path, log: Log) -> tuple[list[Entry], str]:
     if not rows:
         log.problems.append(f"{path.name} has no rows")
     dicoms = any(e.is_dicom for e in entries.values())
-    known = f"column {group} of {path.name}" if group else "patients of the DICOM files"
-    return list(entries.values()), known if group or dicoms else ""
+    used = group and any(e.owner for e in entries.values())
+    known_as = f"column {group} of {path.name}" if used else "patients of the DICOM files"
+    return list(entries.values()), known_as if used or dicoms else ""
 
 
 def _wrong(row: dict[str, str], file: Path, label: str, again: bool) -> str:
     """What is wrong with a row, or ""; without the file's name, which may hold a patient's."""
-    if not label:
-        return "no label"
-    if label.startswith(".") or "/" in label or "\\" in label:
-        return f'label "{label}" cannot be a folder\'s name'
+    if wrong := files.wrong_class(label):
+        return wrong
     if again:
         return "the same path as a row before"
     split = row.get("split", "")
-    if split and split.lower() not in SPLIT_OF:
+    if split and split.casefold() not in SPLIT_OF:
         return f'split "{split}"; expected train, val or test'
     return "" if file.is_file() else "no such file"

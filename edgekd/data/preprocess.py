@@ -27,6 +27,10 @@ FLAT = f"almost no contrast: {1 - 2 * _OUTLIERS:.0%} of the pixels lie within {_
 _WINDOW = "convert it to 8 bit with the window you want, 16 bits are not scaled by guess"
 _DEEP = ("I", "F")  # Pillow's modes of more than 8 bits a channel start so
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, LookupError)
+# Of compressed text Pillow unpacks 1 MB, of all text 64: a slide scanner's profile is larger. No
+# more than 64 MB of either, which are let go of with the image.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+_TEXT = ("MAX_TEXT", "text chunks")  # what Pillow says then
 _UPRIGHT = {  # EXIF orientation -> what makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -215,6 +219,9 @@ def decode(data: bytes, most_pixels: int = MAX_PIXELS) -> Image.Image:
             )
         return _plain(image)
     except _BROKEN as e:
+        if any(words in str(e) for words in _TEXT):
+            most = PngImagePlugin.MAX_TEXT_MEMORY >> 20
+            raise EdgeKDError(f"PNG of more than {most} MB of text: save it without") from None
         raise EdgeKDError(f"corrupt or truncated image: {e}") from None
 
 

@@ -62,7 +62,7 @@ def assign(
 ) -> tuple[list[Entry], str]:
     """The entries, each with split and group; and the rule in a sentence.
 
-    known: what the owners of entries are, in words. given: splits that the source has, "" among
+    known: what the groups are, "" where none are. given: splits that the source has, "" among
     them if some image has none. how: None keeps what is given and deals the rest by group; grouped
     and random deal all. Near-duplicates (`pairs`) stay together wherever groups are dealt.
     """
@@ -75,7 +75,7 @@ def assign(
         ]
         order = f"in the order of sha256('{seed}:<sha256 of its bytes>')"
         return opaque(entries), f"{RANDOM}: 70/10/20 % of each class's images, {order}."
-    together = [known] if any(e.owner for e in entries) else []
+    together = [known] if known else []
     order = f"in the order of sha256('{seed}:<group>'), rarest class first; groups: "
     if how == "grouped" or "" in given:
         entries = opaque(entries, pairs)

@@ -18,7 +18,7 @@ from edgekd.bundle import bundle
 from edgekd.deploy.device_side import Answer, Request
 from edgekd.deploy.versions import Deployed
 from edgekd.pipeline import bench_remote
-from edgekd.records import EdgeKDError, Track, sha256, untracked
+from edgekd.records import EdgeKDError, Track, read_text, sha256, untracked
 from edgekd.remote import client
 from edgekd.remote.ssh import Device, printable
 
@@ -106,7 +106,7 @@ def install(
                 )
             device.put_files(client.source(), ".")
             python = _environment(device, python, root, checked, there, wheels, track)
-        text = key.read_text("utf-8") if key is not None else ""
+        text = read_text(key) if key is not None else ""
         request = Request(
             command="install", root=root, size=file.stat().st_size, sha256=digest, key=text
         )
@@ -180,7 +180,7 @@ def pip_download(checked: bundle.Checked, there: client.Python) -> str:
 
 def wheels_in(folder: Path, checked: bundle.Checked) -> list[Path]:
     """The wheels of a folder; EdgeKDError if it is none."""
-    found = sorted(p for p in folder.glob("*.whl") if p.is_file()) if folder.is_dir() else []
+    found = sorted(p for p in folder.glob("[!.]*.whl") if p.is_file()) if folder.is_dir() else []
     if not found:
         blank = client.Python("3.10", "", ())
         raise EdgeKDError(f"{folder} holds no wheels: {pip_download(checked, blank)}")

@@ -28,7 +28,17 @@ from edgekd.metrics import classification
 from edgekd.ofa import spaces
 from edgekd.ofa.encoding import Figure, Genome
 from edgekd.ofa.spaces import Piece
-from edgekd.records import Arch, EdgeKDError, Machine, Profile, Record, Stored, user_cache, versions
+from edgekd.records import (
+    Arch,
+    EdgeKDError,
+    Machine,
+    Profile,
+    Record,
+    Stored,
+    read_text,
+    user_cache,
+    versions,
+)
 from edgekd.runtimes import machine
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
@@ -308,7 +318,7 @@ def find(profile: Profile, precision: str) -> Table | None:
         return Table.load(folder) if (folder / Table.FILE).exists() else None
     path = Path(profile.latency_table)
     try:
-        table = Table.parse(json.loads(path.read_text("utf-8")), str(path))
+        table = Table.parse(json.loads(read_text(path)), str(path))
     except (OSError, ValueError) as e:
         raise EdgeKDError(f"cannot read the profile's latency_table {path}: {e}") from None
     wanted = {"space": profile.space, "runtime": profile.runtime, "precision": precision}

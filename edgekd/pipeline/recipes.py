@@ -83,4 +83,4 @@ class Recipe(Record):
 
 def shipped() -> Sequence[str]:
     """Names of the recipes that come with edgekd."""
-    return sorted(p.stem for p in SHIPPED.glob("*.toml"))
+    return sorted(p.stem for p in SHIPPED.glob("[!.]*.toml"))

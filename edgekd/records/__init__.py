@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from edgekd.records.store import append as append
     from edgekd.records.store import make_folder as make_folder
     from edgekd.records.store import needing as needing
+    from edgekd.records.store import read_text as read_text
     from edgekd.records.store import read_toml as read_toml
     from edgekd.records.store import sha256 as sha256
     from edgekd.records.store import untracked as untracked
@@ -78,8 +79,8 @@ __all__ = [
     "Paired", "Part", "Peak", "Precision", "Profile", "Record", "Roofline", "RuntimeUnavailable",
     "Spec", "State", "Step", "Stored", "Survived", "Swayed", "T", "Threshold", "Timing", "Track",
     "Training", "Verdict", "append", "check_room", "first_process", "held", "locked",
-    "make_folder", "needing", "read_toml", "sha256", "shipped_profiles", "unknown", "untracked",
-    "user_cache", "user_state", "versions", "worst", "write_atomic",
+    "make_folder", "needing", "read_text", "read_toml", "sha256", "shipped_profiles", "unknown",
+    "untracked", "user_cache", "user_state", "versions", "worst", "write_atomic",
 ]  # fmt: skip
 __getattr__ = lazy_exports(
     __name__,
@@ -93,8 +94,8 @@ __getattr__ = lazy_exports(
         "measured": "Conditions Energy Layer Peak Roofline",
         "profile": "Budget Precision Profile shipped_profiles",
         "scores": "Bin Calibration Evaluation Metric Paired Part Threshold",
-        "store": "SCHEMA Journal Record Stored T Track append make_folder needing read_toml sha256 "
-        "untracked user_cache user_state versions write_atomic",
+        "store": "SCHEMA Journal Record Stored T Track append make_folder needing read_text "
+        "read_toml sha256 untracked user_cache user_state versions write_atomic",
         "timing": "Machine Timing",
         "training": "AUGMENTATION Training",
     },

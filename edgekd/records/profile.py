@@ -79,4 +79,4 @@ def shipped_profiles() -> dict[str, Path]:
     """Name and file of every profile that comes with edgekd (in the wheel or beside the source)."""
     here = Path(__file__).parent
     folder = here / "profiles" if (here / "profiles").is_dir() else here.parents[1] / "profiles"
-    return {p.stem: p for p in sorted(folder.glob("*.toml"))}
+    return {p.stem: p for p in sorted(folder.glob("[!.]*.toml"))}

@@ -85,7 +85,7 @@ class Stored(Record):
         """The record in `folder`; EdgeKDError if the stage never finished or it is not ours."""
         path = folder / cls.FILE
         try:
-            data = json.loads(path.read_text("utf-8"))
+            data = json.loads(read_text(path))
         except FileNotFoundError:
             raise EdgeKDError(f"{folder} holds no {cls.FILE}: run that stage (again)") from None
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
@@ -117,11 +117,19 @@ class Stored(Record):
         return self
 
 
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, UTF-16 or UTF-32, with a byte order mark or without, as editors save
+    it; line ends as they are. OSError, UnicodeError.
+    """
+    data = path.read_bytes()
+    return data.decode(json.detect_encoding(data))
+
+
 def read_toml(path: Path, what: str) -> dict[str, Any]:
     """The tables of a TOML file; EdgeKDError if it cannot be read. what: it is, for the message."""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as e:
+        return tomllib.loads(read_text(path))
+    except (OSError, UnicodeError) as e:
         raise EdgeKDError(f"cannot read {what} {path}: {e}") from None
     except tomllib.TOMLDecodeError as e:
         raise EdgeKDError(f"{path} is not TOML: {e}") from None

@@ -76,10 +76,11 @@ def token(file: Path | None) -> str:
         with file.open("rb") as f:
             if stat.S_IMODE(os.fstat(f.fileno()).st_mode) & 0o077:
                 raise EdgeKDError(f"others may read {file}: chmod 600 {file}")
-            first = f.readline(4096).decode("utf-8", "replace").strip()
+            text = f.read(4096)
     except OSError as e:
         raise EdgeKDError(f"cannot read --token-file {file}: {e.strerror}") from None
-    return _fit(first, str(file))
+    first = text.decode(json.detect_encoding(text), "replace").lstrip().partition("\n")[0]
+    return _fit(first.strip(), str(file))
 
 
 def _fit(given: str, source: str) -> str:
