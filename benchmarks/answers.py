@@ -488,3 +488,13 @@ def serve_abuse(result: dict) -> Told:
         f"most {f['memory_mb_peak']:.0f} MB; honest clients were "
         f"answered in {f['honest_p50_ms']:.0f} ms (p50) meanwhile."
     )
+
+
+def folders(result: dict) -> Told:
+    """Made-up folders and tables."""
+    f = result["figures"]
+    return Told(
+        f"Of {f['folders']:.0f} folders and tables made up around what systems leave behind, "
+        f"`data check` refused {f['refused']:.0f} with a reason and passed {f['passed']:.0f}, of "
+        f"which {f['trained']:.0f} were prepared and trained; {f['wrong']:.0f} ended otherwise."
+    )
