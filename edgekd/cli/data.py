@@ -24,7 +24,8 @@ app = new_app()
 profiles_app = new_app(invoke_without_command=True)
 app.add_typer(profiles_app, name="profiles")
 SourceArgument = Annotated[
-    Path, typer.Argument(help="image or DICOM folder, .csv or .parquet manifest, MedMNIST .npz")
+    Path,
+    typer.Argument(help="image or DICOM folder, .csv, .tsv or .parquet manifest, MedMNIST .npz"),
 ]
 data_app = new_app(no_args_is_help=True)
 app.add_typer(data_app, name="data")

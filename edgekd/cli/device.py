@@ -44,6 +44,7 @@ def predict(
     - `edgekd predict study/ -m cpu.edgekd --json`
     """
     from edgekd.cli import console, console_device
+    from edgekd.data.files import printable
     from edgekd.serve.model import open_bundle
 
     found: list[tuple[str, Answer]] = []
@@ -55,9 +56,9 @@ def predict(
             make_folder(explain)
         for name in track(files, "images", len(files)):
             try:
-                found.append((name, _answered(opened, name, explain)))
+                found.append((printable(name), _answered(opened, name, explain)))
             except EdgeKDError as e:
-                failed.append((name, str(e)))
+                failed.append((printable(name), str(e)))
     told = [{"file": name, **a.model_dump(mode="json")} for name, a in found]
     told += [{"file": name, "error": why} for name, why in failed]
     result(as_json, told, console_device.answers(found))

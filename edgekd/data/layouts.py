@@ -236,7 +236,7 @@ def _covid_qu_ex(base: Path, log: Log) -> Found | None:
     lesions = {}
     for part in filter(None, (infection, main)):
         for path in part.glob("*/*/infection masks/*"):
-            lesions[path.parts[-3], path.name] = path
+            lesions[files.nfc(path.parts[-3]), files.nfc(path.name)] = path
     entries = []
     folders = [f for f in _visible(main) if f.is_dir() and _split(f)]
     for images in sorted(p for f in folders for p in f.glob("*/images") if p.is_dir()):
@@ -250,7 +250,7 @@ def _covid_qu_ex(base: Path, log: Log) -> Found | None:
                     split,
                     label,
                     home=_name(images.parent, main),
-                    mask=lesions.get((label, path.name)),
+                    mask=lesions.get((label, files.nfc(path.name))),
                     organ=organ if organ.is_file() else None,
                 )
             )

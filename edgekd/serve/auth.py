@@ -79,7 +79,7 @@ def token(file: Path | None) -> str:
             text = f.read(4096)
     except OSError as e:
         raise EdgeKDError(f"cannot read --token-file {file}: {e.strerror}") from None
-    first = text.decode(json.detect_encoding(text), "replace").lstrip().partition("\n")[0]
+    first = text.decode(json.detect_encoding(text), "replace").partition("\n")[0]
     return _fit(first.strip(), str(file))
 
 

@@ -220,6 +220,11 @@ def test_openssh_keys_are_read_too(tmp_path):
     public.write_bytes(key.public_key().public_bytes(s.Encoding.OpenSSH, s.PublicFormat.OpenSSH))
     make(tmp_path / "x.edgekd", private)
     assert bundle.check(tmp_path / "x.edgekd", public).trusted
+    public.write_bytes(public.read_text().encode("utf-16"))  # as PowerShell writes it
+    assert bundle.check(tmp_path / "x.edgekd", public).trusted
+    public.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(EdgeKDError, match="holds no key: PEM is text"):
+        bundle.check(tmp_path / "x.edgekd", public)
     other = rsa.generate_private_key(65537, 2048).public_key()
     public.write_bytes(other.public_bytes(s.Encoding.OpenSSH, s.PublicFormat.OpenSSH))
     with pytest.raises(EdgeKDError, match="is no Ed25519 key"):

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -193,6 +194,22 @@ def test_predict_a_folder(made, study, tmp_path):
             assert drawn.size == (32, 32)
     shown = run(study / "0.png", "-m", made)
     assert told[0]["label"] in shown.stdout
+
+
+def test_predict_passes_over_litter_and_reads_any_name(made, tmp_path):
+    film = png(films(1)[0])
+    name = os.fsdecode(b"\xfcber\n.png")  # as an old archive has it
+    (tmp_path / name).write_bytes(film)
+    (tmp_path / "__MACOSX").mkdir()
+    for litter in ("__MACOSX/._x.png", "._x.png", ".DS_Store", "x.png.part"):
+        (tmp_path / litter).write_bytes(film)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    done = run(tmp_path, "-m", made)
+    assert done.exit_code == 1
+    assert "gone.png: cannot be read: No such file or directory" in done.stderr
+    assert "5 hidden, temporary or system files and folders passed over" in done.stderr
+    assert "\\udcfcber\\n.png" in done.stdout
 
 
 def test_a_folder_of_dicom_files_of_any_name(made, tmp_path):

@@ -778,6 +778,9 @@ def test_tokens(tmp_path, monkeypatch):
     assert f"others may read {file}: chmod 600" in done.stderr
     file.chmod(0o600)
     assert auth.token(file) == TOKEN
+    for encoding in ("utf-16", "utf-8-sig"):  # as editors of Windows save it
+        file.write_text(f"{TOKEN}\r\n", encoding)
+        assert auth.token(file) == TOKEN
     monkeypatch.setenv(auth.TOKEN, TOKEN)
     assert auth.token(None) == TOKEN
     assert "give one of them" in started("x.edgekd", "--token-file", file).stderr
