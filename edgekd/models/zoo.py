@@ -33,18 +33,21 @@ class Waist(nn.Module):
     """
 
     def __init__(self, net: Any, size: tuple[int, int], layer: str = ""):
+        """EdgeKDError if the network does not take this size, or cannot be explained."""
         super().__init__()
         self.net: Any = net  # timm networks have more methods than nn.Module declares
         training = net.training
         net.eval()
-        image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             # timm's intermediates come with what the head wants, but not of every network.
-            self._once = hasattr(net, "forward_intermediates")
-            final, maps = _final_and_maps(net, image, self._once)
-            if self._once and not torch.equal(final, net.forward_features(image)):
-                self._once = False
-                _, maps = _final_and_maps(net, image, self._once)
+            once = hasattr(net, "forward_intermediates")
+            self._once = once and _gives_its_logits(net, size, once=True)
+            if not self._once and not _gives_its_logits(net, size, once=False):
+                raise EdgeKDError(
+                    f"{type(net).__name__} answers otherwise than the head on its last feature map "
+                    "does, so it cannot be explained: take another network"
+                )
+            _, maps = _final_and_maps(net, _noise(size), self._once)
         net.train(training)
         names = [*(f"stage{i + 1}" for i in range(len(maps) - 1)), "head"]
         self.shapes = {n: tuple(m.shape[1:]) for n, m in zip(names, maps, strict=True)}  # (C, h, w)
@@ -81,15 +84,48 @@ class Waist(nn.Module):
     def answers(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits, the explained map, and the last map, which the head sees (N, C', h', w')."""
         final, maps = _final_and_maps(self.net, image, self._once)
-        logits = (
-            self.net.head(final) if isinstance(self.net, SubNet) else self.net.forward_head(final)
-        )
-        return logits, maps[self.index], maps[-1]
+        return _head(self.net, final), maps[self.index], maps[-1]
 
 
-def _final_and_maps(
-    net: Any, image: torch.Tensor, once: bool
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def _noise(size: tuple[int, int]) -> torch.Tensor:
+    """(1, 3, H, W) in [0, 1], always the same."""
+    return torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+
+
+def _gives_its_logits(net: Any, size: tuple[int, int], *, once: bool) -> bool:
+    """Whether the head gives the network's own logits of what `_final_and_maps` finds."""
+    image = _noise(size)
+    try:
+        expected = net(image)
+    except Exception as e:  # timm's networks raise whatever their layers stumble on
+        height, width = size
+        native = getattr(net, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[1:]
+        raise EdgeKDError(
+            f"{type(net).__name__} does not take images of {height} x {width} pixels "
+            f"({_first_line(e)}): give another --size (it was made for {native[0]}), or take "
+            "another network"
+        ) from None
+    final, _ = _final_and_maps(net, image, once)
+    try:
+        logits = _head(net, final)
+    except (AttributeError, TypeError, RuntimeError, ValueError, LookupError):
+        return False
+    least = 1e-4 * expected.abs().max() + 1e-6
+    return logits.shape == expected.shape and bool((logits - expected).abs().max() <= least)
+
+
+def _first_line(e: Exception) -> str:
+    """The kind of an error and the beginning of what it says."""
+    words = str(e).strip().partition("\n")[0][:100]
+    return f"{type(e).__name__}: {words}" if words else type(e).__name__
+
+
+def _head(net: Any, final: Any) -> torch.Tensor:
+    """(N, classes) logits of what `_final_and_maps` says the head wants."""
+    return net.head(final) if isinstance(net, SubNet) else net.forward_head(final)
+
+
+def _final_and_maps(net: Any, image: torch.Tensor, once: bool) -> tuple[Any, list[torch.Tensor]]:
     """(what the head wants, (N, C, h, w) of every stage, the one that the head sees last)."""
     if isinstance(net, SubNet):
         maps = net.maps(image)
@@ -100,17 +136,39 @@ def _final_and_maps(
         final, found = net.forward_features(image), []
         if hasattr(net, "forward_intermediates"):
             found = net.forward_intermediates(image, output_fmt="NCHW", intermediates_only=True)
-    return final, [*found, _as_nchw(net, final)]
+    if torch.is_tensor(final):
+        return final, [*found, _as_nchw(net, final, found)]
+    if not found:
+        raise EdgeKDError(
+            f"{type(net).__name__} gives no feature map, so it cannot be explained: take another "
+            "network"
+        )
+    return final, list(found)  # branches: the head sees several, the last stage stands for them
 
 
-def _as_nchw(net: Any, x: torch.Tensor) -> torch.Tensor:
-    """The final map of a timm network as (N, C, h, w): NHWC and token layouts are turned."""
+def _as_nchw(net: Any, x: torch.Tensor, found: list[torch.Tensor]) -> torch.Tensor:
+    """The final map of a timm network as (N, C, h, w): NHWC and token layouts are turned.
+
+    found: maps of its stages. Tokens before those of the last one's grid are no places of the
+    image; where there is no such grid it is square.
+    """
     if x.ndim == 3:  # (N, prefix + h*w, C)
-        x = x[:, getattr(net, "num_prefix_tokens", 0) :]
-        side = round(x.shape[1] ** 0.5)
-        if side * side != x.shape[1]:
-            raise EdgeKDError(f"{type(net).__name__} has {x.shape[1]} tokens: not a square grid")
-        return x.transpose(1, 2).reshape(len(x), -1, side, side)
+        tokens = x.shape[1] - getattr(net, "num_prefix_tokens", 0)
+        h = w = round(tokens**0.5)
+        if h * w != tokens and found:
+            h, w = found[-1].shape[2:]
+            tokens = h * w
+        if h * w != tokens or tokens > x.shape[1]:
+            raise EdgeKDError(
+                f"{type(net).__name__} has {tokens} tokens, not a square grid, so it cannot be "
+                "explained: take another network or --size"
+            )
+        return x[:, -tokens:].transpose(1, 2).reshape(len(x), -1, h, w)
+    if x.ndim != 4:
+        raise EdgeKDError(
+            f"{type(net).__name__} has no feature map before its head, so it cannot be explained: "
+            "take another network"
+        )
     return x.permute(0, 3, 1, 2) if getattr(net, "output_fmt", "NCHW") == "NHWC" else x
 
 
@@ -131,14 +189,20 @@ def known(name: str) -> bool:
 
 
 def classifier(
-    name: str, classes: int, *, weights: Path | None = None, pretrained: bool = False
+    name: str,
+    classes: int,
+    *,
+    size: tuple[int, int] | None = None,
+    weights: Path | None = None,
+    pretrained: bool = False,
 ) -> nn.Module:
     """A network by name: timm's, a paper's alias, `five-convolutions`, or `NAME:K`, its first K
-    stages; the last two from scratch.
+    stages; the last two from scratch. size: as `teacher` has it.
     """
     fewer = plain.FEWER.fullmatch(name)
     if not (fewer or name == FIVE):
-        return teacher(ALIASES.get(name, name), classes, weights=weights, pretrained=pretrained)
+        name = ALIASES.get(name, name)
+        return teacher(name, classes, size=size, weights=weights, pretrained=pretrained)
     if weights or pretrained:
         raise EdgeKDError(f"{name} begins from scratch: there are no weights of it")
     if fewer:
@@ -147,20 +211,37 @@ def classifier(
 
 
 def teacher(
-    name: str, classes: int, *, weights: Path | None = None, pretrained: bool = False
+    name: str,
+    classes: int,
+    *,
+    size: tuple[int, int] | None = None,
+    weights: Path | None = None,
+    pretrained: bool = False,
 ) -> nn.Module:
-    """The timm network `name` with `classes` outputs: from `weights`, the hub, or from scratch."""
+    """The timm network `name` with `classes` outputs: from `weights`, the hub, or from scratch.
+
+    size: (H, W) of its images, for networks that are built for one; None: timm's own.
+    """
     import timm
 
     if not timm.is_model(name):
         raise EdgeKDError(_unknown_teacher(name, timm.list_models()))
     if weights and pretrained:
         raise EdgeKDError("give --teacher-weights or --pretrained, not both")
+    fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
+    built: dict[str, Any] = (
+        {"img_size": size if size[0] != size[1] else size[0]} if size and fixed else {}
+    )
     try:
-        net: Any = timm.create_model(name, pretrained=pretrained, num_classes=classes)
-    except (OSError, RuntimeError, ValueError) as e:
-        if not pretrained:
+        net: Any = timm.create_model(name, pretrained=pretrained, num_classes=classes, **built)
+    except Exception as e:  # of a size, whatever the layers stumble on
+        if not pretrained and not built:
             raise
+        if not pretrained:
+            raise EdgeKDError(
+                f"{name} cannot be built for images of {size} pixels ({_first_line(e)}): give "
+                "another --size, or take another network"
+            ) from None
         raise EdgeKDError(
             f"no pretrained weights for {name} ({str(e).splitlines()[0]}): "
             "give a local file with --teacher-weights"
@@ -174,10 +255,17 @@ def teacher(
 
 def _small_head(net: Any) -> None:
     """A new classifier begins near zero: timm's grows as the classes get fewer (loss 2.2 of 3)."""
-    for module in net.get_classifier().modules():
+    for module in (m for head in _classifiers(net) for m in head.modules()):
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.01)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _classifiers(net: Any) -> list[nn.Module]:
+    """The last layers; distilled transformers have two."""
+    found = net.get_classifier()
+    return list(found) if isinstance(found, (tuple, list)) else [found]
 
 
 def _unknown_teacher(name: str, known: list[str]) -> str:
@@ -208,9 +296,9 @@ def _fill(net: Any, state: dict[str, torch.Tensor], source: Path) -> None:
 
         state = checkpoint_filter_fn(state, net)
     own = net.state_dict()
-    head = net.get_classifier()
-    heads = {k for k in own if any(own[k] is p for p in head.state_dict().values())}
-    head_names = {n for n, m in net.named_modules() if m is head}
+    last = _classifiers(net)
+    heads = {k for k in own if any(own[k] is p for m in last for p in m.state_dict().values())}
+    head_names = {n for n, m in net.named_modules() if any(m is x for x in last)}
     heads |= {k for k in own if k.rsplit(".", 1)[0] in head_names}
     usable = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     wrong = [k for k in own if k not in usable and k not in heads]
@@ -316,7 +404,7 @@ def load(artifact: Artifact, layer: str = "") -> Waist:
     if artifact.arch:
         net = build(artifact.arch, classes, mix_bias="feature_mix_layer.conv.bias" in state)
     else:
-        net = classifier(artifact.model, classes)
+        net = classifier(artifact.model, classes, size=artifact.spec.size)
     net.load_state_dict(state)
     return Waist(net, artifact.spec.size, layer).eval()
 

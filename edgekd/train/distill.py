@@ -58,7 +58,8 @@ def teach(
     operating.check(sensitivity)
     training = without_teacher(training)
     torch.manual_seed(seed)
-    net = zoo.classifier(model, len(spec.classes), weights=weights, pretrained=pretrained)
+    net = zoo.classifier(model, len(spec.classes), size=spec.size, weights=weights,
+                         pretrained=pretrained)  # fmt: skip
     start = {"kind": "teacher", "model": model, "role": "teacher", "spec": spec}
     asked = settings(dataset, model, spec, training, seed=seed, weights=weights,
                      pretrained=pretrained)  # fmt: skip
@@ -104,7 +105,7 @@ def distill(
     origin = origin or {}
     if net is None:
         student = zoo.student(arch, len(spec.classes)) if arch else None
-        trained = student or zoo.classifier(name, len(spec.classes))
+        trained = student or zoo.classifier(name, len(spec.classes), size=spec.size)
     else:
         trained = net
         parents |= {k: v for k, v in origin.items() if k in ("supernet", "student")}
