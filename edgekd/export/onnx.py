@@ -69,7 +69,7 @@ def to_onnx(
     name, reference = _reference()
     layer = str(getattr(module, "layer", ""))
     with _making(out, artifact, images) as made:
-        _write_onnx(module, images, made, _metadata(artifact, layer))
+        write(module, images, made, _metadata(artifact, layer))
         expected = expected or outputs(module, images)
         session = reference.load(made / "model.onnx", _cpu(name), "fp32", None)
         metrics = _parity(session, expected, images, tolerance, str(out / "model.onnx"))
@@ -92,9 +92,7 @@ def outputs(module: nn.Module, images: np.ndarray) -> Outputs:
         return Outputs(*(x.numpy() for x in module(torch.from_numpy(images))))
 
 
-def _write_onnx(
-    module: nn.Module, images: np.ndarray, folder: Path, metadata: dict[str, str]
-) -> None:
+def write(module: nn.Module, images: np.ndarray, folder: Path, metadata: dict[str, str]) -> None:
     """model.pt2 and, from the same program, model.onnx: one file, checked, any batch."""
     example = np.resize(images, (2, *images.shape[1:]))  # of one image torch fixes the batch at 1
     with _quiet():

@@ -7,14 +7,16 @@ the reference code's static networks (mit-han-lab/once-for-all), which are the n
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import hashlib
 import http.client
 import json
+import logging
 import re
 import urllib.request
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from edgekd.ofa import spaces
 from edgekd.ofa.supernet import SubNet, Supernet
 from edgekd.records import EdgeKDError, make_folder, sha256, unknown, user_cache, write_atomic
 
+LOG = logging.getLogger(__name__)
 State = Mapping[str, torch.Tensor]
 
 URL = "https://raw.githubusercontent.com/han-cai/files/master/ofa/"
@@ -49,6 +52,14 @@ OLD_NAMES = [  # 2019-20, and the doubled names of elastic layers
     (re.compile(r"\.bn\.bn\."), ".bn."),
     (re.compile(r"^classifier\.(linear\.)*"), "classifier.linear."),
 ]
+AVERAGED = ("state_dict_ema", "model_ema", "params_ema")
+INSIDE = (*AVERAGED, "state_dict", "model_state_dict", "model", "net", "network", "params")
+AROUND = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "student.")
+NO_WEIGHTS = {  # how files begin that are often taken for weights, in small letters
+    b"version https://git-lfs": "a Git LFS pointer, not the file: git lfs pull",
+    b"<!doctype": "a web page, not the file: download the file itself",
+    b"<html": "a web page, not the file: download the file itself",
+}
 HEAD = ("classifier.linear.weight", "classifier.linear.bias")
 
 
@@ -60,28 +71,64 @@ def names() -> list[str]:
 def tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a .safetensors or torch file, on the CPU; nothing in it is ever run.
 
-    `{"state_dict": ...}`, `{"model": ...}` and `module.` around them are taken off. EdgeKDError
-    where the file cannot be read or holds no named tensors.
+    What trainers wrap around them is taken off: `INSIDE`, averaged weights first (as timm does),
+    and `AROUND` where every name begins so. EdgeKDError where the file cannot be read or holds no
+    named tensors.
     """
     try:
         state: Any
-        if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            head = file.read(64)
+        for begin, what in NO_WEIGHTS.items():
+            if head.lstrip().lower().startswith(begin):
+                raise EdgeKDError(f"it is {what}")
+        if head[8:9] == b"{":  # safetensors, whatever it is called: a length, then JSON
             state = safetensors.torch.load_file(path)
         else:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
                 warnings.simplefilter("ignore")
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch raises half a dozen kinds on a file that is not one of its own
+        if code := re.search(r"(?:GLOBAL|global) (\S+)", str(e)):
+            raise EdgeKDError(
+                f"cannot read weights {path}: it holds {code[1].strip('.')}, whose code would have "
+                "to run: save net.state_dict() instead of the whole network"
+            ) from None
         reason = (str(e).splitlines() or [""])[0][:120]
         raise EdgeKDError(f"cannot read weights {path}: {type(e).__name__}: {reason}") from None
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
+    while isinstance(state, dict):
+        inner = next((k for k in INSIDE if isinstance(state.get(k), dict) and state[k]), None)
+        if inner is None:
+            break
+        if inner in AVERAGED:
+            LOG.info("%s: the averaged weights in it (%s) are taken", path, inner)
+        state = state[inner]
     pairs = state.items() if isinstance(state, dict) else ()
-    found = {str(k).removeprefix("module."): v for k, v in pairs if torch.is_tensor(v)}
+    found = {str(k): v for k, v in pairs if torch.is_tensor(v)}
     if not found:
         raise EdgeKDError(f"cannot read weights {path}: no named tensors in it, give a state_dict")
+    while around := next((a for a in AROUND if all(k.startswith(a) for k in found)), None):
+        found = {k.removeprefix(around): v for k, v in found.items()}
     return found
+
+
+def without_prefix(state: State, own: Collection[str], source: Path) -> State:
+    """`state`, or the part of it whose names are those of `own` after one prefix, taken off.
+
+    EdgeKDError where several prefixes hold such a network.
+    """
+    if any(k in state for k in own):
+        return state
+    first = "." + next(iter(own))
+    prefixes = [k[: 1 - len(first)] for k in state if k.endswith(first)]
+    prefixes = [p for p in prefixes if sum(p + k in state for k in own) > len(own) / 2]
+    if len(prefixes) > 1:
+        raise EdgeKDError(
+            f"{source} holds several such networks, by the prefixes {', '.join(sorted(prefixes))}: "
+            "save the state_dict of one"
+        )
+    begin = prefixes[0] if prefixes else ""
+    return {k.removeprefix(begin): v for k, v in state.items() if k.startswith(begin)}
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,7 +104,7 @@ def _gives_its_logits(net: Any, size: tuple[int, int], *, once: bool) -> bool:
         native = getattr(net, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[1:]
         raise EdgeKDError(
             f"{type(net).__name__} does not take images of {height} x {width} pixels "
-            f"({_first_line(e)}): give another --size (it was made for {native[0]}), or take "
+            f"({first_line(e)}): give another --size (it was made for {native[0]}), or take "
             "another network"
         ) from None
     final, _ = _final_and_maps(net, image, once)
@@ -114,7 +116,7 @@ def _gives_its_logits(net: Any, size: tuple[int, int], *, once: bool) -> bool:
     return logits.shape == expected.shape and bool((logits - expected).abs().max() <= least)
 
 
-def _first_line(e: Exception) -> str:
+def first_line(e: Exception) -> str:
     """The kind of an error and the beginning of what it says."""
     words = str(e).strip().partition("\n")[0][:100]
     return f"{type(e).__name__}: {words}" if words else type(e).__name__
@@ -239,7 +241,7 @@ def teacher(
             raise
         if not pretrained:
             raise EdgeKDError(
-                f"{name} cannot be built for images of {size} pixels ({_first_line(e)}): give "
+                f"{name} cannot be built for images of {size} pixels ({first_line(e)}): give "
                 "another --size, or take another network"
             ) from None
         raise EdgeKDError(
@@ -288,14 +290,15 @@ EFFICIENTNET_PYTORCH = [
 
 def _fill(net: Any, state: dict[str, torch.Tensor], source: Path) -> None:
     """Load `state` into `net`; only a classifier of another size may stay as it is initialised."""
+    state = dict(checkpoints.without_prefix(state, net.state_dict(), source))
     if "_conv_stem.weight" in state:
         state = _rename_efficientnet(state, net)
-    if "head.weight" in state and type(net).__name__ == "SwinTransformer":
-        # The authors' names, of Swin and AutoFormerV2 (S3): a stage ends with what timm's begins.
-        from timm.models.swin_transformer import checkpoint_filter_fn
-
-        state = checkpoint_filter_fn(state, net)
     own = net.state_dict()
+    if any(k not in state or own[k].shape != state[k].shape for k in own):
+        # The authors' names, such as AutoFormerV2's (S3), and positions of another size of image.
+        as_timms = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+        with contextlib.suppress(Exception):  # of other names than these it raises anything
+            state = as_timms(state, net) if as_timms else state
     last = _classifiers(net)
     heads = {k for k in own if any(own[k] is p for m in last for p in m.state_dict().values())}
     head_names = {n for n, m in net.named_modules() if any(m is x for x in last)}
@@ -427,12 +430,17 @@ def without_colour(net: nn.Module, spec: Spec) -> None:
         stem.weight.copy_(torch.einsum("dc,ockl->odkl", onto, stem.weight))
 
 
+def weights_of(net: nn.Module) -> bytes:
+    """A network's tensors as safetensors."""
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in net.state_dict().items()}
+    return safetensors.torch.save(state)
+
+
 def save_weights(net: nn.Module, path: Path) -> None:
-    """Write a network's tensors as safetensors, whole or not at all."""
+    """Write `weights_of` a network, whole or not at all."""
     from edgekd.records import write_atomic
 
-    state = {k: v.detach().cpu().contiguous().clone() for k, v in net.state_dict().items()}
-    write_atomic(path, safetensors.torch.save(state))
+    write_atomic(path, weights_of(net))
 
 
 def count(net: nn.Module, size: tuple[int, int]) -> tuple[int, int]:

@@ -30,7 +30,7 @@ from edgekd.records import (
     untracked,
     versions,
 )
-from edgekd.train import distributed, qat
+from edgekd.train import distributed, preflight, qat
 from edgekd.train.guided import Guide
 from edgekd.train.loop import CHECKPOINT, Loss, as_session, classifier_judge, train
 from edgekd.train.losses import Wanted, hybrid, wanted
@@ -321,8 +321,9 @@ def _run(
     sensitivity: float | None = None,
 ) -> Artifact:
     """Train (or go on training), keep the best network, judge it once on the test split."""
-    make_folder(out)
     spec: Spec = start["spec"]
+    own = start["role"] == "student" and not start.get("arch")  # sub-nets are known to export
+    preflight.check(net, spec, out, exported=own)
     labels = np.array([s.label for s in dataset.splits["train"]])
     images = view(dataset.splits["train"], spec, training, seed, track)
     val = dataset.splits["val"]

@@ -35,6 +35,7 @@ from edgekd.records import (
     untracked,
     versions,
 )
+from edgekd.train import preflight
 from edgekd.train.distill import Hybrid, asked_of, parents_of, settings
 from edgekd.train.loop import CHECKPOINT, Judge, Loss, classifier_judge, train
 from edgekd.train.losses import hybrid
@@ -207,6 +208,10 @@ def shrink(
         resolutions=resolutions, start=start, schedule=schedule, teachers=teachers, layers=layers,
         seed=seed,
     )  # fmt: skip
+    for end, side in (("min", min(resolutions)), ("max", spec.size[0])):
+        at_size = spec.model_copy(update={"size": (side, side)})
+        subnet = net.extract(spaces.uniform(net.space, end, side))
+        preflight.check(subnet, at_size, out, exported=False)
     samples = dataset.splits["train"]
     labels = np.array([s.label for s in samples])
     images = view(samples, spec, training, seed, track)

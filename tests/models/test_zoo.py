@@ -1,5 +1,7 @@
 """Teachers by name and from checkpoints, the waist's layouts, and counting."""
 
+import argparse
+
 import numpy as np
 import pytest
 import safetensors.torch
@@ -75,10 +77,144 @@ def test_intermediates_that_the_head_does_not_want_cost_a_second_pass():
 def test_tokens_are_laid_out_row_by_row():
     net = timm.create_model("vit_tiny_patch16_224", num_classes=3).eval()
     tokens = torch.arange(1 + 6).reshape(1, 7, 1).float()
-    with pytest.raises(EdgeKDError, match="6 tokens: not a square grid"):
-        zoo._as_nchw(net, tokens)
-    grid = zoo._as_nchw(net, torch.arange(10).reshape(1, 10, 1).float())
+    with pytest.raises(EdgeKDError, match="6 tokens, not a square grid"):
+        zoo._as_nchw(net, tokens, [])
+    grid = zoo._as_nchw(net, torch.arange(10).reshape(1, 10, 1).float(), [])
     np.testing.assert_array_equal(grid[0, 0], np.arange(1, 10).reshape(3, 3))
+
+
+def test_tokens_before_those_of_the_grid_are_no_places():
+    tokens = torch.arange(2.0 * 5 * 3).view(2, 5, 3)  # a class token that nothing counts
+    found = zoo._as_nchw(object(), tokens, [torch.zeros(2, 3, 2, 2)])
+    assert torch.equal(found, tokens[:, 1:].transpose(1, 2).reshape(2, 3, 2, 2))
+    with pytest.raises(EdgeKDError, match="5 tokens, not a square grid"):
+        zoo._as_nchw(object(), tokens, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "head"),
+    [
+        ("deit_tiny_distilled_patch16_224", 64, (192, 4, 4)),  # two classifiers
+        ("levit_128s", 64, (384, 1, 1)),  # classifiers with batch norm
+        ("volo_d1_224", 64, (384, 4, 4)),  # a class token that timm does not count
+        ("crossvit_tiny_240", 240, (192, 14, 14)),  # two branches
+        ("test_vit", 96, (64, 6, 6)),  # built for 160 pixels
+    ],
+)
+def test_networks_of_other_makes_are_explained_at_a_size(name, side, head):
+    size = (side, side)
+    net = zoo.classifier(name, 3, size=size).eval()
+    waist = zoo.Waist(net, size).eval()
+    image = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits, features = waist(image)
+        expected = net(image)
+    assert waist.shapes["head"] == head
+    assert features.shape[0] == 2
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "side"), [("vit_tiny_patch16_224", 64), ("halonet26t", 100)])
+def test_a_size_that_a_network_does_not_take_is_one_line(name, side):
+    net = zoo.classifier(name, 3).eval()
+    with pytest.raises(EdgeKDError, match=rf"does not take images of {side} x {side} pixels") as e:
+        zoo.Waist(net, (side, side))
+    assert "\n" not in str(e.value)
+
+
+class Elsewhere(nn.Module):
+    """Its head is given another thing than its last features."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = timm.create_model("resnet10t", num_classes=3)
+
+    def forward(self, x):
+        return self.net(x.flip(3)) + 1
+
+    def forward_features(self, x):
+        return self.net.forward_features(x)
+
+    def forward_head(self, x):
+        return self.net.forward_head(x)
+
+
+def test_maps_that_are_not_what_the_network_answers_by_are_refused():
+    with pytest.raises(EdgeKDError, match="answers otherwise than the head on its last feature"):
+        zoo.Waist(Elsewhere(), (32, 32))
+
+
+def prefixed(state, *prefixes):
+    return {p + k: v for p in prefixes for k, v in state.items()}
+
+
+FORMS = {
+    "ddp": lambda s: prefixed(s, "module."),
+    "compiled": lambda s: prefixed(s, "_orig_mod."),
+    "both": lambda s: prefixed(s, "_orig_mod.module."),
+    "lightning": lambda s: {"state_dict": prefixed(s, "model.") | {"loss.weight": torch.ones(2)},
+                            "epoch": 3},
+    "tutorial": lambda s: {"model_state_dict": s, "optimizer_state_dict": {}, "epoch": 3},
+    "averaged": lambda s: {"state_dict": {k: v + 1 for k, v in s.items()}, "state_dict_ema": s},
+    "arguments": lambda s: {"model": s, "args": argparse.Namespace(lr=0.1)},
+    "half": lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()},
+    "a part": lambda s: prefixed(s, "encoder.trunk.") | {"decoder.weight": torch.ones(1)},
+    "nested": lambda s: {"model": {"state_dict": s}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_checkpoint_as_people_have_it(form, tmp_path):
+    torch.manual_seed(0)
+    state = timm.create_model("resnet10t", num_classes=2).state_dict()
+    torch.save(FORMS[form](state), tmp_path / "w.pth")
+    net = zoo.teacher("resnet10t", 2, weights=tmp_path / "w.pth")
+    for key, value in net.state_dict().items():
+        torch.testing.assert_close(value, state[key], rtol=1e-3, atol=1e-3)
+
+
+def test_two_networks_in_a_checkpoint_are_named(tmp_path):
+    state = timm.create_model("resnet10t", num_classes=2).state_dict()
+    torch.save(prefixed(state, "teacher.", "student."), tmp_path / "w.pth")
+    with pytest.raises(EdgeKDError, match=r"several such networks, .* student\., teacher\.: save"):
+        zoo.teacher("resnet10t", 2, weights=tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git LFS pointer"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "a web page"),
+        (b"", "EOFError"),
+        (b"PK\x03\x04 cut off", "cannot read weights"),
+    ],
+)
+def test_what_is_no_checkpoint_is_one_line(content, said, tmp_path):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(EdgeKDError, match=said) as e:
+        zoo.teacher("resnet10t", 2, weights=tmp_path / "w.pth")
+    assert "\n" not in str(e.value)
+
+
+def test_a_whole_network_is_not_run(tmp_path):
+    torch.save(timm.create_model("resnet10t", num_classes=2), tmp_path / "w.pt")
+    with pytest.raises(EdgeKDError, match=r"it holds timm\.models\.resnet\.ResNet, whose code"):
+        zoo.teacher("resnet10t", 2, weights=tmp_path / "w.pt")
+
+
+def test_safetensors_of_any_name_are_read(tmp_path):
+    state = timm.create_model("resnet10t", num_classes=2).state_dict()
+    safetensors.torch.save_file(state, tmp_path / "w.pth")
+    net = zoo.teacher("resnet10t", 2, weights=tmp_path / "w.pth")
+    assert torch.equal(net.state_dict()["fc.weight"], state["fc.weight"])
+
+
+def test_positions_of_another_size_are_resampled(tmp_path):
+    whole = timm.create_model("test_vit", num_classes=3)  # 160 pixels
+    torch.save(whole.state_dict(), tmp_path / "w.pth")
+    net = zoo.teacher("test_vit", 3, size=(96, 96), weights=tmp_path / "w.pth")
+    assert torch.equal(net.blocks[0].attn.qkv.weight, whole.blocks[0].attn.qkv.weight)
+    assert net.pos_embed.shape[1] < whole.pos_embed.shape[1]
 
 
 def test_a_student_is_explained_where_the_grid_is_fine_enough():
