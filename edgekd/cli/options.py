@@ -210,7 +210,9 @@ LeakageOption = Annotated[
 SizeOption = Annotated[
     int | None, typer.Option("--size", min=32, max=1024, help="Pixels a side. [default: profile's]")
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Fixes the result on a CPU.")]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, max=2**32 - 1, help="Fixes the result on a CPU.")
+]
 KeyOption = Annotated[
     Path | None, typer.Option("--key", help="Public key that must have signed the bundle.")
 ]
