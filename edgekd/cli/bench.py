@@ -31,11 +31,13 @@ def bench(
     ] = None,
     seconds: Annotated[
         float,
-        typer.Option("--seconds", min=0.1, help="Of calls of each file, unless p99 can be told."),
+        typer.Option("--seconds", min=0.1, max=3600,
+                     help="Of calls of each file, unless p99 can be told."),
     ] = 10,
     duration: Annotated[
         float | None,
-        typer.Option("--duration", min=1, help="Seconds of calls of each, all of them: is it the "
+        typer.Option("--duration", min=1, max=86_400,
+                     help="Seconds of calls of each, all of them: is it the "
                      "same when the device is warm?"),
     ] = None,
     quick: Annotated[
@@ -51,12 +53,14 @@ def bench(
     ] = None,
     rounds: Annotated[
         int,
-        typer.Option("--rounds", min=1, help="With --against: processes of each file; of two "
+        typer.Option("--rounds", min=1, max=1000,
+                     help="With --against: processes of each file; of two "
                      "files up to five times as many, where they do not decide."),
     ] = 5,
     tolerance: Annotated[
         float | None,
-        typer.Option("--tolerance", min=0, help="With --against: percent slower that is allowed. "
+        typer.Option("--tolerance", min=0, max=1e6,
+                     help="With --against: percent slower that is allowed. "
                      "[default: 5, or 10 beside a timing.json]"),
     ] = None,
     host: Annotated[

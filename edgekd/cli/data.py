@@ -73,9 +73,14 @@ def profiles_calibrate(
         str | None, typer.Option("--precision", help="[default: the profile's first]")
     ] = None,
     size: SizeOption = None,
-    classes: Annotated[int, typer.Option("--classes", min=2, help="Of the classifier.")] = 3,
+    classes: Annotated[
+        int, typer.Option("--classes", min=2, max=10_000, help="Of the classifier.")
+    ] = 3,
     nets: Annotated[
-        int, typer.Option("--nets", min=20, help="Whole sub-nets, to correct the sum of blocks.")
+        int,
+        typer.Option(
+            "--nets", min=20, max=10_000, help="Whole sub-nets, to correct the sum of blocks."
+        ),
     ] = 60,
     export: Annotated[
         Path | None, typer.Option("--export", help="Also write the table here, to travel.")
@@ -174,7 +179,9 @@ def data_prepare(
 @command(data_app, "phantoms")
 def data_phantoms(
     folder: Annotated[Path, typer.Argument(help="a new folder")],
-    per_class: Annotated[int, typer.Option("--per-class", min=3, help="Images a class.")] = 120,
+    per_class: Annotated[
+        int, typer.Option("--per-class", min=3, max=100_000, help="Images a class.")
+    ] = 120,
     size: Annotated[int, typer.Option("--size", min=32, max=1024, help="Pixels a side.")] = 96,
     marker: Annotated[
         float,

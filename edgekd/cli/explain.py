@@ -27,7 +27,9 @@ def explain(
     *,
     images: Annotated[
         int | None,
-        typer.Option("--images", min=4, help="Test images, by class. [default: the profile's]"),
+        typer.Option(
+            "--images", min=4, max=1_000_000, help="Test images, by class. [default: the profile's]"
+        ),
     ] = None,
     variant: Annotated[
         str, typer.Option("--variant", help="evidence, published, grad-cam or torchcam.")
@@ -38,7 +40,9 @@ def explain(
     ] = False,
     layers: Annotated[
         int,
-        typer.Option("--layers", min=0, help="Images shown layer by layer in the report."),
+        typer.Option(
+            "--layers", min=0, max=10_000, help="Images shown layer by layer in the report."
+        ),
     ] = 0,
     runs: RunsOption = RUNS,
     run: RunOption = None,
@@ -68,7 +72,9 @@ def explain(
 def report(
     profile: ProfileOption = None,
     *,
-    cases: Annotated[int, typer.Option("--cases", min=1, help="Images in the gallery.")] = 12,
+    cases: Annotated[
+        int, typer.Option("--cases", min=1, max=10_000, help="Images in the gallery.")
+    ] = 12,
     no_images: Annotated[
         bool, typer.Option("--no-images", help="Leave every picture out; the numbers stay.")
     ] = False,

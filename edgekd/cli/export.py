@@ -35,18 +35,23 @@ def quantize(
         str | None, typer.Option("--method", help="Of that engine, such as percentile.")
     ] = None,
     calibration_images: Annotated[
-        int, typer.Option("--calibration-images", min=8, help="From the training split.")
+        int,
+        typer.Option("--calibration-images", min=8, max=100_000, help="From the training split."),
     ] = 300,
     qat: Annotated[
-        int, typer.Option("--qat", min=0, help="Epochs of training that feels INT8, before.")
+        int,
+        typer.Option("--qat", min=0, max=10_000,
+                     help="Epochs of training that feels INT8, before."),
     ] = 0,
     max_drop: Annotated[
-        float, typer.Option("--max-drop", min=0, help="Points of balanced accuracy; else exit 3.")
+        float,
+        typer.Option("--max-drop", min=0, max=100,
+                     help="Points of balanced accuracy; else exit 3."),
     ] = 1.0,
     seconds: Annotated[
         float | None,
-        typer.Option("--seconds", min=0.1, help="Of calls of each candidate in each of 3 rounds. "
-                     "[default: 2]"),
+        typer.Option("--seconds", min=0.1, max=3600, help="Of calls of each candidate in each of "
+                     "3 rounds. [default: 2]"),
     ] = None,
     runs: RunsOption = RUNS,
     run: RunOption = None,
@@ -98,7 +103,7 @@ def export(
     ] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option("--tolerance", min=0, help="Largest error of an output, relative."),
+        typer.Option("--tolerance", min=0, max=1e6, help="Largest error of an output, relative."),
     ] = None,
     profile: ProfileOption = None,
     runs: RunsOption = RUNS,

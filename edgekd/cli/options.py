@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 import logging
+import math
 import os
 import shlex
 import sys
@@ -81,6 +82,9 @@ def command(
         parameters = [p for p in parameters if p not in last] + last
 
         def called(config: None = None, **given: Any) -> None:  # noqa: ARG001 it was read before
+            for name, value in given.items():
+                if isinstance(value, float) and not math.isfinite(value):  # no limit sees a NaN
+                    raise _not_a_number(name, value)
             for group, kind in groups.items():
                 values = {field: given.pop(field) for field in kind.model_fields}
                 values = {k: v for k, v in values.items() if v is not None}
@@ -96,6 +100,12 @@ def command(
         return function
 
     return register
+
+
+def _not_a_number(name: str, value: float) -> EdgeKDError:
+    from edgekd.records import EdgeKDError
+
+    return EdgeKDError(f"--{name.replace('_', '-')} takes a finite number, got {value}")
 
 
 class _Lines(logging.Handler):
@@ -210,7 +220,9 @@ LeakageOption = Annotated[
 SizeOption = Annotated[
     int | None, typer.Option("--size", min=32, max=1024, help="Pixels a side. [default: profile's]")
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Fixes the result on a CPU.")]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, max=2**32 - 1, help="Fixes the result on a CPU.")
+]
 KeyOption = Annotated[
     Path | None, typer.Option("--key", help="Public key that must have signed the bundle.")
 ]

@@ -76,8 +76,8 @@ def _takes(kind: Any, told: Any) -> str:
     last = get_args(inner[0])[0] if many else inner[0]
     word = {"bool": "flag", "str": "text", "Path": "path", "int": "integer", "float": "number"}
     found = word[last.__name__] + (", repeatable" if many else "")
-    low = "" if told.min is None else f"{told.min:g} ≤ "
-    high = "" if told.max is None else f" ≤ {told.max:g}"
+    low = "" if told.min is None else f"{told.min} ≤ "
+    high = "" if told.max is None else f" ≤ {told.max}"
     return f"{found}, {low}x{high}" if low or high else found
 
 

@@ -48,7 +48,7 @@ def _take(path: Path, file: Path, stack: contextlib.ExitStack) -> None:
             stack.enter_context(lock.acquire(timeout=0))
         except Timeout:
             LOG.warning("another edgekd is at work on %s: waiting until it is done", path)
-            stack.enter_context(lock.acquire(timeout=-1, poll_interval=0.3))
+            stack.enter_context(lock.acquire(timeout=-1, poll_interval=0.1))
     except OSError as e:
         if e.errno not in READ_ONLY:
             raise EdgeKDError(

@@ -14,13 +14,16 @@ from pydantic import Field, field_validator
 
 from edgekd.records.errors import EdgeKDError
 from edgekd.records.store import Record
-from edgekd.records.training import Training
+from edgekd.records.training import MOST_EPOCHS, Training
 
 RUNS = Path("runs")
 INTENDED = (
     "Research use. Not a medical device: not for diagnosis, and not for any decision about a "
     "patient."
 )
+
+
+LARGEST_SEED = 2**32 - 1  # that scikit-learn and numpy take
 
 
 class Options(Record):
@@ -57,7 +60,7 @@ class DataOptions(Options):
         None, "Pixels a side. [default: the profile's; teach: 128]", least=32, most=1024
     )
     resize: str = option("stretch", "stretch, crop or pad.")
-    seed: int = option(0, "Fixes the result on a CPU.")
+    seed: int = option(0, "Fixes the result on a CPU.", least=0, most=LARGEST_SEED)
 
 
 class TeacherOptions(Options):
@@ -70,10 +73,12 @@ class TeacherOptions(Options):
     teacher_weights: Path | None = option(None, "Local checkpoint to start it from.")
     pretrained: bool = option(False, "Teacher's weights from the hub (network).")
     no_teacher: bool = option(False, "Labels alone: the baseline to compare with.")
-    teacher_epochs: int | None = option(None, "If it must be taught first.", least=1)
+    teacher_epochs: int | None = option(
+        None, "If it must be taught first.", least=1, most=MOST_EPOCHS
+    )
     alpha_hard: float | None = option(None, "Weight of the labels. [default: 0.3]", least=0, most=1)
     temperature: float | None = option(
-        None, "Of the soft targets. [default: 4]", "--temperature", "-T", least=0.01
+        None, "Of the soft targets. [default: 4]", "--temperature", "-T", least=0.01, most=1000
     )
 
 
@@ -96,8 +101,10 @@ class StudentOptions(Options):
         "Trained alone: a named OFA sub-net, a folder with one, five-convolutions, a timm name, or "
         "NAME:K, its first K stages.",
     )
-    shrink_epochs: int | None = option(None, "If the supernet must be shrunk first.", least=1)
-    finalists: int = option(1, "Sub-nets of the front to distil and compare.", least=1)
+    shrink_epochs: int | None = option(
+        None, "If the supernet must be shrunk first.", least=1, most=MOST_EPOCHS
+    )
+    finalists: int = option(1, "Sub-nets of the front to distil and compare.", least=1, most=1000)
     layer: str = option(
         "auto",
         "That is explained: auto (by one rule for teacher and student, on validation images), "
@@ -122,11 +129,13 @@ class SearchOptions(Options):
 
     PANEL: ClassVar[str] = "Search"
     supernet: Path | None = option(None, "A folder that edgekd shrink wrote.")
-    subnets: int = option(60, "To evaluate at random; then as many of the fronts.", least=20)
-    generations: int = option(500, "At most, of 100 sub-nets each.", least=1)
-    measure: int = option(6, "Sub-nets of the front to time for real.", least=0)
+    subnets: int = option(
+        60, "To evaluate at random; then as many of the fronts.", least=20, most=100_000
+    )
+    generations: int = option(500, "At most, of 100 sub-nets each.", least=1, most=100_000)
+    measure: int = option(6, "Sub-nets of the front to time for real.", least=0, most=1000)
     estimate: bool = option(False, "Latency from the profile's stated peak: measure nothing.")
-    give_up: float = option(0.0, "Points of accuracy, for a faster student.", least=0)
+    give_up: float = option(0.0, "Points of accuracy, for a faster student.", least=0, most=100)
     prior: Path | None = option(None, "OFA's acc_predictor.pth: what it says is learnt from, too.")
 
 
@@ -135,10 +144,13 @@ class TrainOptions(Options):
 
     PANEL: ClassVar[str] = "Training"
     epochs: int | None = option(
-        None, "Passes over the data. [default: 30; from learnt weights 8, a student 12]", least=1
+        None,
+        "Passes over the data. [default: 30; from learnt weights 8, a student 12]",
+        least=1,
+        most=MOST_EPOCHS,
     )
-    lr: float | None = option(None, "Peak. [default: 0.002; a pretrained teacher 0.0007]")
-    batch: int | None = option(None, "Images a step. [default: 32]", least=2)
+    lr: float | None = option(None, "Peak. [default: 0.002; a pretrained teacher 0.0007]", most=100)
+    batch: int | None = option(None, "Images a step. [default: 32]", least=2, most=65_536)
     settings: tuple[str, ...] = option(
         (), "A training setting, NAME=VALUE; repeatable. See README.", "--set"
     )

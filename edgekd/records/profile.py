@@ -45,7 +45,7 @@ class Profile(Record):
     student: str = ""  # a named sub-net, trained alone; empty: searched for in the supernet
     resolutions: tuple[Resolution, ...] = Field(default=(128,), min_length=1)  # pixels a side
     static_batch: bool = False  # the runtime wants a fixed batch dimension
-    threads: int = Field(default=0, ge=0)  # 0: the runtime chooses
+    threads: int = Field(default=0, ge=0, le=1024)  # 0: the runtime chooses
     hint: Literal["latency", "throughput"] = "latency"  # throughput: many images, in streams
     options: dict[str, str | int | float | bool] = {}  # passed to the runtime as they are
     peak_gflops: float | None = Field(default=None, gt=0)  # at its fastest precision; 1 MAC = 2

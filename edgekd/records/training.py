@@ -13,30 +13,39 @@ AUGMENTATION = ("hflip", "vflip", "warp", "rotate_deg", "translate", "zoom", "br
                 "contrast", "noise")  # fmt: skip  # fmt: skip
 
 
+MOST_EPOCHS = 100_000
+
+
 class Training(Record):
     """How a network is trained: every setting of the one training loop."""
 
-    epochs: int = Field(default=30, ge=1)
-    batch: int = Field(default=32, ge=2)
+    epochs: int = Field(default=30, ge=1, le=MOST_EPOCHS)
+    batch: int = Field(default=32, ge=2, le=65_536)
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = Field(default=2e-3, gt=0)  # peak
-    weight_decay: float = Field(default=0.02, ge=0)
-    warmup_epochs: float = Field(default=1.0, ge=0)
+    lr: float = Field(default=2e-3, gt=0, le=100)  # peak
+    weight_decay: float = Field(default=0.02, ge=0, le=100)
+    warmup_epochs: float = Field(default=1.0, ge=0, le=MOST_EPOCHS)
     precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: what a short measurement prefers
     compile: bool = False  # torch.compile
     int8: bool = False  # convolutions and linear layers see and have 8-bit values meanwhile
     alpha_hard: float = Field(
         default=0.3, ge=0, le=1
     )  # weight of the labels; 1 - alpha_hard: the teacher
-    temperature: float = Field(default=4.0, gt=0)
+    temperature: float = Field(default=4.0, gt=0, le=1000)
     t_squared: bool = True  # soft loss times T^2 (Hinton et al. 2015); the papers do not say
     views: int = Field(
-        default=8, ge=0
+        default=8, ge=0, le=10_000
     )  # augmentations of an image, taken in turn; a teacher sees each once. 0: new every epoch
     teachers: str = Field(default="equal", pattern=TEACHERS)  # how several count
-    attention: float = Field(default=0.0, ge=0)  # weight of the teacher's spatial attention
-    features: float = Field(default=0.0, ge=0)  # weight of the likeness of images to each other
-    masked: float = Field(default=0.0, ge=0)  # weight of the teacher's answers to masked images
+    attention: float = Field(
+        default=0.0, ge=0, le=1000
+    )  # weight of the teacher's spatial attention
+    features: float = Field(
+        default=0.0, ge=0, le=1000
+    )  # weight of the likeness of images to each other
+    masked: float = Field(
+        default=0.0, ge=0, le=1000
+    )  # weight of the teacher's answers to masked images
     masked_share: float = Field(
         default=0.5, gt=0, le=1
     )  # of a batch's images, shown masked as well
@@ -44,12 +53,12 @@ class Training(Record):
     guided: float = Field(default=0.0, ge=0)  # teach: weight of answers with the organ, and without
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     class_weights: bool = False  # the labels' loss as if all classes were equally frequent
-    mixup: float = Field(default=0.0, ge=0)  # of Beta(mixup, mixup); 0: off
-    cutmix: float = Field(default=0.0, ge=0)  # the same, for rectangles
+    mixup: float = Field(default=0.0, ge=0, le=1000)  # of Beta(mixup, mixup); 0: off
+    cutmix: float = Field(default=0.0, ge=0, le=1000)  # the same, for rectangles
     ask_mixed: bool = False  # teachers see the mixed images; off: their answers are mixed instead
     ema: float = Field(default=0.99, ge=0, lt=1)  # decay a step of the averaged weights; 0: off
     patience: int = Field(
-        default=0, ge=0
+        default=0, ge=0, le=MOST_EPOCHS
     )  # epochs without a better validation loss; 0: never stop early
     balanced: bool = False  # draw classes equally often
     hflip: bool = False  # off: it turns a left lung into a right one

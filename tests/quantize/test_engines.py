@@ -1,5 +1,10 @@
 """Every engine passes the same tests. A new file in edgekd/quantizers needs no edit here."""
 
+import errno
+import os
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import pytest
@@ -13,7 +18,7 @@ from edgekd.export import onnx as export
 from edgekd.models import zoo
 from edgekd.quantize import engines, ptq
 from edgekd.quantize.engines import NARROW
-from edgekd.records import EdgeKDError, Profile
+from edgekd.records import EdgeKDError, NoRoom, Profile
 
 WAYS = [
     pytest.param(name, method, marks=() if method == NARROW else INT8)
@@ -200,3 +205,30 @@ def test_int8_of_another_engine_is_compared_in_the_runtime_that_it_is_for(tmp_pa
                    for r, a in (("onnxruntime", made), ("openvino", ir)))  # fmt: skip
     apart = np.abs(there(pictures()).features - here(pictures()).features).max()
     assert export.TOLERANCE["int8"] < apart < export.ELSEWHERE
+
+
+@pytest.mark.parametrize("engine", ["nncf", "ort"])
+def test_no_room_is_not_the_engines_fault(exported, tmp_path, monkeypatch, engine):  # noqa: F811
+    def refused(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", refused)  # asked for before OpenVINO writes
+        patch.setattr(os, "fsync", refused)
+        with pytest.raises(NoRoom, match="there is no room"):
+            small(engine, exported[1], tmp_path)
+    assert not list(tmp_path.rglob("model.*"))
+    assert small(engine, exported[1], tmp_path).precision == "int8"
+
+
+def test_engines_need_no_home_and_leave_nothing_in_it(tmp_path):
+    """As in a container: a user that is in no list, or whose home is not there."""
+    nobody = "import os, pwd; os.environ.pop('HOME'); pwd.getpwuid = {}.__getitem__; "
+    asks = (
+        "from edgekd.quantize import engines; engines.get('inc'); print(engines.get('nncf').KIND)"
+    )
+    for code, home in ((nobody + asks, ""), (asks, str(tmp_path)), (asks, str(tmp_path / "none"))):
+        made = subprocess.run([sys.executable, "-c", code], env=os.environ | {"HOME": home},
+                              capture_output=True, text=True, check=False)  # fmt: skip
+        assert (made.returncode, made.stdout) == (0, "openvino\n"), made.stderr
+    assert not list(tmp_path.iterdir())

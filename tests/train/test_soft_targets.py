@@ -1,6 +1,9 @@
 """Teachers are asked once for a view of the images, and what they said is replayed."""
 
+import errno
 import json
+from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from edgekd.data import augment
 from edgekd.data.augment import view
 from edgekd.models import zoo
 from edgekd.ofa import supernet
-from edgekd.records import EdgeKDError, Spec, Training
+from edgekd.records import EdgeKDError, NoRoom, Spec, Training
 from edgekd.train import distill, loop, losses, soft_targets
 from edgekd.train.soft_targets import Targets, attention
 
@@ -102,6 +105,59 @@ def test_stopped_in_the_middle_it_asks_for_the_rest(dataset, spec, teacher, tmp_
     assert sum(asked) == len(dataset.splits["train"]) - 16
     everyone = np.arange(len(dataset.splits["train"]))
     assert torch.equal(again.of(0, everyone, None).logits, whole.of(0, everyone, None).logits)
+
+
+def test_two_that_begin_at_once_are_as_if_each_were_alone(dataset, spec, teacher, tmp_path):
+    """One has seen that nothing is there; meanwhile the other makes the arrays and fills them."""
+    first, images = said(dataset, spec, teacher, tmp_path, **HINTS)
+    second, _ = said(dataset, spec, teacher, tmp_path, **HINTS)
+    shapes = second._shapes
+
+    def slow():
+        first.begin(0)
+        return shapes()
+
+    second._shapes = slow
+    second.begin(0)
+    every = np.arange(len(dataset.splits["train"]))
+    with torch.inference_mode():
+        right = zoo.load(teacher).net(images(spec.size, 0, every))
+    for each in (first, second):
+        torch.testing.assert_close(each.of(0, every, None).logits, right, atol=1e-4, rtol=1e-4)
+
+
+def test_whoever_comes_second_finds_the_answers(dataset, spec, teacher, tmp_path, asked):
+    found = [said(dataset, spec, teacher, tmp_path)[0] for _ in range(3)]
+    threads = [Thread(target=each.begin, args=(0,)) for each in found]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(asked) <= len(dataset.splits["train"]) + len(found)  # and one each for the shapes
+    answers = [each.of(0, np.arange(9), None).logits for each in found]
+    assert torch.equal(answers[0], answers[1])
+    assert torch.equal(answers[0], answers[2])
+    assert answers[0].any()
+
+
+def test_answers_without_room_are_one_line_and_go_on(dataset, spec, teacher, tmp_path, monkeypatch):
+    found, _ = said(dataset, spec, teacher, tmp_path, **HINTS)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.posix_fallocate", no_room)
+        with pytest.raises(NoRoom, match="there is no room"):
+            found.begin(0)
+    assert not list(tmp_path.glob("targets-*"))  # the room that they took is free again
+    found.begin(0)
+    # A file system that promised room and has none: the error comes of the write, and no SIGBUS.
+    Path(found.folder / "logits.npy").unlink()
+    Path(found.folder / "logits.npy").symlink_to("/dev/full")
+    with pytest.raises(NoRoom, match="there is no room"):
+        found.begin(1)
+    assert not found._arrays["done"][1].any()
+
+
+def no_room(*args):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_damaged_array_is_told(dataset, spec, teacher, tmp_path):
