@@ -123,8 +123,8 @@ def _bytes(name: str) -> bytes:
 
 
 def _plain(label: str) -> str:
-    """A class's name as a part of a file's name."""
-    return "".join(c if c.isalnum() else "_" for c in label)
+    """A class's name, or its beginning, as a part of a file's name."""
+    return "".join(c if c.isalnum() else "_" for c in label)[:50]
 
 
 @command(app)

@@ -24,9 +24,10 @@ _LITTER = re.compile(
     r"thumbs\.db|ehthumbs|desktop\.ini$|icon\r$|"
     r"(__macosx|__pycache__|resource\.frk|lost\+found|system volume information|"
     r"\$recycle\.bin|recycle[rd]|found\.\d{3}|network trash folder|temporary items|"
-    r"thevolumesettingsfolder|[@#]recycle|@eadir|@tmp|[#~]snapshot|@recently-snapshot)$|"
+    r"thevolumesettingsfolder|[@#]recycle|@eadir|@tmp|[#~]snapshot|@recently-snapshot|"
+    r"@appdata|@sharebin|\$extend|lost\.dir|msocache)$|"
     r".*(~|:zone\.identifier|@syno\w+|\.(part|partial|filepart|crdownload|download|opdownload|"
-    r"tmp|temp|bak|orig|sw[op]|icloud|lnk))$"
+    r"aria2|!ut|!qb|sb-\w{8}-\w{6}|tmp|temp|bak|orig|sw[op]|icloud|lnk))$"
 )
 
 
@@ -79,6 +80,14 @@ def walk(folder: Path) -> Listing:
         other += here.other
         passed += here.passed + len(here.folders) - len(fresh)
     return Listing([], sorted(images), other, passed)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file; a name that no file system takes is none, and no error."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def is_litter(name: str) -> bool:

@@ -51,7 +51,7 @@ def find(root: Path, log: Log) -> Found:
 def _unwrapped(folder: Path, log: Log) -> Path:
     """`folder`, or the one that it wraps alone: archives are often unpacked into such a one."""
     while True:
-        inside = [p for p in _visible(folder) if p.name.lower() not in OWN_FILES]
+        inside = [p for p in _visible(folder) if p.is_dir() or files.is_image(p)]
         lone = inside[0] if len(inside) == 1 else folder
         if folder.resolve().is_relative_to(lone.resolve()) or not lone.is_dir() or _split(lone):
             return folder

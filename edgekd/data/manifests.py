@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import posixpath
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +18,10 @@ from edgekd.records import read_text
 SUFFIXES = (".csv", ".tsv", ".parquet")
 SPLIT_OF = {"train": "train", "training": "train", "val": "val", "valid": "val"}
 SPLIT_OF |= {"validation": "val", "test": "test", "testing": "test"}
-PATH = ("path", "file")  # a column's names, the first one there counts
+# A column's names, the first one there counts; as `read` has them: `Patient ID` is patient_id.
+PATH = ("path", "file", "filename", "file_name", "image", "image_path", "image_file")
 LABEL = ("label", "class")
-GROUP = ("patient_id", "group", "tile_cluster")
+GROUP = ("patient_id", "patientid", "patient", "subject_id", "subject", "group", "tile_cluster")
 _DELIMITERS = ",;\t|"
 
 
@@ -62,7 +64,7 @@ class Entry(NamedTuple):
 class Table(NamedTuple):
     """A table's text."""
 
-    columns: tuple[str, ...] = ()  # in small letters
+    columns: tuple[str, ...] = ()  # in small letters, words joined by _
     rows: tuple[dict[str, str], ...] = ()
     lines: tuple[int, ...] = ()  # where each row begins, as an editor numbers them
 
@@ -83,9 +85,9 @@ def read(path: Path, log: Log) -> Table:
     if not rows:
         return Table()
     written = [_text(c) for c in rows[0][1]]
-    columns = [c.casefold() for c in written]
+    columns = [re.sub(r"[\s-]+", "_", c.casefold()) for c in written]
     if columns != written:
-        log.notes.append(f"{path.name}: its columns are read in small letters")
+        log.notes.append(f"{path.name}: its columns are read as {', '.join(filter(None, columns))}")
     if twice := sorted({c for c in columns if c and columns.count(c) > 1}):
         log.problems.append(f"{path.name}: column {twice[0]} is there twice; remove one")
         return Table()
@@ -152,12 +154,12 @@ def annotated(root: Path, entries: list[Entry], log: Log) -> tuple[list[Entry], 
     if path is None or not entries:
         return entries, ""
     columns, rows, _ = read(path, log)
-    column = _column(columns, GROUP)
+    column, where = _column(columns, GROUP), _column(columns, PATH)
     if not columns:
         return entries, ""
     if not column:
         log.notes.append("manifest.csv: no column patient_id or group, so each image stands alone")
-    elif "file" not in columns:
+    elif not where:
         log.problems.append("manifest.csv: no column file (path relative to this folder)")
         return entries, ""
     by_name = {files.nfc(e.name): e for e in entries}
@@ -165,7 +167,7 @@ def annotated(root: Path, entries: list[Entry], log: Log) -> tuple[list[Entry], 
     subgroups: dict[str, str] = {}
     elsewhere = 0  # rows with another split than the folder's
     for row in rows:
-        name = _place(row.get("file", ""))
+        name = _place(row.get(where, ""))
         if name not in by_name:
             continue
         e = by_name[name]
@@ -175,13 +177,13 @@ def annotated(root: Path, entries: list[Entry], log: Log) -> tuple[list[Entry], 
             log.problems.append(f"{shown}: in manifest.csv twice, with different {column}")
         subgroups[name] = row.get("subgroup", "")
         elsewhere += SPLIT_OF.get(row.get("split", "").casefold(), e.split) != e.split
-    if "file" in columns and not subgroups:
+    if where and not subgroups:
         log.problems.append(
-            f"manifest.csv: none of its {len(rows)} rows names an image; column file is the path "
-            "relative to this folder, such as <class>/<image>"
+            f"manifest.csv: none of its {len(rows)} rows names an image; column {where} is the "
+            "path relative to this folder, such as <class>/<image>"
         )
         return entries, ""
-    if lost := sum(_place(row.get("file", "")) not in by_name for row in rows):
+    if lost := sum(_place(row.get(where, "")) not in by_name for row in rows):
         log.notes.append(f"manifest.csv: {lost} of {len(rows)} rows name no image, ignored")
     if elsewhere:
         log.notes.append(f"manifest.csv: {elsewhere} rows have another split than the folders, "
@@ -253,4 +255,4 @@ def _wrong(row: dict[str, str], file: Path, label: str, again: bool) -> str:
     split = row.get("split", "")
     if split and split.casefold() not in SPLIT_OF:
         return f'split "{split}"; expected train, val or test'
-    return "" if file.is_file() else "no such file"
+    return "" if files.is_there(file) else "no such file"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import zipfile
 import zlib
 from pathlib import Path
@@ -36,7 +37,8 @@ NAMES = {  # file name -> classes in the order of their labels (Yang et al. 2023
 
 def find(path: Path, log: Log) -> list[Entry]:
     """An entry for each image; problems go to `log`."""
-    known = NAMES.get(path.stem.partition("_")[0], ())
+    begin = re.match(r"[a-z]*", path.stem.casefold())  # of `pathmnist_224`, `PathMNIST (1)`
+    known = NAMES.get(begin[0] if begin else "", ())
     entries: list[Entry] = []
     for split in ("train", "val", "test"):
         try:

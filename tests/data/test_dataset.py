@@ -404,7 +404,7 @@ def test_manifests_that_do_not_help(root):
     assert data.open_dataset(root).notes == (
         "manifest.csv: no group for 17 images, each stands alone",
     )
-    (root / "manifest.csv").write_text("path,group\ntrain/a/0.png,5\n")
+    (root / "manifest.csv").write_text("place,group\ntrain/a/0.png,5\n")
     refused(root, r"manifest.csv: no column file \(path relative")
     (root / "manifest.csv").write_text("file,group\ntrain/a/0.png,5\ntrain/a/0.png,6\n")
     refused(root, "train/a/0.png: in manifest.csv twice, with different group")

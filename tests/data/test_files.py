@@ -17,7 +17,7 @@ from PIL import Image, PngImagePlugin
 
 from edgekd import data
 from edgekd.cli import device
-from edgekd.data import preprocess
+from edgekd.data import files, preprocess
 from edgekd.records import EdgeKDError, Profile
 
 LITTER = (
@@ -194,7 +194,7 @@ def written(listed, head="path,label", encoding="utf-8", end="\n", before="") ->
         ({"head": "path;label"}, "list.CSV: its columns are separated by semicolons"),
         ({"head": "path\tlabel"}, "list.CSV: its columns are separated by tabs"),
         ({"head": "path;label", "before": "sep=;\n"}, "list.CSV: its columns are separated by"),
-        ({"head": "Path, LABEL"}, "list.CSV: its columns are read in small letters"),
+        ({"head": "Path, LABEL"}, "list.CSV: its columns are read as path, label"),
         ({"end": "\n\n", "before": "\n"}, ""),
     ],
 )
@@ -329,3 +329,57 @@ def test_masks_that_belong_to_no_image_are_a_problem(root):
     assert told.startswith("masks: none of 1 files belongs to an image; name them masks/<path")
     save(root / "masks/train/a/train0.png")
     assert "masks: 1 belong to no image, ignored" in data.open_dataset(root).notes
+
+
+@pytest.mark.parametrize(
+    "header", ["file,Patient ID", "Image File,Patient-ID", "path,PatientID", "Filename,Subject"]
+)
+def test_columns_as_people_and_dicom_name_them(tmp_path, header):
+    flat(tmp_path, lambda i: i)
+    table = tmp_path / "manifest.csv"
+    table.write_text(header + "\n" + table.read_text().partition("\n")[2])
+    assert "of manifest.csv" in data.open_dataset(tmp_path).split_rule
+
+
+def test_a_path_that_no_file_system_takes_is_a_row_without_a_file(listed):
+    root, rows = listed
+    (root / "list.csv").write_text(f"path,label\n{'x' * 400}.png,a\n{rows[1][0]},b\n")
+    with pytest.raises(EdgeKDError, match=r"list\.csv row 2: no such file"):
+        data.open_dataset(root / "list.csv")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["$Extend", "@appdata", "@sharebin", "LOST.DIR", "MSOCache", "x.png.sb-1a2b3c4d-AbCdEf",
+     "x.dcm.aria2", "x.png.!ut"],
+)  # fmt: skip
+def test_more_that_systems_leave_behind(name):
+    assert files.is_litter(name)
+
+
+@pytest.mark.parametrize("name", ["recycler study", "x.png", "extend", "lost.dirt", "sb-1.png"])
+def test_what_only_looks_like_it(name):
+    assert not files.is_litter(name)
+
+
+def test_a_text_beside_the_one_folder_of_an_archive(root, tmp_path_factory):
+    outer = tmp_path_factory.mktemp("outer")
+    shutil.copytree(root, outer / "scans")
+    (outer / "README.txt").write_text("x")
+    found = data.open_dataset(outer)
+    assert "scans: the only folder, read as the data set" in found.notes
+    assert {s: len(v) for s, v in found.splits.items()} == {
+        s: len(v) for s, v in data.open_dataset(root).splits.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["BreastMNIST.NPZ", "breastmnist_224 (1).npz"])
+def test_a_medmnist_archive_keeps_its_classes_under_any_name(tmp_path, name):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split in ("train", "val", "test"):
+        arrays[f"{split}_images"] = rng.integers(0, 255, (6, 28, 28)).astype(np.uint8)
+        arrays[f"{split}_labels"] = np.array([[0], [1]] * 3)
+    with (tmp_path / name).open("wb") as f:
+        np.savez(f, **arrays)
+    assert data.open_dataset(tmp_path / name).classes == ("malignant", "normal, benign")
