@@ -278,10 +278,11 @@ def chain(result: dict) -> Told:
     f, table = result["figures"], []
     for r in result["table"]:
         kappa = r["agreement"].get("shared_kappa")
+        shown = "-" if kappa is None else "{:.2f} [{:.2f}, {:.2f}]".format(*kappa)
         table.append(
-            [r["name"], "honest" if r["honest"] else "planted", f"{r['accuracy']:.3f}",
-             "-" if kappa is None else "{:.2f} [{:.2f}, {:.2f}]".format(*kappa),
-             r["distillation"], ", ".join(r["files"].values()) if r["honest"] else "-",
+            [r["name"], {True: "honest", False: "planted", None: "guided"}[r["honest"]],
+             f"{r['accuracy']:.3f}", shown, r["distillation"],
+             "-" if r["honest"] is False else ", ".join(r["files"].values()),
              "; ".join(x.partition(": ")[2] for x in r["missed"]) or "-"]
         )  # fmt: skip
     heads = ["student", "made", "accuracy", "shared kappa", "distillation", "whole chain",

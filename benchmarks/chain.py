@@ -9,9 +9,11 @@ them: teacher -> student -> deployed file. Planted: students whose answers or wh
 the recorded teacher's (taught without it, by another one, by its answers to other images, through
 other images' masks), a student taught a marker, and students whose class comes with a border, an
 exposure or a sharpness of its own, or whose teacher never saw the lungs. None of these may pass the
-step of distillation. A quarter of an hour a student on 2 cores; interrupted, it goes on where it
-stopped; rows that are not asked for stay in the result. --quick (one honest and one planted
-student of one epoch, 8 images) keeps nothing.
+step of distillation. Guided: a student of a teacher that was taught from the lungs alone (`--set
+guided=1`), which is what a verdict advises where a model looks elsewhere; it counts as neither. A
+quarter of an hour a student on 2 cores; interrupted, it goes on where it stopped; rows that are not
+asked for stay in the result. --quick (one honest and one planted student of one epoch, 8 images)
+keeps nothing.
 """
 
 from __future__ import annotations
@@ -62,6 +64,7 @@ PLANTED = (
     "phantoms: marker",
     *(f"cxr_pneumonia: {kind}" for kind in (*SOURCES, "teacher without lungs")),
 )
+GUIDED = "cxr_pneumonia lite, guided teacher"
 
 
 class Bench(NamedTuple):
@@ -77,15 +80,16 @@ class Bench(NamedTuple):
             return phantom.make(self.root / "phantoms", per_class=each, size=SIZE)
         return data_folder(None, name)
 
-    def train(self) -> edgekd.TrainOptions:
-        """Default settings."""
-        return edgekd.TrainOptions(epochs=1) if self.quick else edgekd.TrainOptions()
+    def train(self, *settings: str) -> edgekd.TrainOptions:
+        """Default settings, and others named."""
+        return edgekd.TrainOptions(epochs=1 if self.quick else None, settings=settings)
 
-    def teacher(self, place: Path, *, seed: int = 0) -> Artifact:
+    def teacher(self, place: Path, *settings: str, seed: int = 0) -> Artifact:
         """An EfficientNet-Lite0 from ImageNet, taught on `place`."""
         return edgekd.teach(
-            LITE0, data=edgekd.DataOptions(data=place, size=SIZE, seed=seed), train=self.train(),
-            weights=Path(lite0_weights()), output=edgekd.OutputOptions(runs=self.root),
+            LITE0, data=edgekd.DataOptions(data=place, size=SIZE, seed=seed),
+            train=self.train(*settings), weights=Path(lite0_weights()),
+            output=edgekd.OutputOptions(runs=self.root),
         )  # fmt: skip
 
     def student(self, place: Path, net: str, folder: Path, teacher: Artifact | None) -> edgekd.Run:
@@ -108,16 +112,17 @@ class Bench(NamedTuple):
 
 
 def honest(b: Bench, name: str) -> dict[str, Any]:
-    """One student of default settings, its chain judged."""
-    place, net = name.split()
+    """One student of default settings, its chain judged; of a guided teacher if it is `GUIDED`."""
+    place, net = name.partition(",")[0].split()
     folder = b.data_of(place)
-    out, teacher = b.root / name.replace(" ", "-"), b.teacher(folder)
+    teacher = b.teacher(folder, *(["guided=1"] if name == GUIDED else []))
+    out = b.root / name.replace(",", "").replace(" ", "-")
     if (out / RunRecord.FILE).exists():
         of_record(edgekd.Run.open(out), teacher, folder)  # by the margins of now
     run = b.student(folder, net, out, teacher)
     if len(run.candidates(run.dataset())) < 3:  # teacher, student, and the file that was chosen
         run.quantize(seconds=0.5 if b.quick else 3, max_drop=100 if b.quick else 1)
-    return row(b.explained(run), run) | {"name": name, "honest": True}
+    return row(b.explained(run), run) | {"name": name, "honest": None if name == GUIDED else True}
 
 
 def planted(b: Bench, name: str) -> dict[str, Any]:
@@ -264,13 +269,18 @@ def row(found: Fidelity, run: edgekd.Run) -> dict[str, Any]:
         "accuracy": run.student().metrics["test_balanced_accuracy"].value,
         "layer": student.layer,
         "agreement": {k: [a.value, a.low, a.high] for k, a in student.aggregate.items()},
+        "elsewhere": {
+            c.name: [a.value, a.low, a.high]
+            for c in found.comparisons if (a := c.checks.get("elsewhere"))
+        },
         "gates": gates,
-    }
+    }  # fmt: skip
 
 
 def sum_up(rows: list[dict[str, Any]], quick: bool) -> None:
     for r in rows:
-        print(f"{'honest' if r['honest'] else 'planted':8} {r['name']:40} {r['distillation']:12} "
+        kind = {True: "honest", False: "planted", None: "guided"}[r["honest"]]
+        print(f"{kind:8} {r['name']:40} {r['distillation']:12} "
               f"{r['files']} {r['missed']}")  # fmt: skip
     good, bad = ([r for r in rows if r["honest"] is x] for x in (True, False))
     figures = {
@@ -289,12 +299,12 @@ def sum_up(rows: list[dict[str, Any]], quick: bool) -> None:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--runs", type=Path)
-    parser.add_argument("--only", nargs="+", choices=[*HONEST, *PLANTED])
+    parser.add_argument("--only", nargs="+", choices=[*HONEST, *PLANTED, GUIDED])
     given = parser.parse_args()
     b = Bench(given.runs or RUNS / ("chain-quick" if given.quick else "chain"), given.quick)
-    asked = given.only or ([HONEST[0], PLANTED[0]] if given.quick else [*HONEST, *PLANTED])
+    asked = given.only or ([HONEST[0], PLANTED[0]] if given.quick else [*HONEST, *PLANTED, GUIDED])
     for name in asked:
-        made = (honest if name in HONEST else planted)(b, name)
+        made = (planted if name in PLANTED else honest)(b, name)
         old = result_of("chain")  # read again: another process may have written it
         kept = json.loads(old.read_text("utf-8"))["table"] if old.exists() and not b.quick else []
         sum_up([*(r for r in kept if r["name"] != name), made], given.quick)

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from edgekd.records import Aggregate, Comparison, Gate, Margins, State, Step, Verdict, held, worst
 
 ELSEWHERE = (  # remedies of a model that looks elsewhere
+    "where images have masks, teach a teacher from the organ alone, and distil: edgekd teach "
+    "--set guided=1",
     "see where the classes come from: edgekd data check; films of each class from each hospital",
     "cut the images to the organ, and teach the teacher again",
 )
@@ -27,7 +29,8 @@ REMEDIES = {
         "teach the reasons: edgekd distill --start tf_efficientnet_lite0 (networks from scratch do "
         "not inherit them), --set masked=3, --epochs 24",
         "train longer, or with the teacher's attention: edgekd distill --set attention=1",
-        "check the data for markers and borders that go with one class: edgekd data check",
+        "check the data for markers and borders that go with one class: edgekd data check; where "
+        "images have masks, teach the teacher where to look: edgekd teach --set guided=1",
         "take a larger student: a profile with a wider budget",
     ),
 }  # fmt: skip
