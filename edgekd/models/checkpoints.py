@@ -59,6 +59,10 @@ NO_WEIGHTS = {  # how files begin that are often taken for weights, in small let
     b"version https://git-lfs": "a Git LFS pointer, not the file: git lfs pull",
     b"<!doctype": "a web page, not the file: download the file itself",
     b"<html": "a web page, not the file: download the file itself",
+    b"\x1f\x8b": "compressed: unpack it",
+    b"7z\xbc\xaf": "compressed: unpack it",
+    b"\xfd7zxz": "compressed: unpack it",
+    b"\x08\x08\x12\x07pytorch": "an ONNX graph: give a state_dict or safetensors",
 }
 HEAD = ("classifier.linear.weight", "classifier.linear.bias")
 

@@ -248,6 +248,8 @@ def teacher(
             f"no pretrained weights for {name} ({str(e).splitlines()[0]}): "
             "give a local file with --teacher-weights"
         ) from None
+    if not (hasattr(net, "get_classifier") and hasattr(net, "forward_head")):
+        raise EdgeKDError(f"{name} is no classifier: take another network")
     if not pretrained or classes != net.pretrained_cfg["num_classes"]:
         _small_head(net)
     if weights:
@@ -311,8 +313,14 @@ def _fill(net: Any, state: dict[str, torch.Tensor], source: Path) -> None:
         given = f"has shape {tuple(state[key].shape)} there" if key in state else "is not in it"
         raise EdgeKDError(
             f"{source} does not fit {type(net).__name__}: {key} {tuple(own[key].shape)} {given} "
-            f"({len(wrong)} such tensors): give the weights of this very network"
+            f"({len(wrong)} such tensors; names in it: {', '.join(list(state)[:2])}, ...): give "
+            "the weights of this very network"
         )
+    for key, value in usable.items():
+        if own[key].is_floating_point() and not value.is_floating_point():
+            raise EdgeKDError(f"{source}: {key} is {value.dtype} there: give weights before INT8")
+        if not torch.isfinite(value).all():
+            raise EdgeKDError(f"{source}: {key} holds NaN or infinity: give another file")
     net.load_state_dict(usable, strict=False)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from edgekd.explain import score_cam
 from edgekd.export import onnx
 from edgekd.models import zoo
-from edgekd.records import EdgeKDError, Spec, make_folder, write_atomic
+from edgekd.records import EdgeKDError, Spec, make_folder
 from edgekd.runtimes import Outputs
 from edgekd.train import distributed
 
@@ -26,7 +26,7 @@ def check(net: nn.Module, spec: Spec, out: Path, *, exported: bool) -> None:
     """EdgeKDError if `net` could not be trained on images of `spec`, explained, saved in folder
     `out` and, if it is `exported`, written as ONNX. Neither it nor what is drawn at random changes.
     """
-    _check_folder(out)
+    make_folder(out)
     if not distributed.here().main:
         return
     with torch.random.fork_rng(devices=[]):
@@ -51,16 +51,6 @@ def check(net: nn.Module, spec: Spec, out: Path, *, exported: bool) -> None:
                     f"{type(net).__name__} cannot be {what} at {size} pixels "
                     f"({zoo.first_line(e)}); nothing was trained: take another network or --size"
                 ) from None
-
-
-def _check_folder(out: Path) -> None:
-    """EdgeKDError unless files can be written to `out`."""
-    probe = make_folder(out) / ".preflight"
-    try:
-        write_atomic(probe, b"")
-    except OSError as e:
-        raise EdgeKDError(f"cannot write to {out} ({e.strerror}): give another --runs") from None
-    probe.unlink(missing_ok=True)
 
 
 def _train(net: nn.Module, images: torch.Tensor) -> None:

@@ -185,6 +185,8 @@ def test_two_networks_in_a_checkpoint_are_named(tmp_path):
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git LFS pointer"),
         (b"<!DOCTYPE html><html>Sign in</html>", "a web page"),
+        (b"\x1f\x8b\x08\x00", "it is compressed: unpack it"),
+        (b"\x08\x08\x12\x07pytorch\x1a", "an ONNX graph"),
         (b"", "EOFError"),
         (b"PK\x03\x04 cut off", "cannot read weights"),
     ],
@@ -194,6 +196,25 @@ def test_what_is_no_checkpoint_is_one_line(content, said, tmp_path):
     with pytest.raises(EdgeKDError, match=said) as e:
         zoo.teacher("resnet10t", 2, weights=tmp_path / "w.pth")
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda w: w.fill_(float("nan")), "conv1.0.weight holds NaN or infinity"),
+        (
+            lambda w: w.to(torch.int8),
+            "conv1.0.weight is torch.int8 there: give weights before",
+        ),
+        (lambda w: w[:, :1], "names in it: conv1.0.weight"),
+    ],
+)
+def test_weights_that_are_none_are_said(change, said, tmp_path):
+    state = timm.create_model("resnet10t", num_classes=2).state_dict()
+    state["conv1.0.weight"] = change(state["conv1.0.weight"])
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(EdgeKDError, match=said):
+        zoo.teacher("resnet10t", 2, weights=tmp_path / "w.pth")
 
 
 def test_a_whole_network_is_not_run(tmp_path):
