@@ -50,7 +50,7 @@ class Workspace:
 
 def once(make: Callable[[], T]) -> T:
     """`make()`, by one of several processes before the others."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
         return make()
     from edgekd.train import distributed
 
