@@ -230,19 +230,17 @@ def teacher(
         raise EdgeKDError(_unknown_teacher(name, timm.list_models()))
     if weights and pretrained:
         raise EdgeKDError("give --teacher-weights or --pretrained, not both")
-    fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
-    built: dict[str, Any] = (
-        {"img_size": size if size[0] != size[1] else size[0]} if size and fixed else {}
-    )
     try:
+        fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
+        side = size[0] if size and size[0] == size[1] else size
+        built: dict[str, Any] = {"img_size": side} if size and fixed else {}
         net: Any = timm.create_model(name, pretrained=pretrained, num_classes=classes, **built)
-    except Exception as e:  # of a size, whatever the layers stumble on
-        if not pretrained and not built:
-            raise
+    except Exception as e:  # of a size or a tag, whatever timm stumbles on
         if not pretrained:
+            at = f" for images of {size[0]} x {size[1]} pixels" if size else ""
             raise EdgeKDError(
-                f"{name} cannot be built for images of {size} pixels ({first_line(e)}): give "
-                "another --size, or take another network"
+                f"{name} cannot be built{at} ({first_line(e)}): give another --size, or take "
+                "another network"
             ) from None
         raise EdgeKDError(
             f"no pretrained weights for {name} ({str(e).splitlines()[0]}): "
@@ -301,10 +299,9 @@ def _fill(net: Any, state: dict[str, torch.Tensor], source: Path) -> None:
         as_timms = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
         with contextlib.suppress(Exception):  # of other names than these it raises anything
             state = as_timms(state, net) if as_timms else state
-    last = _classifiers(net)
-    heads = {k for k in own if any(own[k] is p for m in last for p in m.state_dict().values())}
-    head_names = {n for n, m in net.named_modules() if any(m is x for x in last)}
-    heads |= {k for k in own if k.rsplit(".", 1)[0] in head_names}
+    last = {id(m) for head in _classifiers(net) for m in head.modules()}
+    head_names = {n for n, m in net.named_modules() if id(m) in last}
+    heads = {k for k in own if k.rpartition(".")[0] in head_names}
     usable = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     wrong = [k for k in own if k not in usable and k not in heads]
     wrong = [k for k in wrong if not k.endswith("num_batches_tracked")]
@@ -416,6 +413,8 @@ def load(artifact: Artifact, layer: str = "") -> Waist:
         net = build(artifact.arch, classes, mix_bias="feature_mix_layer.conv.bias" in state)
     else:
         net = classifier(artifact.model, classes, size=artifact.spec.size)
+        if any(k in state and state[k].shape != v.shape for k, v in net.state_dict().items()):
+            net = classifier(artifact.model, classes)  # as edgekd built it before it gave the size
     net.load_state_dict(state)
     return Waist(net, artifact.spec.size, layer).eval()
 

@@ -11,7 +11,7 @@ from edgekd.ofa import spaces
 from edgekd.pipeline import finalists, folders
 from edgekd.pipeline import search as searches
 from edgekd.pipeline.run import Run
-from edgekd.pipeline.shrink import find_supernet, made_supernet
+from edgekd.pipeline.shrink import find_supernet, made_supernet, planned
 from edgekd.pipeline.teach import asked_teachers, mask_layers
 from edgekd.pipeline.workspace import (
     GENTLE,
@@ -99,13 +99,45 @@ def distill(
             search=search,
             train=train,
         )
+        subnet = subnet_of(work, named, Start.of(supernet)) if named else None
+        _try_before(work, chosen, subnet, folder, asked)
         guides = asked_teachers(work, teacher)
         making = Making(work, chosen, guides, training, asked)
-        if named:
-            making.student(subnet_of(work, named, Start.of(supernet)), folder, force=output.force)
+        if subnet:
+            making.student(subnet, folder, force=output.force)
         else:
             _from_search(making, folder, force=output.force)
     return Run.find(output.runs, folder, None, track)
+
+
+def _try_before(
+    work: Workspace,
+    profile: Profile,
+    subnet: StudentSpec | None,
+    folder: Path,
+    asked: DistillOptions,
+) -> None:
+    """EdgeKDError at once for what would only be found after a teacher was taught."""
+    from edgekd.models import zoo
+    from edgekd.train import preflight
+
+    if subnet is None:
+        if not find_supernet(work, profile, asked.search.supernet):
+            planned([profile], work.spec, Start.of(asked.supernet), asked.supernet.schedule)
+        return
+    if subnet.start.model != "scratch":
+        subnet.start.settings()
+    out = folder / "student"
+    if (out / Artifact.FILE).exists():
+        return
+    spec, classes = work.spec, len(work.spec.classes)
+    net = (
+        zoo.student(subnet.arch, classes)
+        if subnet.arch
+        else zoo.classifier(subnet.name, classes, size=spec.size)
+    )
+    known = subnet.arch is not None  # sub-nets of the spaces can be exported
+    preflight.check(net, spec, out, exported=not known, layer=asked.student.layer)
 
 
 class Making(NamedTuple):

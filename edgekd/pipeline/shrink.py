@@ -47,11 +47,30 @@ def shrink(
         train.training(alpha_hard=teacher.alpha_hard, temperature=teacher.temperature)
     )
     work = Workspace.open(output.runs, data, data.size or max(p.pixels for p in chosen), track)
+    start = Start.of(supernet)
+    planned(chosen, work.spec, start, supernet.schedule)
     teachers = asked_teachers(work, teacher)
     return made_supernet(
-        work, chosen, teachers, training, start=Start.of(supernet), schedule=supernet.schedule,
+        work, chosen, teachers, training, start=start, schedule=supernet.schedule,
         force=output.force,
     )  # fmt: skip
+
+
+def planned(
+    profiles: Sequence[Profile], spec: Spec, start: Start, schedule: str
+) -> tuple[str, list[int], Start]:
+    """(space, resolutions, start with its files) of a supernet; EdgeKDError for what does not fit,
+    so asked before a teacher is taught, too.
+    """
+    from edgekd.train import shrink as loop
+
+    folders.alone("shrinking")
+    if schedule not in loop.SCHEDULES:
+        raise EdgeKDError(unknown("schedule", schedule, loop.SCHEDULES))
+    space, resolutions = shared_space(profiles, spec)
+    start = start.found()
+    start.settings()
+    return space, resolutions, start
 
 
 def made_supernet(
@@ -68,11 +87,7 @@ def made_supernet(
     from edgekd.models import zoo
     from edgekd.train import shrink as loop
 
-    folders.alone("shrinking")
-    if schedule not in loop.SCHEDULES:
-        raise EdgeKDError(unknown("schedule", schedule, loop.SCHEDULES))
-    space, resolutions = shared_space(profiles, work.spec)
-    start = start.found()
+    space, resolutions, start = planned(profiles, work.spec, start, schedule)
     if start.model != "scratch":
         training = gentler(training, lr=1e-3, epochs=12)
         if teachers:

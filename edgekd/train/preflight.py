@@ -14,7 +14,7 @@ from torch import nn
 
 from edgekd.explain import score_cam
 from edgekd.export import onnx
-from edgekd.models import zoo
+from edgekd.models import feature_layers, zoo
 from edgekd.records import EdgeKDError, Spec, make_folder
 from edgekd.runtimes import Outputs
 from edgekd.train import distributed
@@ -22,9 +22,12 @@ from edgekd.train import distributed
 IMAGES = 2  # batch norm needs several
 
 
-def check(net: nn.Module, spec: Spec, out: Path, *, exported: bool) -> None:
-    """EdgeKDError if `net` could not be trained on images of `spec`, explained, saved in folder
-    `out` and, if it is `exported`, written as ONNX. Neither it nor what is drawn at random changes.
+def check(
+    net: nn.Module, spec: Spec, out: Path, *, exported: bool = False, layer: str = ""
+) -> None:
+    """EdgeKDError if `net` could not be trained on images of `spec`, explained at `layer`, saved in
+    folder `out` and, if it is `exported`, written as ONNX. Neither it nor what is drawn at random
+    changes.
     """
     make_folder(out)
     if not distributed.here().main:
@@ -35,7 +38,7 @@ def check(net: nn.Module, spec: Spec, out: Path, *, exported: bool) -> None:
         images = torch.rand(IMAGES, 3, *spec.size)
         steps: dict[str, Callable[[], None]] = {
             "trained": lambda: _train(trial, images),
-            "explained": lambda: _explain(trial, images),
+            "explained": lambda: _explain(trial, images, layer),
             "saved and loaded": lambda: _save(trial),
         }
         if exported:
@@ -59,10 +62,14 @@ def _train(net: nn.Module, images: torch.Tensor) -> None:
     net.zero_grad(set_to_none=True)
 
 
-def _explain(net: nn.Module, images: torch.Tensor) -> None:
-    """An evidence map of one image, of two channels."""
+def _explain(net: nn.Module, images: torch.Tensor, layer: str) -> None:
+    """An evidence map of one image, of two channels; layer: auto is a stage that the rule may
+    choose, "" the usual one.
+    """
     size = (images.shape[2], images.shape[3])
-    waist = zoo.Waist(net, size).eval()
+    waist = zoo.Waist(net, size, "" if layer == "auto" else layer).eval()
+    if layer == "auto":
+        waist = waist.at(feature_layers.candidates(waist)[0])
 
     def session(asked: np.ndarray) -> Outputs:
         return onnx.outputs(waist, asked)

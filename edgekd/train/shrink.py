@@ -211,7 +211,7 @@ def shrink(
     for end, side in (("min", min(resolutions)), ("max", spec.size[0])):
         at_size = spec.model_copy(update={"size": (side, side)})
         subnet = net.extract(spaces.uniform(net.space, end, side))
-        preflight.check(subnet, at_size, out, exported=False)
+        preflight.check(subnet, at_size, out)
     samples = dataset.splits["train"]
     labels = np.array([s.label for s in samples])
     images = view(samples, spec, training, seed, track)

@@ -12,7 +12,7 @@ from torch import nn
 from edgekd.data import preprocess
 from edgekd.models import checkpoints, plain, zoo
 from edgekd.ofa import supernet
-from edgekd.records import EdgeKDError, Spec
+from edgekd.records import Artifact, EdgeKDError, Spec, sha256
 
 
 def test_macs_and_parameters_by_hand():
@@ -171,6 +171,30 @@ def test_a_checkpoint_as_people_have_it(form, tmp_path):
     net = zoo.teacher("resnet10t", 2, weights=tmp_path / "w.pth")
     for key, value in net.state_dict().items():
         torch.testing.assert_close(value, state[key], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "crossvit_tiny_240", "resnet10t"])
+def test_a_head_of_other_classes_stays_as_it_is_made(name, tmp_path):
+    torch.save(timm.create_model(name, num_classes=5).state_dict(), tmp_path / "w.pth")
+    assert zoo.teacher(name, 2, weights=tmp_path / "w.pth").num_classes == 2
+
+
+def test_an_unknown_tag_is_one_line():
+    with pytest.raises(EdgeKDError, match=r"resnet18\.nonsense cannot be built"):
+        zoo.teacher("resnet18.nonsense", 2)
+
+
+def test_a_teacher_of_before_sizes_were_given_is_loaded(tmp_path):
+    spec = Spec(classes=("a", "b"), size=(96, 96), channels="grey")
+    net = zoo.classifier("mvitv2_tiny", 2).eval()  # at timm's own 224 pixels
+    zoo.save_weights(net, tmp_path / zoo.WEIGHTS)
+    made = Artifact(
+        kind="teacher", model="mvitv2_tiny", role="teacher", spec=spec, params=1, macs=1,
+        files={zoo.WEIGHTS: sha256(tmp_path / zoo.WEIGHTS)},
+    ).save(tmp_path)  # fmt: skip
+    image = torch.rand(1, 3, 96, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(zoo.load(made)(image)[0], net(image), rtol=1e-4, atol=1e-5)
 
 
 def test_two_networks_in_a_checkpoint_are_named(tmp_path):

@@ -1,13 +1,16 @@
 """Before a training: what its last stages would stumble on, on a copy of the network."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from edgekd import data
+import edgekd
+from edgekd import DataOptions, RunOptions, StudentOptions, SupernetOptions, data
 from edgekd.models import zoo
+from edgekd.pipeline import distill as pipeline
 from edgekd.records import EdgeKDError, Spec, Training
 from edgekd.train import distill, preflight
 
@@ -75,6 +78,38 @@ def test_a_student_that_cannot_be_exported_is_not_trained(tmp_path):
     preflight.check(Odd(), spec(32), tmp_path, exported=False)
     with pytest.raises(EdgeKDError, match="Odd cannot be exported to ONNX at 32 x 32 pixels"):
         preflight.check(Odd(), spec(32), tmp_path, exported=True)
+
+
+@pytest.mark.parametrize(
+    ("layer", "match"),
+    [("auto", "no stage has 4 cells a side at this size.*; nothing was trained"),
+     ("stage9", "stage9.*; nothing was trained")],
+)  # fmt: skip
+def test_a_layer_that_is_not_there_is_said_before_a_step(layer, match, tmp_path):
+    net = zoo.classifier("mixer_s32_224", 3, size=(64, 64))
+    preflight.check(net, spec(64), tmp_path)
+    with pytest.raises(EdgeKDError, match=match):
+        preflight.check(net, spec(64), tmp_path, layer=layer)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"student": StudentOptions(student="halonet26t")}, "ByobNet .* at 96 x 96 pixels"),
+        ({"student": StudentOptions(student="resnet10t", layer="stage9")}, "stage9"),
+        ({"supernet": SupernetOptions(schedule="hasty")}, "no schedule \"hasty\""),
+        ({"supernet": SupernetOptions(start="tf_efficientnet_lite0",
+                                      start_weights=Path("none.pth"))}, "none.pth"),
+    ],
+)  # fmt: skip
+def test_distill_teaches_no_teacher_for_what_cannot_follow(
+    options, match, phantoms, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pipeline, "asked_teachers", lambda *_: pytest.fail("a teacher was taught"))
+    with pytest.raises(EdgeKDError, match=match):
+        edgekd.distill(
+            data=DataOptions(data=phantoms, size=96), output=RunOptions(runs=tmp_path), **options
+        )
 
 
 def test_weights_that_do_not_come_back_are_said(tmp_path):
