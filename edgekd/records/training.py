@@ -14,6 +14,7 @@ AUGMENTATION = ("hflip", "vflip", "warp", "rotate_deg", "translate", "zoom", "br
 
 
 MOST_EPOCHS = 100_000
+MOST_WEIGHT = 1e6  # of a part of the loss
 
 
 class Training(Record):
@@ -38,19 +39,21 @@ class Training(Record):
     )  # augmentations of an image, taken in turn; a teacher sees each once. 0: new every epoch
     teachers: str = Field(default="equal", pattern=TEACHERS)  # how several count
     attention: float = Field(
-        default=0.0, ge=0, le=1000
+        default=0.0, ge=0, le=MOST_WEIGHT
     )  # weight of the teacher's spatial attention
     features: float = Field(
-        default=0.0, ge=0, le=1000
+        default=0.0, ge=0, le=MOST_WEIGHT
     )  # weight of the likeness of images to each other
     masked: float = Field(
-        default=0.0, ge=0, le=1000
+        default=0.0, ge=0, le=MOST_WEIGHT
     )  # weight of the teacher's answers to masked images
     masked_share: float = Field(
         default=0.5, gt=0, le=1
     )  # of a batch's images, shown masked as well
     masked_random: float = Field(default=0.0, ge=0, le=1)  # of the masks, hills and no channels
-    guided: float = Field(default=0.0, ge=0)  # teach: weight of answers with the organ, and without
+    guided: float = Field(
+        default=0.0, ge=0, le=MOST_WEIGHT
+    )  # teach: weight of answers with the organ alone, and without it
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     class_weights: bool = False  # the labels' loss as if all classes were equally frequent
     mixup: float = Field(default=0.0, ge=0, le=1000)  # of Beta(mixup, mixup); 0: off

@@ -198,4 +198,14 @@ def test_a_cut_student_that_training_makes_worse_is_kept_as_it_is(dataset, spec,
 
 def test_a_loss_that_is_not_finite_says_what_to_change(dataset, spec, tmp_path):
     with pytest.raises(EdgeKDError, match="use a lower --lr"):
-        teach(dataset, spec, tmp_path, lr=1e30, optimizer="sgd", warmup_epochs=0, ema=0)
+        teach(
+            dataset,
+            spec,
+            tmp_path,
+            lr=100,
+            optimizer="sgd",
+            warmup_epochs=0,
+            ema=0,
+            weight_decay=100,
+            epochs=20,
+        )
