@@ -10,7 +10,8 @@ from importlib import metadata
 from edgekd import __version__
 from edgekd.records import Artifact, EdgeKDError, needing
 
-DEVICE = ("numpy", "pillow", "pydantic", "typer", "rich")  # what a device has beside its runtime
+# What a device has beside its runtime.
+DEVICE = ("numpy", "pillow", "pydantic", "typer", "rich", "filelock")
 SERVE = ("fastapi", "uvicorn", "prometheus-client")  # what `edgekd serve` takes besides
 DICOM = ("pydicom", "pylibjpeg", "pylibjpeg-openjpeg", "pynetdicom", "highdicom")
 

@@ -16,6 +16,7 @@ from edgekd.data import dicom
 
 JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".pjpeg", ".pjp")
 SUFFIXES = (*JPEG, ".png")
+OWN = (".phantom.json",)  # hidden files of edgekd itself: nobody need hear of them
 LONGEST = 255  # bytes of a name on every common file system
 _HEADS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # of files without a suffix
 _DIRECTORY = "dicomdir"  # lists the images of a medium, is none
@@ -49,7 +50,7 @@ def listing(folder: Path) -> Listing:
         path = Path(entry.path)
         at = path if entry.is_symlink() else entry  # only Path is calm about a link to itself
         if is_litter(entry.name):
-            passed += 1
+            passed += entry.name not in OWN
         elif at.is_dir():
             if at is path and folder.resolve().is_relative_to(path.resolve()):
                 passed += 1  # a link to a folder that it lies in

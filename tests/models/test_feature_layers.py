@@ -30,6 +30,9 @@ class Staged(torch.nn.Module):
         self.p = torch.nn.Parameter(torch.zeros(1))
         self.seen = 0  # images
 
+    def forward(self, x):
+        return self.forward_head(self.forward_features(x))
+
     def forward_intermediates(self, x, output_fmt="NCHW", intermediates_only=False):
         self.seen += len(x)
         x = x.mean(1, keepdim=True)
