@@ -25,9 +25,11 @@ IMAGES = 2  # batch norm needs several
 def check(
     net: nn.Module, spec: Spec, out: Path, *, exported: bool = False, layer: str = ""
 ) -> None:
-    """EdgeKDError if `net` could not be trained on images of `spec`, explained at `layer`, saved in
-    folder `out` and, if it is `exported`, written as ONNX. Neither it nor what is drawn at random
-    changes.
+    """EdgeKDError if `net` could not be trained on images of `spec`, explained, saved in folder
+    `out` and, if it is `exported`, written as ONNX. Neither it nor what is drawn at random changes.
+
+    layer: a stage's name; auto: the first that the rule for explained layers may choose; "": the
+    usual one, see zoo.Waist.
     """
     make_folder(out)
     if not distributed.here().main:
@@ -63,9 +65,7 @@ def _train(net: nn.Module, images: torch.Tensor) -> None:
 
 
 def _explain(net: nn.Module, images: torch.Tensor, layer: str) -> None:
-    """An evidence map of one image, of two channels; layer: auto is a stage that the rule may
-    choose, "" the usual one.
-    """
+    """An evidence map of one image, of two channels."""
     size = (images.shape[2], images.shape[3])
     waist = zoo.Waist(net, size, "" if layer == "auto" else layer).eval()
     if layer == "auto":
