@@ -8,7 +8,6 @@ import os
 import sys
 from typing import NoReturn
 
-NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS)
 REFUSALS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -35,14 +34,7 @@ def close(code: str | int | None) -> NoReturn:
 
 
 def refuse(error: OSError) -> NoReturn:
-    """End because the output could not be written, quietly where its reader has had enough; or
-    because the system does not take a file's name, or lets nobody in.
-    """
-    if error.filename is not None and error.errno in NAMES:
-        name = os.fsdecode(error.filename)
-        shown = name if len(name) < 100 else f"{name[:60]}..."
-        sys.stderr.write(f"error: {shown}: {error.strerror}: give another name or rights to it\n")
-        sys.exit(1)
+    """End because the output could not be written; quietly where its reader has had enough."""
     if error.filename is not None or error.errno not in REFUSALS:
         raise error  # of something else: a bug
     _forget()

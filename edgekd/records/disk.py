@@ -21,6 +21,7 @@ HELP = {
     errno.ENOMEM: "close some programs",
     errno.EIO: "the disk may be broken; choose another",
 }  # of what is the machine's, and no bug
+NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
 
 
 def words(error: OSError) -> str:
@@ -39,6 +40,10 @@ def told(error: BaseException) -> EdgeKDError | None:
     """What ended a command, if it is the machine's and no bug: a full disk, no memory, ..."""
     if isinstance(error, OSError) and error.errno in HELP:
         return refused(error.filename2 or error.filename or "the output", error)
+    if isinstance(error, OSError) and error.errno in NAMES and error.filename is not None:
+        name = os.fsdecode(error.filename)
+        shown = name if len(name) < 100 else f"{name[:60]}..."
+        return EdgeKDError(f"{shown}: {error.strerror}: give another name or rights to it")
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return EdgeKDError("no memory is left: a smaller --batch or --size, or fewer programs")
     return None

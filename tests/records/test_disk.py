@@ -77,3 +77,11 @@ def test_a_cache_that_cannot_be_written_to_is_mended_by_its_variable(tmp_path, m
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(EdgeKDError, match="set XDG_CACHE_HOME to a folder"):
         make_folder(user_cache() / "latency")
+
+
+def test_a_name_that_no_file_system_takes_is_one_line(tmp_path):
+    with pytest.raises(OSError, match="name too long") as found:
+        (tmp_path / ("x" * 300)).stat()
+    said = str(disk.told(found.value))
+    assert said.endswith("...: File name too long: give another name or rights to it")
+    assert len(said) < 150
