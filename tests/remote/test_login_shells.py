@@ -71,7 +71,7 @@ def test_what_a_login_shell_prints_is_no_answer(loopback, tmp_path):
         ("false", "^shell runs no sh: exit code 1, nothing was said$"),
         ("echo Welcome; echo 'rbash: sh: command not found' >&2; exit 127",
          "^shell runs no sh: rbash: sh: command not found$"),
-        ("echo Welcome; exec sleep 5", r"^shell begins no command within 0.5 s: .*\.bashrc"),
+        ("echo Welcome; exec sleep 2", r"^shell begins no command within 0.5 s: .*\.bashrc"),
         (f"TMPDIR=/none/such; {GO_ON}",
          "^shell makes no temporary folder in its TMPDIR or /tmp: .*/none/such"),
     ],
@@ -82,6 +82,7 @@ def test_a_login_that_is_no_use(loopback, monkeypatch, login, message):
     with pytest.raises(EdgeKDError, match=message) as caught, ssh.Device("shell"):
         pass
     assert "\n" not in str(caught.value)
+    assert not loopback.left()
 
 
 @pytest.mark.parametrize("home", ["", "here", "/a\nb"])
