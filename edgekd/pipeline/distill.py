@@ -125,8 +125,9 @@ def _try_before(
         if not find_supernet(work, profile, asked.search.supernet):
             planned([profile], work.spec, Start.of(asked.supernet), asked.supernet.schedule)
         return
-    if subnet.start.model != "scratch":
-        subnet.start.settings()
+    subnet.start.settings()
+    if subnet.arch:
+        LOG.info("%s", subnet.start.told(f"student {subnet.name}", subnet.arch.space))
     out = folder / "student"
     if (out / Artifact.FILE).exists():
         return
@@ -198,18 +199,18 @@ def subnet_of(work: Workspace, student: str, start: Start) -> StudentSpec:
     folder = Path(student)
     if not (folder / Artifact.FILE).exists():
         if not _is_subnet(student):
-            if start.model != "scratch":
+            if start != Start("auto") and start.model != "scratch":
                 raise EdgeKDError(f"{student} begins from scratch: --start is for sub-nets")
             return StudentSpec(student, None)
         name, arch = spaces.named(student)
-        start = start.official(name) if start.model == "ofa" else start.found()
+        start = start.official(name) if start.model == "ofa" else start.resolved(arch.space)
         return StudentSpec(
             name, arch.model_copy(update={"resolution": work.spec.size[0]}), None, start
         )
     made = Artifact.load(folder)
     if made.arch is None:
         raise EdgeKDError(f"{folder} holds no sub-net of a space: name one, or a student's folder")
-    return StudentSpec(made.model, made.arch, None, start.found())
+    return StudentSpec(made.model, made.arch, None, start.resolved(made.arch.space))
 
 
 def _is_subnet(student: str) -> bool:

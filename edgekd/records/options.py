@@ -68,7 +68,9 @@ class TeacherOptions(Options):
 
     PANEL: ClassVar[str] = "Teacher"
     teacher: tuple[str, ...] = option(
-        (), "timm name, or a folder that edgekd teach wrote; repeatable."
+        (),
+        "timm name, or a folder that edgekd teach wrote; repeatable. [default: the one that is "
+        "there, or what edgekd teach makes]",
     )
     teacher_weights: Path | None = option(None, "Local checkpoint to start it from.")
     pretrained: bool = option(False, "Teacher's weights from the hub (network).")
@@ -86,7 +88,11 @@ class SupernetOptions(Options):
     """What a supernet, or a sub-net alone, begins as, and how it is shrunk."""
 
     PANEL: ClassVar[str] = "Supernet"
-    start: str = option("scratch", "Begin as this timm network or official OFA checkpoint.")
+    start: str = option(
+        "auto",
+        "Begin as this timm network or official OFA checkpoint, from scratch, or auto: with the "
+        "ImageNet weights that a package brings, where one is installed.",
+    )
     start_weights: Path | None = option(None, "Local checkpoint of --start.")
     start_pretrained: bool = option(False, "Weights of --start from the hub (network).")
     schedule: str = option("sandwich", "sandwich or progressive.")

