@@ -356,8 +356,7 @@ def supernet(
         net = Supernet(space, classes)
         checkpoints.fill_supernet(net, checkpoints.read(weights), weights)
         return net
-    if warmstart.space_with(start) != space:
-        raise EdgeKDError(f"{start} is a member of {warmstart.space_with(start)}, not of {space}")
+    warmstart.check(space, start)
     source = teacher(start, classes, weights=weights, pretrained=pretrained).eval()
     torch.manual_seed(seed)
     net = Supernet(space, classes, mix_bias=not spaces.space_of(space).mix_before_pool)

@@ -55,7 +55,7 @@ class Genome:
         """(n,) number of options of each gene."""
         space = self.space
         depths = [len(s.depths) for s in space.stages]
-        kernels = [len(space.kernels)] * space.places
+        kernels = [len(s.kernels) for s in space.stage_of_place]
         expands = [len(space.expands)] * space.places
         return np.array([*kernels, *expands, *depths, len(self.resolutions)])
 
@@ -161,17 +161,13 @@ class Genome:
         """Parameters outside the elastic blocks and the classifier; (places, kernels, expands)."""
         space = self.space
         table = np.zeros((space.places, len(space.kernels), len(space.expands)), np.int64)
-        deepest = [max(s.depths) for s in space.stages]
-        there = [i for i, order in enumerate(self._order_in_stage)
-                 if order < deepest[self.stage_of_place[i]]]  # fmt: skip
         fixed = 0
         for k, kernel in enumerate(space.kernels):
             for e, expand in enumerate(space.expands):
-                same = {"kernel": (kernel,) * space.places, "expand": (expand,) * space.places}
-                arch = Arch(space=self.name, depth=tuple(deepest), resolution=64, **same)
+                arch = spaces.deepest(self.name, kernel, expand)
                 parts = list(spaces.pieces(arch, 0))
                 blocks = [i for i, p in enumerate(parts) if p.kind == "block"][1:]
-                table[there, k, e] = [_params(parts[i]) for i in blocks]
+                table[:, k, e] = [_params(parts[i]) for i in blocks]
                 fixed = sum(_params(p) for i, p in enumerate(parts) if i not in blocks)
         return fixed, table
 

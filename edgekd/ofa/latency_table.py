@@ -136,10 +136,8 @@ def tabulate(table: Table) -> Lookup:
 
 
 def _blocks(space: str, side: int, kernel: int, expand: int) -> list[Piece]:
-    """The block of every place, all of one kernel and expansion, in the deepest network."""
-    largest = spaces.uniform(space, "max", side)
-    places = spaces.space_of(space).places
-    arch = largest.model_copy(update={"kernel": (kernel,) * places, "expand": (expand,) * places})
+    """The block of every place in the `deepest` network of this kernel and expansion."""
+    arch = spaces.deepest(space, kernel, expand, side)
     return [p for p in spaces.pieces(arch, 1) if p.kind == "block"][1:]
 
 

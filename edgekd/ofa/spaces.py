@@ -16,23 +16,24 @@ from typing import NamedTuple
 
 from edgekd.records import Arch, EdgeKDError, unknown
 
-BLOCKS = 4  # places for blocks in a stage of any space; an Arch always has an entry for each
+KERNELS = (3, 5, 7)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Up to BLOCKS blocks of one width; the first carries the stride and the width's change."""
+    """Blocks of one width; the first carries the stride and the width's change."""
 
     width: int
     stride: int
     act: str  # relu | relu6 | h_swish
     se: bool = False
     depths: tuple[int, ...] = (2, 3, 4)
+    kernels: tuple[int, ...] = KERNELS  # the first of KERNELS
 
     @property
     def places(self) -> int:
-        """Entries that this stage has in an Arch."""
-        return 1 if self.depths == (1,) else BLOCKS
+        """Entries that this stage has in an Arch, whatever its depth there."""
+        return max(self.depths)
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,22 @@ class Space:
     mix: int  # channels of feature_mix_layer
     mix_before_pool: bool  # with batch norm before pooling (ProxylessNAS), or bare after it
     bn_eps: float
-    kernels: tuple[int, ...] = (3, 5, 7)
     expands: tuple[int, ...] = (3, 4, 6)
 
     @property
     def places(self) -> int:
         """Entries of an Arch's kernel and expand."""
         return sum(s.places for s in self.stages)
+
+    @property
+    def stage_of_place(self) -> list[Stage]:
+        """The stage that each place is in."""
+        return [stage for stage in self.stages for _ in range(stage.places)]
+
+    @property
+    def kernels(self) -> tuple[int, ...]:
+        """All that any stage has."""
+        return max((s.kernels for s in self.stages), key=len)
 
 
 def _mobilenet_v3(stem: int, widths: tuple[int, ...], final: int, mix: int) -> Space:
@@ -73,12 +83,39 @@ def _mobilenet_v2(stem: int, first: int, widths: tuple[int, ...], mix: int, eps:
     return Space(stem, first, False, "relu6", "relu6", tuple(stages), 0, mix, True, eps)
 
 
+def _sub_nets_of_lite(width: float, depths: tuple[int, ...]) -> Space:
+    """The sub-nets of an EfficientNet-Lite: as deep and as wide, with its kernels, or smaller.
+
+    width: multiplier of the channels, depths: blocks of the stages; of a stage, half remain at
+    least. Nothing in it is larger than a network whose ImageNet weights it begins with.
+    """
+    widths, kernels = (24, 40, 80, 112, 192, 320), (3, 5, 3, 5, 5, 3)
+    strides = (2, 2, 2, 1, 2, 1)
+    stages = tuple(
+        Stage(make_divisible(w * width), s, "relu6", depths=tuple(range((d + 1) // 2, d + 1)),
+              kernels=KERNELS[: KERNELS.index(k) + 1])
+        for w, s, d, k in zip(widths, strides, depths, kernels, strict=True)
+    )  # fmt: skip
+    first = make_divisible(16 * width)
+    return Space(32, first, False, "relu6", "relu6", stages, 0, 1280, True, 1e-5)
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """`value` rounded to a multiple of `divisor`, never more than a tenth below it."""
+    new = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return new + divisor if new < 0.9 * value else new
+
+
 SPACES = {
     "ofa-mbv3-w1.0": _mobilenet_v3(16, (24, 40, 80, 112, 160), 960, 1280),
     "ofa-mbv3-w1.2": _mobilenet_v3(24, (32, 48, 96, 136, 192), 1152, 1536),
     "ofa-proxyless-w1.3": _mobilenet_v2(40, 24, (32, 56, 104, 128, 248, 416), 1664, 1e-3),
     # Not OFA's: EfficientNet-Lite0 is a member, so ImageNet weights for it are easy to get.
     "ofa-lite-w1.0": _mobilenet_v2(32, 16, (24, 40, 80, 112, 192, 320), 1280, 1e-5),
+    # Shrunk, not grown: the largest member is the network whose ImageNet weights it begins with.
+    "ofa-lite0": _sub_nets_of_lite(1.0, (2, 2, 3, 3, 4, 1)),
+    "ofa-lite1": _sub_nets_of_lite(1.0, (3, 3, 4, 4, 5, 1)),
+    "ofa-lite2": _sub_nets_of_lite(1.1, (3, 3, 4, 4, 5, 1)),
 }
 
 
@@ -123,9 +160,23 @@ def uniform(space: str, end: str, resolution: int = 224) -> Arch:
     chosen = space_of(space)
     return Arch(
         space=space,
-        kernel=(pick(chosen.kernels),) * chosen.places,
+        kernel=tuple(pick(s.kernels) for s in chosen.stage_of_place),
         expand=(pick(chosen.expands),) * chosen.places,
         depth=tuple(pick(s.depths) for s in chosen.stages),
+        resolution=resolution,
+    )
+
+
+def deepest(space: str, kernel: int, expand: int, resolution: int = 64) -> Arch:
+    """The sub-net with a block at every place, of this expansion and this kernel, or of its stage's
+    largest where that is smaller.
+    """
+    chosen = space_of(space)
+    return Arch(
+        space=space,
+        kernel=tuple(min(kernel, s.kernels[-1]) for s in chosen.stage_of_place),
+        expand=(expand,) * chosen.places,
+        depth=tuple(s.places for s in chosen.stages),
         resolution=resolution,
     )
 
@@ -135,7 +186,7 @@ def sample(space: str, rng: random.Random, resolutions: Sequence[int]) -> Arch:
     chosen = space_of(space)
     return Arch(
         space=space,
-        kernel=tuple(rng.choice(chosen.kernels) for _ in range(chosen.places)),
+        kernel=tuple(rng.choice(s.kernels) for s in chosen.stage_of_place),
         expand=tuple(rng.choice(chosen.expands) for _ in range(chosen.places)),
         depth=tuple(rng.choice(s.depths) for s in chosen.stages),
         resolution=rng.choice(list(resolutions)),
@@ -160,12 +211,13 @@ def check(arch: Arch) -> Space:
     for stage, depth in zip(space.stages, arch.depth, strict=True):
         if depth not in stage.depths:
             raise EdgeKDError(f"{arch.space} has no stage of depth {depth}: {stage.depths}")
+    stage_of = space.stage_of_place
     for i in used(arch):
         k, e = arch.kernel[i], arch.expand[i]
-        if k not in space.kernels or e not in space.expands:
+        if k not in stage_of[i].kernels or e not in space.expands:
             raise EdgeKDError(
-                f"{arch.space} has no kernel {k} with expansion {e} "
-                f"(kernels {space.kernels}, expansions {space.expands})"
+                f"{arch.space} has no kernel {k} with expansion {e} there "
+                f"(kernels {stage_of[i].kernels}, expansions {space.expands})"
             )
     return space
 
@@ -231,9 +283,3 @@ def pieces(arch: Arch, classes: int) -> Iterator[Piece]:
     act = "relu6" if space.mix_before_pool else "h_swish"
     yield Piece("mix", size if space.mix_before_pool else 1, width, 0, space.mix, 1, 1, act)
     yield Piece("classifier", 1, space.mix, 0, classes, 1, 1, "")
-
-
-def make_divisible(value: float, divisor: int = 8) -> int:
-    """`value` rounded to a multiple of `divisor`, never more than a tenth below it."""
-    new = max(divisor, int(value + divisor / 2) // divisor * divisor)
-    return new + divisor if new < 0.9 * value else new

@@ -155,8 +155,8 @@ class SubNet(nn.Module):
 class Supernet(SubNet):
     """The largest sub-net of a space, and by shared weights every other: image, Arch -> logits.
 
-    A sub-net takes the first blocks of a stage, the first channels of a block, and of a 7x7 kernel
-    the centre, through matrices of each block's own (7 -> 5 -> 3) that start as identities.
+    A sub-net takes the first blocks of a stage, the first channels of a block, and of a kernel the
+    centre, through matrices of each block's own (7 -> 5 -> 3) that start as identities.
     """
 
     def __init__(self, space: str, classes: int, *, dropout: float = 0.1, mix_bias: bool = False):
@@ -166,6 +166,8 @@ class Supernet(SubNet):
         for block in self.blocks[1:]:
             depthwise = block.conv.depth_conv.conv
             for big, small in _KERNEL_STEPS:
+                if big > depthwise.kernel_size[0]:
+                    continue
                 matrix = nn.Parameter(torch.eye(small * small))
                 depthwise.register_parameter(f"{big}to{small}_matrix", matrix)
 
@@ -229,7 +231,7 @@ class Supernet(SubNet):
         Channels that an expansion in `trained` has are kept before those it has not.
         """
         space, width = spaces.space_of(self.space), spaces.space_of(self.space).first
-        for block, stage in zip(self.blocks[1:], _stage_of_places(space), strict=True):
+        for block, stage in zip(self.blocks[1:], space.stage_of_place, strict=True):
             weight = block.conv.point_linear.conv.weight
             importance = weight.abs().sum((0, 2, 3))
             rank = torch.zeros(len(importance))  # of tiers: 0 is the one of the smallest expansion
@@ -242,10 +244,6 @@ class Supernet(SubNet):
 
 
 _KERNEL_STEPS = ((7, 5), (5, 3))
-
-
-def _stage_of_places(space: Space) -> list[spaces.Stage]:
-    return [stage for stage in space.stages for _ in range(stage.places)]
 
 
 def _permute(block: Any, order: torch.Tensor) -> None:

@@ -22,18 +22,22 @@ from edgekd.ofa import spaces
 from edgekd.ofa.supernet import Supernet
 from edgekd.records import Arch, EdgeKDError
 
+_LITE = [(f"efficientnet_lite{i}", f"tf_efficientnet_lite{i}") for i in range(3)]
 MEMBERS = {  # space -> timm networks that are members of it
-    "ofa-lite-w1.0": ("efficientnet_lite0", "tf_efficientnet_lite0"),
+    **{f"ofa-lite{i}": _LITE[i] for i in range(3)},
+    "ofa-lite-w1.0": _LITE[0],
     "ofa-mbv3-w1.0": ("mobilenetv3_large_100", "tf_mobilenetv3_large_100"),
 }
 
 
-def space_with(model: str) -> str:
-    """The space that the timm network `model` is a member of."""
-    for space, members in MEMBERS.items():
-        if model in members:
-            return space
-    known = ", ".join(m for members in MEMBERS.values() for m in members)
+def check(space: str, model: str) -> None:
+    """EdgeKDError where the timm network `model` is no member of `space`."""
+    having = [s for s, members in MEMBERS.items() if model in members]
+    if space in having:
+        return
+    if having:
+        raise EdgeKDError(f"{model} is a member of {' and '.join(having)}, not of {space}")
+    known = ", ".join(dict.fromkeys(m for members in MEMBERS.values() for m in members))
     raise EdgeKDError(
         f"{model} is a member of no space here; a supernet can start from {known}, or "
         "an official checkpoint (ofa_mbv3_d234_e346_k357_w1.0, ...)"

@@ -144,10 +144,7 @@ class Start(NamedTuple):
             return self.official(self.model)
         if self.model in ("scratch", "ofa"):
             return self
-        if warmstart.space_with(self.model) != space:
-            raise EdgeKDError(
-                f"{self.model} is a member of {warmstart.space_with(self.model)}, not of {space}"
-            )
+        warmstart.check(space, self.model)
         if self.weights or self.pretrained:
             return self
         return Start(self.model, _packaged(self.model))

@@ -41,7 +41,7 @@ class Profile(Record):
     runtime: str  # a file in edgekd/runtimes
     device: str  # in the runtime's own words: "CPU", "NPU", "cuda:0"
     precisions: tuple[Precision, ...] = ("fp32",)
-    space: str = "ofa-lite-w1.0"  # of the supernet that its student is cut from
+    space: str = "ofa-lite0"  # of the supernet that its student is cut from
     student: str = ""  # a named sub-net, trained alone; empty: searched for in the supernet
     resolutions: tuple[Resolution, ...] = Field(default=(128,), min_length=1)  # pixels a side
     static_batch: bool = False  # the runtime wants a fixed batch dimension

@@ -45,12 +45,15 @@ JUDGED_ON = 512  # training images that batch norm is recalibrated on to judge a
 
 @dataclass(frozen=True)
 class Phase:
-    """What may vary for a share of the epochs, and how many sub-nets a step trains."""
+    """What may vary for a share of the epochs, and how many sub-nets a step trains.
+
+    kernels, depths, expands: how many options of the space may be drawn, the largest ones.
+    """
 
     share: float
-    kernels: tuple[int, ...] = (3, 5, 7)
-    depths: tuple[int, ...] = (1, 2, 3, 4)
-    expands: tuple[int, ...] = (3, 4, 6)
+    kernels: int = 3
+    depths: int = 3
+    expands: int = 3
     nets: int = 2  # random ones
     extremes: bool = False  # and the largest and the smallest
     sort: bool = False  # order channels by importance before it begins
@@ -61,11 +64,11 @@ class Phase:
 SCHEDULES: dict[str, tuple[Phase, ...]] = {
     "sandwich": (Phase(1, extremes=True),),
     "progressive": (
-        Phase(180, (7,), (1, 4), (6,), nets=1),
-        Phase(125, (3, 5, 7), (1, 4), (6,), nets=1),
-        Phase(25, depths=(1, 3, 4), expands=(6,), nets=2),
-        Phase(125, expands=(6,), nets=2),
-        Phase(25, expands=(4, 6), nets=4, sort=True),
+        Phase(180, kernels=1, depths=1, expands=1, nets=1),
+        Phase(125, depths=1, expands=1, nets=1),
+        Phase(25, depths=2, expands=1, nets=2),
+        Phase(125, expands=1, nets=2),
+        Phase(25, expands=2, nets=4, sort=True),
         Phase(125, nets=4, sort=True, trained=(4, 6)),
     ),
 }
@@ -105,15 +108,11 @@ class Plan:
 
     def _draw(self, phase: Phase, rng: random.Random, resolution: int) -> Arch:
         space = spaces.space_of(self.space)
-        kernels = [k for k in space.kernels if k in phase.kernels]
-        expands = [e for e in space.expands if e in phase.expands]
         return Arch(
             space=self.space,
-            kernel=tuple(rng.choice(kernels) for _ in range(space.places)),
-            expand=tuple(rng.choice(expands) for _ in range(space.places)),
-            depth=tuple(
-                rng.choice([d for d in s.depths if d in phase.depths]) for s in space.stages
-            ),
+            kernel=tuple(rng.choice(s.kernels[-phase.kernels :]) for s in space.stage_of_place),
+            expand=tuple(rng.choice(space.expands[-phase.expands :]) for _ in range(space.places)),
+            depth=tuple(rng.choice(s.depths[-phase.depths :]) for s in space.stages),
             resolution=resolution,
         )
 

@@ -4,11 +4,13 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from edgekd.models import zoo
 from edgekd.ofa import spaces, supernet
+from edgekd.ofa.encoding import Genome
 from edgekd.records import Arch, EdgeKDError
 
 FACTS = Path(__file__).parents[3] / "shared" / "facts" / "ofa_specialized.json"
@@ -133,6 +135,41 @@ def test_an_arch_outside_its_space_is_refused(change, message):
     arch = supernet.named("cpu_lat@10ms")[1].model_copy(update=change)
     with pytest.raises(EdgeKDError, match=message):
         supernet.build(arch, 3)
+
+
+def test_a_space_within_a_network_has_nothing_larger():
+    largest = spaces.uniform("ofa-lite0", "max")
+    assert largest.kernel == (3, 3, 5, 5, 3, 3, 3, 5, 5, 5, 5, 5, 5, 5, 3)  # Lite0's
+    assert largest.depth == (2, 2, 3, 3, 4, 1)
+    smallest = spaces.uniform("ofa-lite0", "min")
+    assert (set(smallest.kernel), smallest.depth) == ({3}, (1, 1, 2, 2, 2, 1))
+    rng = random.Random(0)
+    drawn = [spaces.sample("ofa-lite0", rng, [64]) for _ in range(50)]
+    for arch in drawn:
+        assert all(k <= most for k, most in zip(arch.kernel, largest.kernel, strict=True))
+        spaces.check(arch)
+    assert {a.kernel[2] for a in drawn} == {3, 5}
+    assert {a.depth for a in drawn} > {drawn[0].depth}
+    larger = largest.model_copy(update={"kernel": (5, *largest.kernel[1:])})
+    with pytest.raises(EdgeKDError, match=r"no kernel 5 .* there \(kernels \(3,\)"):
+        supernet.build(larger, 3)
+
+
+def test_a_sub_net_within_a_network_is_a_slice_of_it():
+    net = supernet.Supernet("ofa-lite1", 5).eval()
+    arch = spaces.sample("ofa-lite1", random.Random(1), [64])
+    image = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(net.extract(arch)(image), net(image, arch))
+    assert not [n for n in net.state_dict() if n.endswith("7to5_matrix")]
+
+
+def test_genes_of_a_space_within_a_network_come_back():
+    genome = Genome("ofa-lite2", (64, 96))
+    rows = genome.canonical(genome.sample(200, np.random.default_rng(0)))
+    archs = genome.decode(rows)
+    assert (genome.encode(archs) == rows).all()
+    assert genome.decode(genome.ends())[-1] == spaces.uniform("ofa-lite2", "max", 96)
 
 
 @pytest.mark.parametrize(("value", "rounded"), [(4, 8), (20.8, 24), (52, 56), (83.2, 80), (27, 32)])

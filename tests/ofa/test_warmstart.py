@@ -24,18 +24,33 @@ def trained(name, classes=7):
     return net
 
 
+def count(net):
+    return sum(p.numel() for p in net.parameters())
+
+
 def answers(net, image, *arch):
     with torch.no_grad():
         return net(image, *arch)
 
 
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "mobilenetv3_large_100"])
-def test_the_member_and_the_largest_sub_net_give_timms_logits(name):
+@pytest.mark.parametrize(
+    ("name", "space", "depth"),
+    [
+        ("efficientnet_lite0", "ofa-lite-w1.0", (2, 2, 3, 3, 4, 1)),
+        ("efficientnet_lite0", "ofa-lite0", (2, 2, 3, 3, 4, 1)),
+        ("efficientnet_lite1", "ofa-lite1", (3, 3, 4, 4, 5, 1)),
+        ("efficientnet_lite2", "ofa-lite2", (3, 3, 4, 4, 5, 1)),
+        ("mobilenetv3_large_100", "ofa-mbv3-w1.0", (2, 3, 4, 2, 3)),
+    ],
+)
+def test_the_member_and_the_largest_sub_net_give_timms_logits(name, space, depth):
     source = trained(name)
-    space = warmstart.space_with(name)
     net = supernet.Supernet(space, 7, mix_bias="mbv3" in space).eval()
     arch = warmstart.fill(net, source)
-    assert arch.depth == {"efficientnet_lite0": (2, 2, 3, 3, 4, 1)}.get(name, (2, 3, 4, 2, 3))
+    assert arch.depth == depth
+    if not space.endswith("w1.0"):  # nothing in it is larger
+        assert spaces.canonical(spaces.uniform(space, "max")) == arch
+        assert count(net.extract(arch)) == count(source)
     image = torch.randn(2, 3, 64, 64)
     expected = answers(source, image)
     assert expected.std() > 0.01
@@ -71,7 +86,10 @@ def test_another_number_of_classes_gets_a_new_head():
 
 def test_what_cannot_start_a_supernet_is_refused():
     with pytest.raises(EdgeKDError, match="resnet18 is a member of no space here"):
-        warmstart.space_with("resnet18")
+        warmstart.check("ofa-lite0", "resnet18")
+    warmstart.check("ofa-lite0", "tf_efficientnet_lite0")
+    with pytest.raises(EdgeKDError, match="a member of ofa-lite1, not of ofa-lite0"):
+        warmstart.check("ofa-lite0", "efficientnet_lite1")
     with pytest.raises(EdgeKDError, match="not of ofa-lite"):
         zoo.supernet("ofa-lite-w1.0", 3, start="mobilenetv3_large_100")
     with pytest.raises(EdgeKDError, match="mix_bias=True"):
