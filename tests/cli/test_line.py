@@ -18,6 +18,8 @@ from edgekd.pipeline.explain import CODES
 from edgekd.pipeline.search import Sought
 from edgekd.records import Artifact, Fidelity, Timing
 
+pytestmark = pytest.mark.slow
+
 ONCE = ["--shrink-epochs", "1", "--subnets", "20", "--estimate"]
 SMALL = ["--size", "64", "--epochs", "2", "--batch", "16"]
 

@@ -29,6 +29,8 @@ from edgekd.records import (
 )
 from edgekd.remote import client, protocol
 
+pytestmark = pytest.mark.slow
+
 PROFILE = Profile(name="test", runtime="onnxruntime", device="CPU", threads=1)
 TINY = Path(edgekd.__file__).parent / "runtimes/tiny"
 ACCURACY = Metric(value=0.9, low=0.8, high=0.95)

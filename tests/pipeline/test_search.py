@@ -125,6 +125,7 @@ def test_killed_and_run_again_it_finds_the_same(work, supernet, judged, tmp_path
     assert again[1].ranking == whole[1].ranking
 
 
+@pytest.mark.slow
 def test_the_front_is_measured_on_the_device_as_deployed(work, supernet, tmp_path, monkeypatch):
     made = latency_table.estimate(BOX, "fp32", classes=3).model_copy(update={"estimated": False})
     monkeypatch.setattr(latency_table, "find", lambda *_: made)

@@ -98,6 +98,7 @@ def in_processes(*calls):
     assert [process.exitcode for process in made] == [0] * len(made)
 
 
+@pytest.mark.slow
 def test_two_commands_that_need_the_same_teacher_teach_it_once(tmp_path, phantoms):
     runs = tmp_path / "runs"
     in_processes(*[(distilled, runs, phantoms, runs / name) for name in ("a", "b")])

@@ -11,6 +11,8 @@ import pytest
 from edgekd.records import EdgeKDError
 from edgekd.remote import client, ssh
 
+pytestmark = pytest.mark.slow
+
 # As sshd calls them. pwsh is in no distribution: where it is installed, it is tested.
 SHELLS = (
     "bash", "rbash", "dash", "busybox sh", "ksh", "mksh", "zsh", "csh", "tcsh", "fish", "pwsh"

@@ -11,6 +11,8 @@ import pytest
 from edgekd.records import EdgeKDError
 from edgekd.remote import ssh
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def device(loopback):

@@ -17,7 +17,7 @@ api = pytest.importorskip("playwright.sync_api", reason="pip install playwright"
 
 CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome")
                  if (p := shutil.which(n))), None)  # fmt: skip
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")]
 TOKEN = "0123456789abcdef-wanted"
 VIEW = {"width": 1024, "height": 600}
 DONE = ":not([data-map])"

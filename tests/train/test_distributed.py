@@ -17,6 +17,8 @@ from edgekd.records import EdgeKDError, Spec, Training
 from edgekd.train import distill, distributed, loop
 from edgekd.train.distributed import Place
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 
