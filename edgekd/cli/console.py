@@ -1,9 +1,8 @@
-"""What a person sees in a terminal: rich tables on stdout, progress on stderr."""
+"""What a person reads: rich tables on stdout, progress and notes on stderr."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -22,8 +21,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from edgekd.cli import progress, streams
 from edgekd.ofa.spaces import title as title_of
-from edgekd.records import Artifact, Fidelity, Metric, Profile, T, Timing, Track
+from edgekd.records import Artifact, Fidelity, Metric, Profile, T, Timing, Track, untracked
 
 if TYPE_CHECKING:
     from edgekd.bench.compare import Against
@@ -49,12 +49,18 @@ class Rate(ProgressColumn):
 
 @contextlib.contextmanager
 def tracker() -> Iterator[Track]:
-    """A Track that draws bars with rate and time left on stderr, on a terminal only."""
+    """A Track that tells on stderr how far a stage is: bars on a terminal, lines elsewhere."""
+    if streams.quiet():
+        yield untracked
+        return
     console = Console(stderr=True)
-    silent = os.environ.get("RANK", "0") != "0"  # of several processes the first alone speaks
+    if not (console.is_interactive and sys.stderr.isatty()):  # FORCE_COLOR makes no terminal
+        with progress.lines(say) as track:
+            yield track
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(),
                TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal or silent) as bars:
+    with Progress(*columns, console=console) as bars:
 
         def track(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
             if total is None and hasattr(items, "__len__"):
@@ -70,10 +76,17 @@ def tracker() -> Iterator[Track]:
         yield track
 
 
-def say(text: str) -> None:
-    """A line on stderr for the person who waits; never the result."""
-    with contextlib.suppress(OSError):  # nobody listens: a terminal that was closed, a full disk
-        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(text)
+def say(text: str, *, needed: bool = False) -> None:
+    """A line on stderr for the person who waits; never the result.
+
+    needed: with --quiet as well, since it tells what failed or what is awaited.
+    """
+    if streams.quiet() and not needed:
+        return
+    # Not by rich, which ends the process where nobody listens.
+    with contextlib.suppress(OSError):  # a terminal that was closed, a full disk
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 def on_stdout(shown: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,7 +64,7 @@ def predict(
     told += [{"file": name, "error": why} for name, why in failed]
     result(as_json, told, console_device.answers(found))
     for name, why in failed:
-        console.say(f"{name}: {why}")
+        console.say(f"{name}: {why}", needed=True)
     if failed:
         raise typer.Exit(1)
 
@@ -233,4 +234,5 @@ def serve(
     )  # fmt: skip
     server.check(settings)
     pixels = round(max_megapixels * 1e6)
-    server.run(open_bundle(bundle, key, abstain_below, pixels), settings, console.say)
+    said = partial(console.say, needed=True)  # the address, and what was lost
+    server.run(open_bundle(bundle, key, abstain_below, pixels), settings, said)

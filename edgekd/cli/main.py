@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 
 from edgekd import __version__
 from edgekd.cli import streams
-from edgekd.cli.options import Group
+from edgekd.cli.options import Group, QuietOption
 
 
 class Entry(NamedTuple):
@@ -110,6 +110,7 @@ def _top(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print and exit.")
     ] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Distil, quantise, measure and explain image classifiers for bedside devices.
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 import typer
 from typer.core import TyperGroup
 
+from edgekd.cli import streams
+
 if TYPE_CHECKING:
     from edgekd.records import EdgeKDError, Record
 
@@ -29,7 +31,8 @@ class Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:  # noqa: D102
         try:
-            return super().invoke(ctx)
+            with streams.hushed(bool(ctx.params.get("quiet"))):
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             typer.echo("stopped; the same command again goes on from here", err=True)
             raise typer.Exit(130) from None
@@ -64,8 +67,8 @@ def command(
     """Make a function a command of `app`.
 
     A parameter that is a record of options (edgekd.records.options) becomes an option for each of
-    its fields, in a panel of its own. Every command takes `--config` as well. group: it is what
-    `app` itself does where none of its commands is named.
+    its fields, in a panel of its own. Every command takes `--quiet` and `--config` as well. group:
+    it is what `app` itself does where none of its commands is named.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -77,11 +80,12 @@ def command(
                 parameters += _options_of(groups[parameter.name])
             else:
                 parameters.append(parameter.replace(annotation=hints[parameter.name]))
+        parameters.append(_parameter("quiet", QuietOption, False))
         parameters.append(_parameter("config", ConfigOption, None))
         last = [p for p in parameters if _panel(p) == OUTPUT]  # under one heading, at the end
         parameters = [p for p in parameters if p not in last] + last
 
-        def called(config: None = None, **given: Any) -> None:  # noqa: ARG001 it was read before
+        def called(config: None = None, quiet: bool = False, **given: Any) -> None:  # noqa: ARG001 it was read before
             for name, value in given.items():
                 if isinstance(value, float) and not math.isfinite(value):  # no limit sees a NaN
                     raise _not_a_number(name, value)
@@ -90,7 +94,8 @@ def command(
                 values = {k: v for k, v in values.items() if v is not None}
                 given[group] = kind.parse(values, "options")
             _show_logs()
-            function(**given)
+            with streams.hushed(quiet):
+                function(**given)
 
         functools.update_wrapper(called, function)
         del called.__wrapped__  # type: ignore[attr-defined]
@@ -118,9 +123,8 @@ class _Lines(logging.Handler):
 
 
 def _show_logs() -> None:
-    """Of several processes the first alone speaks."""
     log = logging.getLogger("edgekd")
-    if not log.handlers and os.environ.get("RANK", "0") == "0":
+    if not log.handlers:
         log.addHandler(_Lines())
         log.setLevel(logging.INFO)
 
@@ -231,6 +235,13 @@ AbstainOption = Annotated[
     typer.Option("--abstain-below", min=0, max=1, help="Calibrated probability that an answer "
                  "needs. [default: the bundle's]"),
 ]  # fmt: skip
+QuietOption = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", rich_help_panel=OUTPUT,
+        help="No progress and no notes on stderr; results and errors as ever.",
+    ),
+]  # fmt: skip
 JsonOption = Annotated[
     bool, typer.Option("--json", help="One JSON document on stdout.", rich_help_panel=OUTPUT)
 ]
@@ -272,7 +283,7 @@ def given(context: typer.Context, *but: str) -> str:
     words: list[str] = []
     for option in context.command.params:
         source = context.get_parameter_source(option.name or "")
-        if option.name in (*but, "config") or source is None:
+        if option.name in (*but, "quiet", "config") or source is None:
             continue
         if source.name not in ("COMMANDLINE", "DEFAULT_MAP"):
             continue

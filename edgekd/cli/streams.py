@@ -1,4 +1,4 @@
-"""Standard output and error: closed, full, or in an encoding that lacks a sign."""
+"""Standard output and error: closed, full, in an encoding that lacks a sign, or to be quiet."""
 
 from __future__ import annotations
 
@@ -6,9 +6,29 @@ import contextlib
 import errno
 import os
 import sys
+from collections.abc import Iterator
 from typing import NoReturn
 
 REFUSALS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+_hushed = False
+
+
+def quiet() -> bool:
+    """Whether this process tells neither progress nor notes; of several the first alone does."""
+    return _hushed or os.environ.get("RANK", "0") != "0"
+
+
+@contextlib.contextmanager
+def hushed(asked: bool) -> Iterator[None]:
+    """Quiet meanwhile if that is asked, or if the command is one that a quiet one runs."""
+    global _hushed
+    before = _hushed
+    _hushed = before or asked
+    try:
+        yield
+    finally:
+        _hushed = before
 
 
 def open_all() -> None:
