@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
@@ -93,8 +94,7 @@ def command(
                 values = {field: given.pop(field) for field in kind.model_fields}
                 values = {k: v for k, v in values.items() if v is not None}
                 given[group] = kind.parse(values, "options")
-            _show_logs()
-            with streams.hushed(quiet):
+            with streams.hushed(quiet), _logs_shown():
                 function(**given)
 
         functools.update_wrapper(called, function)
@@ -122,11 +122,18 @@ class _Lines(logging.Handler):
         console.say(record.getMessage())
 
 
-def _show_logs() -> None:
+@contextlib.contextmanager
+def _logs_shown() -> Iterator[None]:
+    """Meanwhile the pipeline knows whether anybody reads what it says, and need not find it out."""
     log = logging.getLogger("edgekd")
-    if not log.handlers:
+    if not any(isinstance(handler, _Lines) for handler in log.handlers):
         log.addHandler(_Lines())
-        log.setLevel(logging.INFO)
+    before = log.level
+    log.setLevel(logging.CRITICAL if streams.quiet() else logging.INFO)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:

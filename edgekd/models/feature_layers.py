@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from edgekd.explain.examine import rounded
-from edgekd.explain.faithfulness import faithfulness
+from edgekd.explain.faithfulness import STEPS, faithfulness
 from edgekd.explain.fidelity import localisation, pearson
 from edgekd.explain.score_cam import ask, class_maps, random_head
 from edgekd.records import Artifact, EdgeKDError, Track, make_folder, untracked, write_atomic
@@ -31,6 +31,8 @@ IMAGES = 16  # of the validation split
 CHANNELS = 32  # of a stage that are asked, at most: those that tell most of the map
 REPEATED = 4  # of the images, that are moved by half a grey level
 BATCH = 32  # masked images at a time
+# Images that `choose` shows a network, at most: for maps, for what becomes of each, for maps again.
+PASSES = DEEPEST * (IMAGES * (1 + CHANNELS + 2 * STEPS) + REPEATED * (1 + CHANNELS))
 BLIND = 0.9  # r with a random head's map, at which a stage is out
 UNDEFINED = 0.5  # share of images without a map, above which a stage is out
 TERMS = ("faithful", "head", "repeatable", "inside")

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from edgekd.ofa import spaces
-from edgekd.pipeline import finalists, folders
+from edgekd.pipeline import finalists, folders, plan
 from edgekd.pipeline import search as searches
 from edgekd.pipeline.run import Run
-from edgekd.pipeline.shrink import find_supernet, made_supernet, planned
-from edgekd.pipeline.teach import asked_teachers, mask_layers
+from edgekd.pipeline.shrink import find_supernet, made_supernet, planned, planned_supernet
+from edgekd.pipeline.teach import asked_teachers, mask_layers, planned_teachers
 from edgekd.pipeline.workspace import (
     GENTLE,
     INHERITING,
@@ -101,6 +101,8 @@ def distill(
         )
         subnet = subnet_of(work, named, Start.of(supernet)) if named else None
         _try_before(work, chosen, subnet, folder, asked)
+        if output.force or not (folder / "student" / Artifact.FILE).exists():
+            _tell_plan(work, chosen, subnet, folder, training, asked, force=output.force)
         guides = asked_teachers(work, teacher)
         making = Making(work, chosen, guides, training, asked)
         if subnet:
@@ -141,6 +143,53 @@ def _try_before(
     preflight.check(net, spec, out, exported=not known, layer=asked.student.layer)
 
 
+def _tell_plan(
+    work: Workspace,
+    profile: Profile,
+    subnet: StudentSpec | None,
+    folder: Path,
+    training: Training,
+    asked: DistillOptions,
+    *,
+    force: bool,
+) -> None:
+    """Say what is made: teachers, a supernet, a search, the student, as far as they are missing."""
+    from edgekd.train import pace
+
+    guides = planned_teachers(work, asked.teacher)
+    networks = [t for t in guides if isinstance(t, plan.Network)]
+    questions = 0.0
+    if subnet is None and not find_supernet(work, profile, asked.search.supernet):
+        supernet, questions = planned_supernet(
+            work, [profile], guides, _shrinking(training, asked),
+            start=Start.of(asked.supernet), schedule=asked.supernet.schedule,
+            shorter="--student NAME, --shrink-epochs N",
+        )  # fmt: skip
+        networks += [supernet] if supernet else []
+    arch = spaces.uniform(profile.space, "mid", work.spec.size[0])  # which, is found by the search
+    chosen = subnet or StudentSpec("student", arch)
+    learning = student_training(training, chosen, taught=bool(guides), cut=subnet is None)
+    done = 0 if force else pace.epochs_done(folder / "student")
+    samples, spec = work.dataset.splits["train"], work.spec
+    student = plan.Network(
+        f"student {subnet.name} of {profile.name}" if subnet else f"student of {profile.name}",
+        lambda: pace.classifier(chosen.name, chosen.arch, samples, spec, learning),
+        pace.classifier_work(work.dataset, learning, done=done, cut=subnet is None),
+        "--epochs N",
+        times=asked.student.finalists,
+    )
+    questions = questions or plan.questions(work, learning, guides)
+    plan.tell(work, [*networks, student], teachers=guides, asked=questions, search=subnet is None)
+
+
+def _shrinking(training: Training, asked: DistillOptions) -> Training:
+    """Of a supernet that is made for a student which is trained like this."""
+    said = "masked" in training.model_fields_set  # for the supernet, too
+    return TrainOptions(epochs=asked.student.shrink_epochs).training(
+        masked=training.masked if said else None
+    )
+
+
 class Making(NamedTuple):
     """What every student of one command has in common."""
 
@@ -162,12 +211,8 @@ class Making(NamedTuple):
 def _from_search(making: Making, folder: Path, *, force: bool) -> Artifact:
     """The student that a search finds in a supernet, which is shrunk now if there is none."""
     work, profile, teachers, training, asked = making
-    said = "masked" in training.model_fields_set  # for the supernet, too
-    shrinking = TrainOptions(epochs=asked.student.shrink_epochs).training(
-        masked=training.masked if said else None
-    )
     base = find_supernet(work, profile, asked.search.supernet) or made_supernet(
-        work, [profile], teachers, shrinking,
+        work, [profile], teachers, _shrinking(training, asked),
         start=Start.of(asked.supernet), schedule=asked.supernet.schedule,
     )  # fmt: skip
     LOG.info("supernet %s, %s", base.model, base.folder)
@@ -260,20 +305,8 @@ def made_student(
     spec = work.spec
     if chosen.arch is not None:
         spec = spec.model_copy(update={"size": (chosen.arch.resolution,) * 2})
-    origin: dict[str, str] = {}
-    if chosen.supernet is not None:
-        origin = {"supernet": chosen.supernet.sha256}
-    elif chosen.start.model != "scratch":
-        origin = chosen.start.settings()
-    if not teachers:
-        training = loop.without_teacher(training)
-    elif origin:
-        training = taught_reasons(training)
-    epochs = INHERITING if training.masked else GENTLE
-    if chosen.supernet is not None:  # at 7e-4, two epochs took back what shrinking had brought
-        training = gentler(training, lr=3e-4, epochs=epochs)
-    elif origin:
-        training = gentler(training, epochs=epochs)
+    origin = _origin(chosen)
+    training = student_training(training, chosen, taught=bool(teachers))
     stages = mask_layers(work, teachers, training)
     wanted = loop.settings(
         work.dataset, chosen.name, spec, training,
@@ -301,6 +334,33 @@ def made_student(
         replay=folders.shared(work.root, work.dataset), sensitivity=sensitivity,
         seed=work.seed, track=work.track,
     )  # fmt: skip
+
+
+def _origin(chosen: StudentSpec) -> dict[str, str]:
+    """Where the weights come from that a student begins with; empty: from scratch."""
+    if chosen.supernet is not None:
+        return {"supernet": chosen.supernet.sha256}
+    return {} if chosen.start.model == "scratch" else chosen.start.settings()
+
+
+def student_training(
+    training: Training, chosen: StudentSpec, *, taught: bool, cut: bool = False
+) -> Training:
+    """As a student is trained that begins like this. taught: by a teacher; cut: out of a supernet
+    that is not there yet.
+    """
+    from edgekd.train import distill as loop
+
+    cut |= chosen.supernet is not None
+    begun = cut or chosen.start.model != "scratch"
+    if not taught:
+        training = loop.without_teacher(training)
+    elif begun:
+        training = taught_reasons(training)
+    epochs = INHERITING if training.masked else GENTLE
+    if cut:  # at 7e-4, two epochs took back what shrinking had brought
+        return gentler(training, lr=3e-4, epochs=epochs)
+    return gentler(training, epochs=epochs) if begun else training
 
 
 def _cut(work: Workspace, chosen: StudentSpec, arch: Arch) -> SubNet:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from edgekd.pipeline import folders
-from edgekd.pipeline.teach import asked_teachers, mask_layers
+from edgekd.pipeline import folders, plan
+from edgekd.pipeline.teach import asked_teachers, mask_layers, planned_teachers
 from edgekd.pipeline.workspace import (
     MASKED_SUPERNET,
     Start,
@@ -52,6 +53,14 @@ def shrink(
     work = Workspace.open(output.runs, data, data.size or max(p.pixels for p in chosen), track)
     start = Start.of(supernet)
     planned(chosen, work.spec, start, supernet.schedule)
+    guides = planned_teachers(work, teacher)
+    network, asked = planned_supernet(
+        work, chosen, guides, training, start=start, schedule=supernet.schedule,
+        shorter="--epochs N", force=output.force,
+    )  # fmt: skip
+    if network is not None:
+        missing = [t for t in guides if isinstance(t, plan.Network)]
+        plan.tell(work, [*missing, network], teachers=guides, asked=asked)
     teachers = asked_teachers(work, teacher)
     return made_supernet(
         work, chosen, teachers, training, start=start, schedule=supernet.schedule,
@@ -91,21 +100,10 @@ def made_supernet(
     from edgekd.train import shrink as loop
 
     space, resolutions, start = planned(profiles, work.spec, start, schedule)
-    if start.model != "scratch":
-        training = gentler(training, lr=1e-3, epochs=12)
-        if teachers:
-            training = taught_reasons(training, MASKED_SUPERNET)
-    if training.attention or training.features:
-        raise EdgeKDError("attention and features guide one student: leave them out of shrinking")
-    layers = mask_layers(work, teachers, training)
-    asked = loop.shrink_settings(
-        work.dataset, space, work.spec, training, resolutions=resolutions,
-        start=start.settings(), schedule=schedule, teachers=teachers, layers=layers,
-        seed=work.seed,
-    )  # fmt: skip
-    folder = folders.own_folder(work.root, work.dataset, "supernet", space, work.spec, asked)
+    training = supernet_training(training, start, taught=bool(teachers))
+    folder, settings, asked = _asked(work, space, resolutions, start, schedule, training, teachers)
     with held(folder):
-        if made := folders.finished(folder, asked, force=force):
+        if made := folders.finished(folder, settings, force=force):
             return made
         LOG.info("%s", start.told("the supernet", space))
         net = zoo.supernet(
@@ -113,11 +111,76 @@ def made_supernet(
             pretrained=start.pretrained, seed=work.seed,
         )  # fmt: skip
         return loop.shrink(
-            work.dataset, net, work.spec, folder,
-            resolutions=resolutions, training=training, start=start.settings(), schedule=schedule,
-            teachers=teachers, layers=layers, replay=folders.shared(work.root, work.dataset),
-            seed=work.seed, track=work.track,
+            work.dataset, net, work.spec, folder, training=training,
+            replay=folders.shared(work.root, work.dataset), track=work.track, **asked,
         )  # fmt: skip
+
+
+def _asked(
+    work: Workspace,
+    space: str,
+    resolutions: list[int],
+    start: Start,
+    schedule: str,
+    training: Training,
+    teachers: Sequence[Artifact],
+) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """(folder of a supernet, all that it depends on, what the loop is called with beside)."""
+    from edgekd.train import shrink as loop
+
+    asked: dict[str, Any] = {
+        "resolutions": resolutions, "start": start.settings(), "schedule": schedule,
+        "teachers": teachers, "layers": mask_layers(work, teachers, training), "seed": work.seed,
+    }  # fmt: skip
+    settings = loop.shrink_settings(work.dataset, space, work.spec, training, **asked)
+    folder = folders.own_folder(work.root, work.dataset, "supernet", space, work.spec, settings)
+    return folder, settings, asked
+
+
+def supernet_training(training: Training, start: Start, *, taught: bool) -> Training:
+    """As a supernet is trained that begins like this; taught: by a teacher."""
+    if start.model != "scratch":
+        training = gentler(training, lr=1e-3, epochs=12)
+        if taught:
+            training = taught_reasons(training, MASKED_SUPERNET)
+    if training.attention or training.features:
+        raise EdgeKDError("attention and features guide one student: leave them out of shrinking")
+    return training
+
+
+def planned_supernet(
+    work: Workspace,
+    profiles: Sequence[Profile],
+    teachers: Sequence[Artifact | plan.Network],
+    training: Training,
+    *,
+    start: Start,
+    schedule: str,
+    shorter: str,
+    force: bool = False,
+) -> tuple[plan.Network | None, float]:
+    """(the supernet that `made_supernet` is to train, or None; what its teachers are asked)."""
+    from edgekd.train import pace
+
+    space, resolutions, start = planned(profiles, work.spec, start, schedule)
+    training = supernet_training(training, start, taught=bool(teachers))
+    done = 0
+    known = [t for t in teachers if isinstance(t, Artifact)]
+    begun = list(folders.shared(work.root, work.dataset).glob(f"supernet-{space}-*"))
+    if begun and len(known) == len(teachers) and not force:
+        folder, *_ = _asked(work, space, resolutions, start, schedule, training, known)
+        if (folder / Artifact.FILE).exists():
+            return None, 0
+        done = pace.epochs_done(folder)
+    begins = "random weights" if start.model == "scratch" else start.model
+    samples = work.dataset.splits["train"]
+    network = plan.Network(
+        f"supernet {space} from {begins}",
+        lambda: pace.supernet(space, resolutions, schedule, samples, work.spec, training),
+        pace.supernet_work(work.dataset, training, done=done),
+        shorter,
+    )
+    return network, plan.questions(work, training, teachers)
 
 
 def shared_space(profiles: Sequence[Profile], spec: Spec) -> tuple[str, list[int]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from edgekd.pipeline import folders
+from edgekd.pipeline import folders, plan
 from edgekd.pipeline.workspace import Workspace, gentler, held, once
 from edgekd.records import Artifact, EdgeKDError, Track, Training, untracked
 from edgekd.records.options import DataOptions, OutputOptions, TeacherOptions, TrainOptions
@@ -36,7 +37,12 @@ def teach(
     run on these data finds it.
     """
     training = train.training()
+    check_file(weights)
     work = Workspace.open(output.runs, data, data.size or PIXELS, track)
+    asked = asked_teacher(work, model, training, weights=weights, pretrained=pretrained)
+    if output.force or not (asked.folder / Artifact.FILE).exists():
+        network = asked.network(work, "--epochs N, --size PIXELS", force=output.force)
+        plan.tell(work, [network])
     return made_teacher(
         work, model, training, weights=weights, pretrained=pretrained, sensitivity=sensitivity,
         force=output.force,
@@ -87,6 +93,56 @@ def mask_layers(work: Workspace, teachers: Sequence[Artifact], training: Trainin
     )
 
 
+class Asked(NamedTuple):
+    """A teacher as it is asked for."""
+
+    model: str  # timm's name
+    weights: Path | None
+    pretrained: bool  # weights of the hub
+    training: Training
+    settings: dict[str, Any]  # all that it depends on
+    folder: Path
+
+    def network(self, work: Workspace, shorter: str, *, force: bool = False) -> plan.Network:
+        """As a network of a plan; `shorter` are the options that make its training so."""
+        from edgekd.train import pace
+
+        done = 0 if force else pace.epochs_done(self.folder)
+        samples = work.dataset.splits["train"]
+        hub = "weights of the hub" if self.pretrained else "random weights"
+        return plan.Network(
+            f"teacher {self.model} from {self.weights.name if self.weights else hub}",
+            lambda: pace.classifier(self.model, None, samples, work.spec, self.training),
+            pace.classifier_work(work.dataset, self.training, done=done),
+            shorter,
+        )
+
+
+def check_file(weights: Path | None) -> None:
+    """EdgeKDError unless a file of weights that is named is there."""
+    if weights is not None and not weights.is_file():
+        raise EdgeKDError(f"no weights file {weights}: give a .safetensors or .pth file")
+
+
+def asked_teacher(
+    work: Workspace, model: str, training: Training, *, weights: Path | None, pretrained: bool
+) -> Asked:
+    """The settings and the folder of a teacher."""
+    from edgekd.train import distill as loop
+
+    model, weights, pretrained = chosen(model, weights, pretrained=pretrained)
+    check_file(weights)
+    if weights is not None or pretrained:
+        training = gentler(training)
+    training = loop.without_teacher(training)
+    settings = loop.settings(
+        work.dataset, model, work.spec, training,
+        seed=work.seed, weights=weights, pretrained=pretrained,
+    )  # fmt: skip
+    folder = folders.own_folder(work.root, work.dataset, "teacher", model, work.spec, settings)
+    return Asked(model, weights, pretrained, training, settings, folder)
+
+
 def made_teacher(
     work: Workspace,
     model: str,
@@ -101,19 +157,10 @@ def made_teacher(
     from edgekd.models import checkpoints
     from edgekd.train import distill as loop
 
-    model, weights, pretrained = chosen(model, weights, pretrained=pretrained)
-    if weights is not None and not weights.is_file():
-        raise EdgeKDError(f"no weights file {weights}: give a .safetensors or .pth file")
-    if weights is not None or pretrained:
-        training = gentler(training)
-    training = loop.without_teacher(training)
-    asked = loop.settings(
-        work.dataset, model, work.spec, training,
-        seed=work.seed, weights=weights, pretrained=pretrained,
-    )  # fmt: skip
-    folder = folders.own_folder(work.root, work.dataset, "teacher", model, work.spec, asked)
+    asked = asked_teacher(work, model, training, weights=weights, pretrained=pretrained)
+    model, weights, pretrained, training, settings, folder = asked
     with held(folder):
-        if made := once(lambda: folders.finished(folder, asked, force=force)):
+        if made := once(lambda: folders.finished(folder, settings, force=force)):
             return folders.rejudged(made, work.dataset, sensitivity)
         begins = f"weights {weights}" if weights else "weights of the hub" if pretrained else (
             "random weights, which costs ten points of accuracy or more where images are few: "
@@ -133,8 +180,8 @@ def find_teacher(
     *,
     weights: Path | None,
     pretrained: bool,
-) -> Artifact:
-    """The teacher to learn from: a folder, the one there is (of that name), or one taught now."""
+) -> Artifact | None:
+    """The teacher that is there: in a folder, or the one there is (of that name)."""
     if teacher and (Path(teacher) / Artifact.FILE).exists():
         if weights or pretrained:
             raise EdgeKDError(f"{teacher} is a trained teacher: --teacher-weights has no place")
@@ -147,7 +194,32 @@ def find_teacher(
             raise EdgeKDError(f"{len(there)} teachers fit, name one with --teacher: {names}")
         if there:
             return there[0]
-    return made_teacher(work, teacher or "auto", training, weights=weights, pretrained=pretrained)
+    return None
+
+
+def planned_teachers(work: Workspace, asked: TeacherOptions) -> list[Artifact | plan.Network]:
+    """As `asked_teachers`, but those that are not there are still to be made."""
+    training = TrainOptions(epochs=asked.teacher_epochs).training()
+    found: list[Artifact | plan.Network] = []
+    for name in [] if asked.no_teacher else _names(asked.teacher, asked.teacher_weights):
+        how: Any = {"weights": asked.teacher_weights, "pretrained": asked.pretrained}
+        there = find_teacher(work, name, training, **how)
+        if there is None:
+            wanted = asked_teacher(work, name or "auto", training, **how)
+            done = (wanted.folder / Artifact.FILE).exists()
+            there = Artifact.load(wanted.folder) if done else None
+        found.append(there or wanted.network(work, "--teacher-epochs N"))
+    return found
+
+
+def _names(named: Sequence[str] | None, weights: Path | None) -> Sequence[str | None]:
+    """Of the teachers that are asked for; None: any."""
+    if named and len(named) > 1 and weights:
+        raise EdgeKDError(
+            "--teacher-weights is the file of one teacher, several are named: "
+            "edgekd teach each, and give their folders"
+        )
+    return named or [None]
 
 
 def find_teachers(
@@ -158,15 +230,13 @@ def find_teachers(
     weights: Path | None,
     pretrained: bool,
 ) -> list[Artifact]:
-    """Every teacher that was named, as `find_teacher` finds one; one where none was."""
-    if named and len(named) > 1 and weights:
-        raise EdgeKDError(
-            "--teacher-weights is the file of one teacher, several are named: "
-            "edgekd teach each, and give their folders"
-        )
-    names: Sequence[str | None] = named or [None]
-    found = [find_teacher(work, name, training, weights=weights, pretrained=pretrained)
-             for name in names]  # fmt: skip
+    """Every teacher that was named, one where none was; taught now if it is not there."""
+    how: Any = {"weights": weights, "pretrained": pretrained}
+    found = [
+        find_teacher(work, name, training, **how)
+        or made_teacher(work, name or "auto", training, **how)
+        for name in _names(named, weights)
+    ]
     if len({t.sha256 for t in found}) < len(found):
         raise EdgeKDError(f"the same teacher twice: {', '.join(t.model for t in found)}")
     return found

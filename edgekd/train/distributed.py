@@ -165,6 +165,12 @@ class _AllSum(torch.autograd.Function):
         return total
 
 
+def finish() -> None:
+    """Wait until a GPU has done what it was told to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def fastest(steps: dict[str, Callable[[], object]], rounds: int = 4) -> str:
     """Name of the quickest of `steps`, called in turns; the first must be beaten by 10 %."""
     took: dict[str, list[int]] = {name: [] for name in steps}
@@ -172,8 +178,7 @@ def fastest(steps: dict[str, Callable[[], object]], rounds: int = 4) -> str:
         for name, step in steps.items():
             began = time.perf_counter_ns()
             step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            finish()
             took[name].append(time.perf_counter_ns() - began)
     best = {name: min(times[1:]) for name, times in took.items()}
     first, *_ = best

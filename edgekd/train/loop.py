@@ -148,7 +148,7 @@ def _fit(
     track: Track,
 ) -> None:
     """Epochs from where `state` stands to the last; each ends with a checkpoint and a log line."""
-    steps = _steps(len(labels), training.batch)
+    steps = steps_an_epoch(len(labels), training.batch)
     left = (training.epochs - state.epoch) * steps * training.batch
     batches = track(_batches(state.epoch, labels, training, seed), _what(out), left)
     began, sums, seen = time.perf_counter(), np.zeros(3), 0
@@ -182,7 +182,7 @@ def _placed(batches: Any, steps: int, first: int) -> Iterator[tuple[int, int, np
         yield first + i // steps, i % steps, chosen
 
 
-def _steps(images: int, batch: int) -> int:
+def steps_an_epoch(images: int, batch: int) -> int:
     """Optimiser steps of an epoch: a last batch under half size, or of one image, is dropped, as
     batch norm needs several.
     """
@@ -199,7 +199,7 @@ def _batches(first: int, labels: np.ndarray, training: Training, seed: int) -> I
             order = rng.choice(len(labels), len(labels), p=share / share.sum())
         else:
             order = rng.permutation(len(labels))
-        steps = _steps(len(labels), training.batch)
+        steps = steps_an_epoch(len(labels), training.batch)
         yield from (order[i * training.batch : (i + 1) * training.batch] for i in range(steps))
 
 
@@ -238,6 +238,24 @@ def _step(
         state.average.update(state.net, step=state.step)
     total, hard, soft = place.mean(np.mean(parts, axis=0).tolist())
     return total, hard, soft
+
+
+def timed(
+    net: nn.Module, objective: Objective, training: Training, clock: Callable[[], float]
+) -> Callable[[int, np.ndarray], float]:
+    """(epoch, images) -> seconds of such a step; at a rate of 0, so that nothing is learnt.
+
+    `net` is not to be trained afterwards: its batch norms and the optimiser have seen the images.
+    """
+    state = _fresh(net.to(distributed.here().device), training)
+
+    def seconds(epoch: int, chosen: np.ndarray) -> float:
+        began = clock()
+        _step(state, objective, epoch, chosen, 0.0)
+        distributed.finish()
+        return clock() - began
+
+    return seconds
 
 
 def as_session(net: nn.Module):

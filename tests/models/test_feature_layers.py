@@ -189,6 +189,7 @@ def test_a_stage_that_is_out_is_chosen_only_where_all_are(staged, monkeypatch):
 
 def test_few_channels_are_asked(staged, monkeypatch):
     """Of each image the map, 32 passes of insertion and deletion; of four the map once more."""
+    assert feature_layers.PASSES == 4 * (16 * (1 + 32 + 32) + 4 * (1 + 32))
     images, _ = squares(6, 1)
     monkeypatch.setattr(feature_layers, "candidates", lambda net: ["stage1"])
     for most, asked in ((32, 8), (4, 4)):
