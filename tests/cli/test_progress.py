@@ -271,8 +271,9 @@ def on_stderr(**more):
 def test_a_terminal_has_bars_and_a_log_has_plain_lines():
     assert "\x1b[" in on_stderr(terminal=True)
     for env in ({}, {"FORCE_COLOR": "1"}, {"TTY_COMPATIBLE": "1"}):
-        assert on_stderr(**env).startswith("counting: begins, 3 to do\n"), env
-        assert on_stderr(**env).replace("\n", "").isprintable(), env
+        told = on_stderr(**env)
+        assert told.startswith("counting: begins, 3 to do\n"), env
+        assert told.replace("\n", "").isprintable(), env
     dumb = on_stderr(terminal=True, TERM="dumb").replace("\r\n", "\n")
     assert dumb.startswith("counting: begins, 3 to do\n")
     assert "\x1b" not in dumb

@@ -142,11 +142,11 @@ def test_distill_tells_of_all_that_is_missing(phantoms, tmp_path, paced, monkeyp
     monkeypatch.setattr(distill, "asked_teachers", enough)
     words = ["distill", "-d", phantoms, "--size", 32, "--runs", tmp_path, "--shrink-epochs", 2]
     told = run(*words).stderr
-    assert paced == ["tf_efficientnet_lite0", "ofa-lite-w1.0", "student"]
+    assert paced == ["tf_efficientnet_lite0", "ofa-lite0", "student"]
     (line,) = [x for x in told.splitlines() if x.startswith("to make")]
     assert line.startswith(
         "to make: teacher tf_efficientnet_lite0 from efficientnet-lite0-57934424.pth (8 epochs), "
-        "supernet ofa-lite-w1.0 from tf_efficientnet_lite0 (2 epochs), search, student of cpu (12 "
+        "supernet ofa-lite0 from tf_efficientnet_lite0 (2 epochs), search, student of cpu (12 "
         "epochs); about "
     )
     assert line.endswith("; shorter: --student NAME, --shrink-epochs N, --epochs N, "
@@ -186,6 +186,7 @@ def test_what_is_there_is_not_made(phantoms, tmp_path, paced):
     assert "to make" not in run(*alone).stderr
 
 
+@pytest.mark.slow
 def test_the_result_is_the_same_whether_it_was_timed_before_or_not(phantoms, tmp_path):
     """For real: the steps draw random numbers, and those of the training are its own."""
     words = ["distill", "-d", phantoms, *ONCE, "--student", "ofa-lite-w1.0:min"]
