@@ -118,6 +118,7 @@ class Run:
         self,
         *,
         seconds: float = 10,
+        within: float | None = None,
         duration: float | None = None,
         quick: bool = False,
         runtime: str | None = None,
@@ -127,13 +128,15 @@ class Run:
     ) -> list[Timing]:
         """Teacher, student and every file timed in turns; `<run>/bench/` keeps records and a page.
 
-        seconds: of calls of each file; duration: all of them, is it the same when the device is
-        warm? quick: latency, memory and throughput alone. runtime: on this CPU. host: the device,
-        over ssh, with its Python host_python. given: options to be told on the page.
+        within: percent that the 95 % interval of each ratio to the first file may be wide, which
+        ends it; None: 5, quick 10. seconds: of turns of each file at most. duration: all of them,
+        is it the same when the device is warm? quick: latency, memory and throughput alone.
+        runtime: on this CPU. host: the device, over ssh, with its Python host_python. given:
+        options to be told on the page.
         """
         from edgekd.pipeline import bench
 
-        how = bench.how_of(seconds, duration, quick=quick)
+        how = bench.how_of(seconds, duration, quick=quick, within=within)
         timings = bench.bench(self, how, runtime=runtime, host=host, host_python=host_python)
         bench.bench_page(self, timings, given)
         return timings
@@ -155,7 +158,7 @@ class Run:
         """
         from edgekd.pipeline import bench
 
-        how = bench.how_of(seconds, duration, quick=True, throughput=False)
+        how = bench.a_round(seconds, duration)
         return bench.bench_against(
             self, how, other, runtime=runtime, rounds=rounds, tolerance=tolerance
         )
