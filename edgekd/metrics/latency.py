@@ -114,5 +114,8 @@ def ratio_interval(
 
 def redrawn(rounds: Sequence[np.ndarray], rng: np.random.Generator) -> float:
     """The median of rounds' medians, of rounds drawn anew and of turns drawn anew within each."""
-    chosen = rng.integers(len(rounds), size=len(rounds))
-    return float(np.median([np.median(rng.choice(rounds[i], len(rounds[i]))) for i in chosen]))
+    medians = []
+    for i in rng.integers(len(rounds), size=len(rounds)):
+        turns = rounds[i]
+        medians.append(np.median(turns[rng.integers(len(turns), size=len(turns))]))
+    return float(np.median(medians))

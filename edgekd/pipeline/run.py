@@ -71,6 +71,7 @@ class Run:
         qat: int = 0,
         max_drop: float = 1.0,
         seconds: float | None = None,
+        exhaustive: bool = False,
         force: bool = False,
     ) -> Quantized:
         """The file in the fastest precision that keeps the student's answers, measured here.
@@ -78,13 +79,14 @@ class Run:
         engine: "auto" makes, judges and times every precision and INT8 engine that the profile
         allows; nncf, ort or inc write INT8. method: of that engine. calibration_images: of the
         training split. qat: epochs of training in INT8 before. max_drop: points of balanced
-        accuracy that may be lost. seconds: of calls of each candidate in each of 3 rounds.
+        accuracy that may be lost. seconds: of calls of each candidate in each of up to 3 rounds.
+        exhaustive: all are explained and timed in full, those that cannot be chosen too.
         """
         from edgekd.pipeline import quantize
 
         return quantize.quantize(
             self, engine=engine, method=method, images=calibration_images, max_drop=max_drop,
-            seconds=seconds, qat=qat, force=force,
+            seconds=seconds, exhaustive=exhaustive, qat=qat, force=force,
         )  # fmt: skip
 
     @_alone
