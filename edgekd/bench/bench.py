@@ -409,7 +409,7 @@ def _once_each(
     """What is not taken in turns. Memory comes first: until then it is that of single studies."""
     requests: list[dict[str, Any]] = [{"memory": True}]
     if how.throughput:
-        requests.append({"throughput_s": how.seconds / 5, "batches": how.batches})
+        requests.append({"throughput_s": how.seconds / 10, "batches": how.batches})
     if how.energy:
         requests.append({"energy_s": min(how.seconds, 3.0)})
     if how.stages:

@@ -82,13 +82,13 @@ def bench(
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Time teacher, student and every file of a run in turns, until their ratios are known.
+    """Time teacher, student and every file of a run in turns.
 
-    Latency, cold starts, pauses, size, memory, roofline. Exit 3: over the profile's budget, or
-    slower than --against. Exit 6: the time was over before a ratio was known within what was
-    asked, or the budget is kept at one pace of the machine and missed at another. --host copies the
-    files and edgekd to a folder there that is removed at the end; the device needs Python 3.10,
-    numpy, pydantic, Pillow and the profile's runtime.
+    It ends when the ratios are known. Latency, cold starts, pauses, size, memory, roofline. Exit 3:
+    over the profile's budget, or slower than --against. Exit 6: the time was over before a ratio
+    was known within what was asked, or the budget is kept at one pace of the machine and missed at
+    another. --host copies the files and edgekd to a folder there that is removed at the end; the
+    device needs Python 3.10, numpy, pydantic, Pillow and the profile's runtime.
 
     Examples:
     - `edgekd bench --quick`
