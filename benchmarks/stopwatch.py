@@ -1,23 +1,27 @@
 """Can the stopwatch be believed? The same measurement five times, and slow builds planted.
 
-    python benchmarks/stopwatch.py [--quick] [--only repeat|planted] [--runs DIR]
+    python benchmarks/stopwatch.py [--quick] [--only repeat|bench|planted] [--runs DIR]
 
 Three files of one network with random weights (which the clock does not see): FP32 and INT8 of OFA-
 lite's middle sub-net, and FP32 of its smallest. Repeated: the ratios between the three, and of the
 INT8 file to itself, five times, each in fresh processes, and how far apart the five are; beside it
 how far apart the INT8 file's own times are, which is the machine's doing. A repeat takes rounds
 until the 95 % interval of each ratio is narrower than 3 %, five to fifteen.
+Bench: `edgekd bench` of the three as it is without options, and with --quick, five times each: how
+many seconds it takes, how often it ended by knowing the ratios, how far apart these are, and how
+often the interval of one holds what the rounds above found (their median).
 Planted: the INT8 file beside itself, beside itself on one thread, and beside FP32 in its place,
 twenty tries each, as `edgekd bench --against` judges them, but from three rounds where the command
-takes five: a file that runs now, and a timing.json of before. 25 minutes on 2 cores, or more where
-the machine keeps changing its pace; --only does one of the two, and leaves the other as the kept
-result has it. --quick (one repeat more than one, one try) keeps nothing.
+takes five: a file that runs now, and a timing.json of before. 40 minutes on 2 cores, or more where
+the machine keeps changing its pace; --only does one of the three, and leaves the others as the kept
+result has them. --quick (one repeat more than one, one try) keeps nothing.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,9 +32,10 @@ from workbench import RUNS, arguments, keep, result_of
 from edgekd import export
 from edgekd.bench import bench, compare
 from edgekd.bench.bench import Runner, short
-from edgekd.metrics.latency import ratio_interval
+from edgekd.metrics.latency import ratio_interval, turns_interval
 from edgekd.models import zoo
 from edgekd.ofa import spaces
+from edgekd.pipeline.bench import how_of
 from edgekd.quantize import ptq
 from edgekd.records import Artifact, Profile, Spec, Timing
 
@@ -95,6 +100,26 @@ def _vague(each: Sequence[Sequence[Timing]]) -> bool:
     return any(r["high"] - r["low"] > WIDE * r["times"] for r in _ratios(" " * len(each), each))
 
 
+def benched(files: dict[str, Artifact], repeats: int) -> list[dict[str, Any]]:
+    """`edgekd bench` of the three, by default and quick: its seconds, ratios and their widths."""
+    rows = []
+    for repeat in range(repeats):
+        for mode in ("default", "quick"):
+            how = how_of(10, None, quick=mode == "quick", within=None)
+            began = time.perf_counter()
+            found = bench.measure([Runner(a, CPU, True) for a in files.values()], how, seed=repeat)
+            seconds = time.perf_counter() - began
+            first, *others = found
+            for name, timing in zip(list(files)[1:], others, strict=True):
+                times, low, high = turns_interval(first.block_medians_ms, timing.block_medians_ms)
+                rows.append({"what": "bench", "mode": mode, "repeat": repeat, "seconds": seconds,
+                             "pair": f"{next(iter(files))} / {name}", "times": times, "low": low,
+                             "high": high, "width": timing.width, "ended": timing.ended,
+                             "turns": len(timing.block_medians_ms)})  # fmt: skip
+                print(rows[-1], flush=True)
+    return rows
+
+
 def planted(files: dict[str, Artifact], tries: int) -> list[dict[str, Any]]:
     """What the gate says of an equal build and of two slow ones."""
     good = Runner(files["mid int8"], CPU, True)
@@ -116,7 +141,7 @@ def planted(files: dict[str, Artifact], tries: int) -> list[dict[str, Any]]:
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """How far apart the repeats are; and of each build the share that was caught."""
+    """How far apart repeats are; what a bench takes; of each build the share that was caught."""
     repeats: dict[str, list[float]] = {}
     times: list[float] = []
     states: dict[str, list[str]] = {}
@@ -125,33 +150,54 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
             repeats.setdefault(r["pair"], []).append(r["times"])
             if r["pair"].startswith("mid int8 again"):
                 times.append(r["p50_ms"])
-        else:
+        elif r["what"] == "planted":
             key = f"{r['build'].replace(' ', '_')}_{r['against']}"
             states.setdefault(key, []).append(r["state"])
     apart = {k: max(v) / min(v) - 1 for k, v in repeats.items()}
     found = {"ratio_spread": max(apart.values()), "time_spread": max(times) / min(times) - 1}
     found |= {f"ratio_spread_{re.sub('[^a-z0-9]+', '_', k)}": v for k, v in apart.items()}
+    for mode in ("default", "quick"):
+        found |= _bench_figures([r for r in rows if r.get("mode") == mode], mode, repeats)
     for key, seen in states.items():
         found |= {f"caught_{key}": seen.count("fail") / len(seen),
                   f"undecided_{key}": seen.count("inconclusive") / len(seen)}  # fmt: skip
     return found
 
 
+def _bench_figures(
+    rows: list[dict[str, Any]], mode: str, repeats: dict[str, list[float]]
+) -> dict[str, float]:
+    """Of `edgekd bench` in one mode."""
+    if not rows:
+        return {}
+    pairs = {r["pair"] for r in rows}
+    each = {p: [r["times"] for r in rows if r["pair"] == p] for p in pairs}
+    truth = {p: float(np.median(repeats[p])) for p in pairs if p in repeats}
+    held = [r["low"] <= truth[r["pair"]] <= r["high"] for r in rows if r["pair"] in truth]
+    return {
+        f"bench_{mode}_s": max(r["seconds"] for r in rows),
+        f"bench_{mode}_known": sum(r["ended"] == "narrow" for r in rows) / len(rows),
+        f"bench_{mode}_ratio_spread": max(max(x) / min(x) - 1 for x in each.values()),
+    } | ({f"bench_{mode}_held": sum(held) / len(held)} if held else {})
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--runs", type=Path)
-    parser.add_argument("--only", choices=("repeat", "planted"))
+    parser.add_argument("--only", choices=("repeat", "bench", "planted"))
     given = parser.parse_args()
     if given.only and not result_of("stopwatch").exists():
-        parser.error("--only keeps the other half of this machine's result, and there is none")
+        parser.error("--only keeps the other parts of this machine's result, and there is none")
     files = made(given.runs or RUNS / "stopwatch")
     rows = []
     if given.only:
         before = json.loads(result_of("stopwatch").read_text("utf-8"))["table"]
         rows = [r for r in before if r["what"] != given.only]
-    if given.only != "planted":
+    if given.only in (None, "repeat"):
         rows += repeated(files, 2 if given.quick else REPEATS, 1 if given.quick else compare.ROUNDS)
-    if given.only != "repeat":
+    if given.only in (None, "bench"):
+        rows += benched(files, 1 if given.quick else REPEATS)
+    if given.only in (None, "planted"):
         rows += planted(files, 1 if given.quick else TRIES)
     keep("stopwatch", figures(rows), rows, packages=("openvino", "numpy"), quick=given.quick)
 

@@ -176,7 +176,8 @@ def passed_int8(b: Bench) -> tuple[Artifact, Profile]:
     """The fastest INT8 file that `edgekd quantize` did not refuse, repaired or not."""
     choice = Choice.load(b.folder / CANDIDATES)
     held = [c for c in choice.candidates
-            if c.precision == "int8" and c.state in ("chosen", "slower", "no faster")]  # fmt: skip
+            if c.precision == "int8" and c.state in ("chosen", "slower", "no faster")
+            and c.agreement is not None]  # fmt: skip
     if not held:
         why = "; ".join(f"{c.name}: {c.reason}" for c in choice.candidates if c.precision == "int8")
         raise EdgeKDError(f"quantize let no INT8 file pass: {why}")
@@ -291,7 +292,8 @@ def trained(name: str, net: str, root: Path, quick: bool) -> tuple[Path, Path]:
     folder = root / f"{name}-{net}"
     edgekd("distill", "-p", "cpu", *at, "--teacher", guide, *asked(name, net), *epochs, *flip,
            "--run", folder)  # fmt: skip
-    edgekd("quantize", "--max-drop", 100 if quick else 1, "--runs", root, "--run", folder)
+    edgekd("quantize", "--exhaustive", "--max-drop", 100 if quick else 1, "--runs", root,
+           "--run", folder)  # fmt: skip
     return folder, place
 
 

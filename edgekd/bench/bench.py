@@ -2,7 +2,8 @@
 
 Each artifact gets a fresh process (`worker`), since two runtimes in one process fight over threads,
 and since peak memory can only be told of a process that did nothing else. The processes take turns
-(A B B A A B ...), so that a machine that slows down for a while slows them all down.
+(A B B A A B ...), so that a machine that slows down for a while slows them all down. The turns end
+when the ratio of each file to the first is known as well as was asked, or with the time for them.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from edgekd.bench import conditions, roofline
 from edgekd.bench.stopwatch import QUIET, YARDSTICK
 from edgekd.bench.worker import UNAVAILABLE, WARMUP, film_bytes
-from edgekd.metrics.latency import AGREE, ENOUGH, percentiles, unstable
+from edgekd.metrics.latency import AGREE, ENOUGH, percentiles, turns_interval, unstable, width
 from edgekd.records import (
     Artifact,
     Budget,
@@ -45,21 +46,32 @@ from edgekd.runtimes import machine
 
 # Turns of each artifact: short ones, so that the others meet the machine at the same pace. On two
 # virtual cores the ratio of a file to itself varied by 2.6 % from run to run in 8, by 0.3 % in 40.
-TURNS = (8, 40)
+# Where turns end by what was found, fewer than 20 would end too early: by luck.
+TURNS = (20, 40)
 CALLS = 10  # in a turn, if there can be so many
 TURN_S = 10.0  # seconds of one, at most
-PAUSED = 10.0  # seconds of think time, about, that each gap of each file is tried for
+MORE = 4  # looks at the ratios are so many parts of the turns apart: each has a quarter more
+LOOKS = 2  # in a row that have to find them narrow
+WITHIN, QUICKLY = 5.0, 10.0  # percent
+PAUSED = 4.0  # seconds of think time, about, that each gap of each file is tried for
+LONG = 5.0  # seconds of think time; longer ones are those of the last file alone: it is deployed
 
 
 class How(Record):
-    """How long to look, and at what."""
+    """How long to look, and at what.
 
-    seconds: float = 10.0  # of calls of each file, unless `enough` are had before; warm-up apart
+    Turns end as soon as the 95 % interval of each ratio to the first file is narrower than `within`
+    at two looks in a row, none before `enough` calls. (To stop at a width, not at a value, leaves a
+    ratio where it is and makes its interval a little too sure, the more so the fewer turns the
+    first look has: Chow and Robbins 1965. So there are twenty at least, and a second look.)
+    """
+
+    seconds: float = 10.0  # of turns of each file, on the average; where `within` is None, of calls
     least: int = ENOUGH[95]  # calls of each, however long they take: a budget is of p95
-    enough: int | None = ENOUGH[99]  # None: all the seconds
-    attempts: int = 3  # runs of all turns, as long as the blocks of some file do not agree
+    enough: int = ENOUGH[99]  # calls of each before it may end, as far as the seconds allow
+    within: float | None = WITHIN  # percent of a ratio, or of one file's median; None: all seconds
     throughput: bool = True
-    batches: tuple[int, ...] = (1, 2, 4, 8, 16)  # that the throughput is the best of
+    batches: tuple[int, ...] = (1, 4, 16)  # that the throughput is the best of
     idle_s: tuple[float, ...] = (0.5, 2.0, 10.0)  # think time between single studies
     cold: int = 3  # cold starts of each
     stages: bool = True  # preparing an image, a map, and all from file to answer
@@ -71,7 +83,7 @@ class How(Record):
 def short(seconds: float, *, throughput: bool = True) -> How:
     """Latency, memory and throughput alone, once; without throughput to choose between files."""
     return How(
-        seconds=seconds, least=200, enough=None, attempts=1, throughput=throughput, idle_s=(),
+        seconds=seconds, least=200, enough=200, within=None, throughput=throughput, idle_s=(),
         cold=0, stages=False, layers=0, roofline=False, energy=False,
     )  # fmt: skip
 
@@ -196,7 +208,7 @@ def measure(
         for r in runners:
             workers.append(Worker(r.artifact))
         found = [_opened(w, r, seed) for w, r in zip(workers, runners, strict=True)]
-        _until_they_agree(workers, found, how, watch, track)
+        _in_turns(workers, found, how, watch, track)
         _idle(workers, found, how, track)
         peaks = _peaks(runners, track) if how.roofline else {}
         for i in track(range(len(workers)), "throughput, stages, layers", len(workers)):
@@ -257,61 +269,102 @@ def _opened(worker: Worker, runner: Runner, seed: int) -> dict[str, Any]:
     return worker.ask(folder=folder, profile=runner.profile.model_dump(mode="json"), seed=seed)
 
 
-def _until_they_agree(
+class Turns:
+    """What was taken in turns until now: one worker works, the others sleep."""
+
+    def __init__(
+        self, workers: Sequence[Worker], runs: Sequence[int], watch: conditions.Watch
+    ) -> None:
+        self._workers, self._runs, self._watch = workers, runs, watch
+        self._busy: list[list[float]] = [[] for _ in workers]
+        self.taken: list[dict[str, Any]] = [
+            {"samples_ms": [], "block_medians_ms": [], "yardstick_ms": []} for _ in workers
+        ]
+
+    @property
+    def count(self) -> int:
+        """Turns of each file."""
+        return len(self.taken[0]["block_medians_ms"])
+
+    def take(self, count: int, what: str, track: Track) -> None:
+        """So many turns more of each, every other one in the reverse order."""
+        order = list(range(len(self._workers)))
+        turns = range(self.count, self.count + count)
+        todo = [i for turn in turns for i in (order[::-1] if turn % 2 else order)]
+        for i in track(todo, what, len(todo)):
+            block = self._workers[i].ask(runs=self._runs[i])
+            self.taken[i]["samples_ms"] += block["samples_ms"]
+            self.taken[i]["block_medians_ms"].append(float(np.median(block["samples_ms"])))
+            self.taken[i]["yardstick_ms"].append(block["yardstick_ms"])
+            self._busy[i].append(block["cores_busy"])
+            self._watch.tick()
+
+    def widths(self) -> list[float | None]:
+        """Percent that the interval of each ratio to the first file is wide; None: it is the first.
+
+        Of a file alone: its own median's.
+        """
+        first, *others = (t["block_medians_ms"] for t in self.taken)
+        if not others:
+            return [width(turns_interval(first, np.ones(len(first))))]
+        return [None, *(width(turns_interval(first, x)) for x in others)]
+
+    def told(self) -> list[dict[str, Any]]:
+        """Of each file its samples, turns, yardsticks and how many cores it kept busy."""
+        return [t | {"cores_busy": float(np.median(b))}
+                for t, b in zip(self.taken, self._busy, strict=True)]  # fmt: skip
+
+
+def _in_turns(
     workers: Sequence[Worker],
     found: Sequence[dict[str, Any]],
     how: How,
     watch: conditions.Watch,
     track: Track,
 ) -> None:
-    """Fill in samples and blocks: of the attempt in which the blocks agree best."""
-    best: list[dict[str, Any]] = []
-    calls = [f.pop("call_ms") for f in found]
-    for attempt in range(1, how.attempts + 1):
-        what = "timing" if attempt == 1 else f"timing again, blocks did not agree ({attempt})"
-        taken = _turns(workers, calls, how, watch, track, what)
-        if not best or _apart(taken) < _apart(best):
-            best = taken
-        if _apart(best) <= AGREE:
-            break
-    for f, b in zip(found, best, strict=True):
-        stable = unstable(b["block_medians_ms"]) <= AGREE
-        f |= b | {"attempts": attempt, "stable": stable}
+    """Fill in samples and turns, how well the ratios are known, and why the turns ended."""
+    count, runs = _plan([f.pop("call_ms") for f in found], how)
+    turns = Turns(workers, runs, watch)
+    began = time.perf_counter()
+    turns.take(count, "timing", track)
+    if how.within is None:
+        for f, told in zip(found, turns.told(), strict=True):
+            f |= told | {"stable": unstable(told["block_medians_ms"]) <= AGREE}
+        return
+    ended = _until_known(turns, how.within, how.seconds * len(workers), began, track)
+    for f, told, wide in zip(found, turns.told(), turns.widths(), strict=True):
+        stable = wide is None or wide <= how.within
+        f |= told | {"within": how.within, "width": wide, "ended": ended, "stable": stable}
 
 
-def _apart(taken: Sequence[dict[str, Any]]) -> float:
-    """How far apart the blocks are of the file whose blocks agree least."""
-    return max(unstable(t["block_medians_ms"]) for t in taken)
+def _until_known(
+    turns: Turns, within: float, cap_s: float, began: float, track: Track
+) -> Literal["narrow", "cap"]:
+    """Take turns until the ratios are known, or for `cap_s` since `began`; which of the two."""
+    narrow = 0
+    while True:
+        widest = max(w for w in turns.widths() if w is not None)
+        narrow = narrow + 1 if widest <= within else 0
+        if narrow == LOOKS:
+            return "narrow"
+        spent = time.perf_counter() - began
+        left = int((cap_s - spent) / spent * turns.count)  # turns, at the pace so far
+        if left < 1:
+            return "cap"
+        what = f"timing on, ratios known within {widest:.1f} % ({within:g} % asked)"
+        turns.take(min(left, max(1, turns.count // MORE)), what, track)
 
 
-def _turns(
-    workers: Sequence[Worker],
-    call_ms: Sequence[float],
-    how: How,
-    watch: conditions.Watch,
-    track: Track,
-    what: str,
-) -> list[dict[str, Any]]:
-    """samples_ms, block_medians_ms, yardstick_ms and cores_busy; one works, the others sleep."""
-    taken: list[dict[str, Any]] = [
-        {"samples_ms": [], "block_medians_ms": [], "yardstick_ms": []} for _ in workers
-    ]
-    busy: list[list[float]] = [[] for _ in workers]
-    calls = [max(how.least, min(how.seconds * 1e3 / ms, how.enough or math.inf)) for ms in call_ms]
+def _plan(call_ms: Sequence[float], how: How) -> tuple[int, list[int]]:
+    """(turns of each file before the first look, calls of each in one turn)."""
+    calls = [how.seconds * 1e3 / ms for ms in call_ms]
+    if how.within is not None:
+        calls = [min(c, how.enough) for c in calls]
+    calls = [max(c, how.least) for c in calls]
     count = int(np.clip(min(calls) // CALLS, *TURNS))
-    if how.enough is None:
+    if how.within is None:
         count = max(count, math.ceil(how.seconds / TURN_S))
-    runs = [math.ceil(c / count) for c in calls]
-    order = list(range(len(workers)))
-    turns = [i for turn in range(count) for i in (order[::-1] if turn % 2 else order)]
-    for i in track(turns, what, len(turns)):
-        block = workers[i].ask(runs=runs[i])
-        taken[i]["samples_ms"] += block["samples_ms"]
-        taken[i]["block_medians_ms"].append(float(np.median(block["samples_ms"])))
-        taken[i]["yardstick_ms"].append(block["yardstick_ms"])
-        busy[i].append(block["cores_busy"])
-        watch.tick()
-    return [t | {"cores_busy": float(np.median(b))} for t, b in zip(taken, busy, strict=True)]
+    return count, [math.ceil(c / count) for c in calls]
 
 
 def _idle(
@@ -324,8 +377,9 @@ def _idle(
     for f in found:
         f["idle_ms"] = {}
     for gap in how.idle_s:
-        count = int(np.clip(PAUSED / gap, 2, 10))
-        asked = [i for i in range(len(workers)) for _ in range(count)]
+        count = int(np.clip(PAUSED / gap, 1, 5))
+        files = range(len(workers)) if gap <= LONG else [len(workers) - 1]
+        asked = [i for i in files for _ in range(count)]
         for i in track(asked, f"after {gap:g} s of think time", len(asked)):
             calls = found[i]["idle_ms"].setdefault(f"{gap:g}", [])
             if not calls:  # it begins the first pause
@@ -355,7 +409,7 @@ def _once_each(
     """What is not taken in turns. Memory comes first: until then it is that of single studies."""
     requests: list[dict[str, Any]] = [{"memory": True}]
     if how.throughput:
-        requests.append({"throughput_s": how.seconds / 5, "batches": how.batches})
+        requests.append({"throughput_s": how.seconds / 10, "batches": how.batches})
     if how.energy:
         requests.append({"energy_s": min(how.seconds, 3.0)})
     if how.stages:

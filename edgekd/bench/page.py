@@ -168,7 +168,16 @@ def _method(found: Sequence[Shown]) -> Iterator[str]:
     if len(found) > 1:
         yield (
             "Times as fast: the median over turns of the first's median by the candidate's of the "
-            "same turn, its interval bootstrapped over turns."
+            "same turn; its 95 % interval is Student's t of the medians of eight runs of "
+            "neighbouring turns. It is of these processes: in others the same file may be a few "
+            "hundredths faster or slower (edgekd bench --against takes several)."
+        )
+    if t.within is not None:
+        whose = "each ratio to the first" if len(found) > 1 else "the median"
+        early = "with the time for them, before" if t.ended == "cap" else "when"
+        yield (
+            f"Turns ended {early} the interval of {whose} was at most {t.within:g} % wide at two "
+            "looks in a row."
         )
     if any(s.timing.roofline for s in found):
         yield (

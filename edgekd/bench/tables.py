@@ -13,7 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgekd.metrics.latency import ENOUGH, claimed, interval, ratio, unstable
+from edgekd.metrics.latency import (
+    AGREE,
+    ENOUGH,
+    claimed,
+    interval,
+    part_percentiles,
+    ratio,
+    turns_interval,
+    unstable,
+)
 from edgekd.records import Timing
 
 UNITS = {"ms": "ms", "m": "M", "mb": "MB"}  # last word of a budget's limit -> as it is written
@@ -45,7 +54,7 @@ class Line(NamedTuple):
 
 
 class Times(NamedTuple):
-    """How many times as fast as the first, turn by turn; 95 % bootstrap interval over turns."""
+    """How many times as fast as the first, turn by turn; 95 % interval over turns."""
 
     value: float
     low: float | None = None
@@ -89,7 +98,7 @@ def names(timings: Sequence[Timing]) -> list[str]:
     return found
 
 
-def times_as_fast(first: Timing, other: Timing, seed: int = 0) -> Times | None:
+def times_as_fast(first: Timing, other: Timing) -> Times | None:
     """How many times as fast as `first`; None unless they took turns on one machine."""
     if other is first:
         return Times(1.0)
@@ -98,9 +107,7 @@ def times_as_fast(first: Timing, other: Timing, seed: int = 0) -> Times | None:
         return None
     if len(a) < FEW_TURNS:
         return Times(ratio(a, b))
-    drawn = np.random.default_rng(seed).integers(len(a), size=(1000, len(a)))
-    low, high = np.percentile(np.median((a / b)[drawn], axis=1), [2.5, 97.5])
-    return Times(ratio(a, b), float(low), float(high))
+    return Times(*turns_interval(a, b))
 
 
 def _latency(t: Timing) -> dict[str, tuple[float, float, float] | None]:
@@ -186,10 +193,48 @@ def _agree(s: Shown) -> Cell:
     t = s.timing
     if not t.block_medians_ms:
         return NONE
-    runs = f"after {t.attempts} run{'s' if t.attempts > 1 else ''}"
-    state = "stable" if t.stable else "NOT stable"
-    text = f"{100 * unstable(t.block_medians_ms):.0f} %"
-    return Cell(text, f"{len(t.block_medians_ms)} turns, {state} {runs}", not t.stable)
+    apart = unstable(t.block_medians_ms)
+    return Cell(f"{100 * apart:.0f} %", f"{len(t.block_medians_ms)} turns", apart > AGREE)
+
+
+ENDED = {"narrow": "ended by that", "cap": "the time was over"}
+
+
+def _known(s: Shown) -> Cell:
+    """How wide the interval is that the turns were to make narrow, and why they ended."""
+    t = s.timing
+    if t.within is None:
+        return NONE
+    if t.width is None:
+        return Cell("the first")
+    beside = f"{t.within:g} % asked, {ENDED[t.ended]}" if t.ended else f"{t.within:g} % asked"
+    return Cell(f"{t.width:.1f} %", beside, not t.stable)
+
+
+def too_wide(t: Timing) -> str:
+    """Why its figures are not steady; empty if they are."""
+    if t.stable:
+        return ""
+    if t.within is None or t.width is None:
+        return "the turns do not agree within 10 %"
+    return f"known within {t.width:.1f} %, {t.within:g} % asked, when the time was over"
+
+
+def budget_at_paces(t: Timing) -> str:
+    """How its p95 keeps the budget in some parts of the run and misses it in others; empty if it
+    does not. Only of a machine that changed its pace: on a steady one parts differ by chance.
+    """
+    allowed = t.budget.latency_ms
+    turns = len(t.block_medians_ms)
+    if not allowed or not t.on_device or not turns or len(t.samples_ms) % turns:
+        return ""
+    if unstable(t.block_medians_ms) <= AGREE:
+        return ""
+    found = part_percentiles(t.samples_ms, turns, 95)
+    low, high = found.min(), found.max()
+    if not low <= allowed < high:
+        return ""
+    return f"p95 was {number(low)} to {number(high)} ms as the pace changed, {allowed:g} allowed"
 
 
 def _budget(s: Shown) -> Cell:
@@ -218,7 +263,7 @@ def lines(found: Sequence[Shown]) -> list[Line]:
             ("less often", _seldom(found)),
             ("one image, from its file to an answer", _whole()),
             ("size, memory, energy", _sizes()),
-            ("how far to trust it", _trust()),
+            ("how far to trust it", _trust(found)),
         )
         for what, cell in some
     ]
@@ -295,9 +340,10 @@ def _sizes() -> Cells:
     yield "of the roofline", _roofline
 
 
-def _trust() -> Cells:
+def _trust(found: Sequence[Shown]) -> Cells:
     yield "samples", lambda s: Cell(str(len(s.timing.samples_ms)))
     yield "turns apart", _agree
+    yield "ratio known within" if len(found) > 1 else "median known within", _known
     yield "budget", _budget
 
 
@@ -323,6 +369,8 @@ def absent(table: Sequence[Line], shown: Sequence[Shown]) -> list[str]:
         if NONE in line.cells:
             ratios = line.what.startswith("times as fast")
             why = "no turns beside the first" if ratios else WHY.get(line.what, "not asked")
+            if line.what.startswith("call after") and any(c != NONE for c in line.cells):
+                why = "asked of the last file alone"
             why = tried.get(ABSENT.get(line.what, ""), why)
             found.setdefault(why, []).append(line.what)
     return [f"{', '.join(what)} ({why})" for why, what in found.items()]
@@ -333,8 +381,7 @@ def doubts(found: Sequence[Shown]) -> list[str]:
     whose: dict[str, list[str]] = {}
     for s in found:
         t = s.timing
-        unsteady = () if t.stable else ("the turns do not agree within 10 %",)
-        for text in dict.fromkeys((*t.noise, *unsteady)):
+        for text in dict.fromkeys(filter(None, (*t.noise, too_wide(t), budget_at_paces(t)))):
             whose.setdefault(text, []).append(s.name)
     return [
         text if len(who) == len(found) > 1 else f"{', '.join(who)}: {text}"
@@ -427,7 +474,9 @@ def _fields(s: Shown, gaps: Sequence[str]) -> Iterator[tuple[str, Any]]:
     yield "samples", len(t.samples_ms)
     yield "turns", len(t.block_medians_ms)
     yield "turns_apart", unstable(t.block_medians_ms) if t.block_medians_ms else None
-    yield "attempts", t.attempts
+    yield "ratio_asked_percent", t.within
+    yield "ratio_width_percent", t.width
+    yield "ended", t.ended
     yield "stable", str(t.stable).lower()
     yield "noise", "; ".join(t.noise)
     over = "; ".join(f"{k} {m:g} > {b:g}" for k, (m, b) in t.over_budget.items())

@@ -51,8 +51,13 @@ def quantize(
     seconds: Annotated[
         float | None,
         typer.Option("--seconds", min=0.1, max=3600, help="Of calls of each candidate in each of "
-                     "3 rounds. [default: 2]"),
+                     "up to 3 rounds; of first turns a quarter. [default: 2]"),
     ] = None,
+    exhaustive: Annotated[
+        bool,
+        typer.Option("--exhaustive", help="Explain and time every candidate in full, also those "
+                     "that cannot be chosen: it takes longer and has all figures."),
+    ] = False,
     runs: RunsOption = RUNS,
     run: RunOption = None,
     force: ForceOption = False,
@@ -60,8 +65,10 @@ def quantize(
 ) -> None:  # fmt: skip
     """Find the fastest precision that keeps the answers, by measurement.
 
-    With auto every precision and INT8 engine that the profile allows is made, judged and timed on
-    this device.
+    With auto every precision and INT8 engine that the profile allows is made and asked for its
+    answers on this device. Those that keep them are timed for a few turns, and from the fastest on
+    explained and timed further, until the rest is slower by a margin. The table, and choice.json in
+    the folder of candidates, say of each why it went out, and when.
 
     Examples:
     - `edgekd quantize`
@@ -75,7 +82,7 @@ def quantize(
     with console.tracker() as track:
         artifact, before, choice = opened(runs, run, profile, track).quantize(
             engine=engine, method=method, calibration_images=calibration_images, qat=qat,
-            max_drop=max_drop, seconds=seconds, force=force,
+            max_drop=max_drop, seconds=seconds, exhaustive=exhaustive, force=force,
         )  # fmt: skip
     told = artifact.model_dump(mode="json")
     if choice is not None:

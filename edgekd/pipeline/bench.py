@@ -14,14 +14,24 @@ if TYPE_CHECKING:
     from edgekd.pipeline.run import Run
 
 
-def how_of(seconds: float, duration: float | None, *, quick: bool, throughput: bool = True) -> How:
-    """What is measured of each file, and for how long."""
-    from edgekd.bench.bench import How, short
+def how_of(seconds: float, duration: float | None, *, quick: bool, within: float | None) -> How:
+    """What is measured of each file, for how long at most, and how well ratios are to be known.
 
-    how = short(seconds, throughput=throughput) if quick else How(seconds=seconds)
+    within: percent; None: the usual. duration: seconds that are all taken.
+    """
+    from edgekd.bench.bench import QUICKLY, WITHIN, How, short
+
+    how = short(seconds) if quick else How(seconds=seconds)
     if duration is not None:
-        how = how.model_copy(update={"seconds": duration, "enough": None, "attempts": 1})
-    return how
+        return how.model_copy(update={"seconds": duration, "within": None})
+    return how.model_copy(update={"within": within or (QUICKLY if quick else WITHIN)})
+
+
+def a_round(seconds: float, duration: float | None) -> How:
+    """What is measured of each file in one of the rounds that compare two."""
+    from edgekd.bench.bench import short
+
+    return short(seconds if duration is None else duration, throughput=False)
 
 
 def bench(
@@ -136,10 +146,16 @@ def bench_against(
     return found.save(run.folder / "bench")
 
 
-def check_options(*, against: str | None, host: str | None) -> None:
+def check_options(
+    *, against: str | None, host: str | None, within: float | None, duration: float | None
+) -> None:
     """EdgeKDError for options of `edgekd bench` that exclude each other."""
     if against is not None and host is not None:
         raise EdgeKDError("--against measures both files here: leave --host out")
+    if within is not None and against is not None:
+        raise EdgeKDError("--against ends by --rounds and --tolerance: leave --within out")
+    if within is not None and duration is not None:
+        raise EdgeKDError("--duration takes all of its seconds: leave --within out")
 
 
 def check_budget(timings: list[Timing]) -> None:
@@ -151,12 +167,19 @@ def check_budget(timings: list[Timing]) -> None:
 
 
 def unsteady(timings: list[Timing]) -> str:
-    """Whose blocks did not agree, so that their figures decide nothing; empty if all did."""
-    found = [t for t in timings if not t.stable]
-    if not found:
-        return ""
-    names = ", ".join(f"{t.role} {t.precision}" for t in found)
-    return f"not steady after {found[0].attempts} attempts: {names}; leave the machine alone"
+    """Why figures decide nothing, in one line; empty if they do.
+
+    A ratio is known too badly, or the last file keeps its latency budget at one pace that the
+    machine had in this run and misses it at another.
+    """
+    from edgekd.bench import tables
+
+    shown = tables.shown(timings)
+    said = [f"{s.name} ({why})" for s in shown if (why := tables.too_wide(s.timing))]
+    if said:
+        return f"not steady: {', '.join(said)}; leave the machine alone or allow more --seconds"
+    paces = tables.budget_at_paces(timings[-1])
+    return f"not decided: {shown[-1].name}: {paces}; leave the machine alone" if paces else ""
 
 
 def noisy(timings: list[Timing], *, strict: bool) -> str:

@@ -3,15 +3,19 @@
 INT8 is not faster by itself: on one runtime an engine's file runs twice as fast as FP32, on another
 twice as slow. So each precision and engine that the profile allows is tried in the profile's own
 runtime. What loses too much accuracy on the validation split, or explains its answers otherwise
-than FP32 does, is out; all are timed in one interleaved run. Where INT8 files that are out are
-clearly faster than what is left, layers of one go back to FP32 until it holds, and it is timed with
-the rest. The fastest is chosen, or what is more exact and as fast. The test split is not looked at.
+than FP32 does, is out. Answers are cheap, a few turns of timing too, explanations are not: so all
+are asked for answers, those that keep them are timed for a few turns, and are explained from the
+fastest on, until what is left is slower than one that holds (`halving`). Where INT8 files that are
+out are clearly faster than what is left, layers of one go back to FP32 until it holds, and it is
+timed with the rest. The fastest is chosen, or what is more exact and as fast. The test split is not
+looked at.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -25,8 +29,9 @@ from edgekd.metrics import paired
 from edgekd.metrics.calibration import log_softmax
 from edgekd.metrics.classification import answers
 from edgekd.metrics.evaluation import Truth, truth
-from edgekd.metrics.latency import percentiles, ratio
-from edgekd.pipeline import folders
+from edgekd.metrics.latency import ENOUGH
+from edgekd.pipeline import folders, halving
+from edgekd.pipeline.halving import CLEARLY, ROUNDS, Late, Timed
 from edgekd.quantize import engines as quantizers
 from edgekd.quantize import ptq, sensitivity
 from edgekd.quantize.engines import NARROW, Engine
@@ -50,13 +55,14 @@ from edgekd.runtimes import machine
 
 QAT = "-qat"  # what the name of one that was trained in INT8 ends with
 EXPLAINED = 32  # validation images whose maps are compared
-ROUNDS = 3  # processes that time a candidate: the same file's differ by a few hundredths
-SECONDS = 2.0  # of timing it in each
-CLEARLY = 1.02  # times the fastest one's time: what is nearer is as fast, and the most exact wins
+SECONDS = 2.0  # of timing a candidate in each round
+FIRST = 4  # as much of a round are the first turns of all
 EXACT: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8")
 WHY = Literal[
     "chosen", "slower", "no faster", "loses accuracy", "explains otherwise", "does not run"
 ]
+STEP = Literal["making", "answers", "turns", "explanations", "timing"]  # turns: of `halving`
+OUT_AT: dict[WHY, STEP] = {"loses accuracy": "answers", "explains otherwise": "explanations"}
 
 
 class Candidate(Record):
@@ -67,12 +73,15 @@ class Candidate(Record):
     engine: str = ""
     state: WHY
     reason: str
+    out_at: STEP | None = None  # the step in which it went out; None: it is chosen, or an older
+    # edgekd's
     artifact_sha256: str = ""  # empty: there is no file
     size_bytes: int = 0
     drop_pt: Metric | None = None  # points of balanced accuracy lost to FP32, validation, paired
     flips: int | None = None  # validation images that are answered otherwise than by FP32
-    agreement: float | None = None  # of its maps; None: not asked
+    agreement: float | None = None  # of its maps; None: not asked, or they cannot be compared
     times: float | None = None  # as long as FP32 takes, turn by turn: what is decided by
+    turns: int | None = None  # that this rests on; None: never timed, or an older edgekd's
     p50_ms: float | None = None
     p95_ms: float | None = None
 
@@ -88,6 +97,7 @@ class Choice(Stored):
     images: int  # calibration
     seconds: float = SECONDS  # of calls of each in each round
     engines: tuple[str, ...]
+    exhaustive: bool = False  # all were explained and timed in full
     chosen: str
     candidates: tuple[Candidate, ...]
     machine: Machine
@@ -100,22 +110,28 @@ class Judged(NamedTuple):
     artifact: Artifact
     drop: Metric  # points
     flips: int
-    agreement: float  # kappa of its maps with FP32's: 1 the same, 0 as alike as strangers' maps
+    agreement: float | None  # kappa of its maps with FP32's: 1 the same, 0 as alike as strangers'
+    # maps; NaN: they cannot be compared; None: not asked
     asked: float  # that the profile's margins ask
 
     @property
     def alike(self) -> float | None:
         """The agreement as it is stored; None where no maps could be compared."""
-        return round(self.agreement, 4) if np.isfinite(self.agreement) else None
+        if self.agreement is None or not np.isfinite(self.agreement):
+            return None
+        return round(self.agreement, 4)
 
     def lost(self, max_drop: float) -> tuple[WHY, str] | None:
-        """(state, reason) of one that is out; None of one that may be chosen, as FP32 always."""
+        """(state, reason) of one that is out; None of one that may be chosen, as FP32 always.
+
+        One that keeps its answers is not out before its maps were asked for.
+        """
         if self.artifact.precision == "fp32":
             return None
         if self.drop.value > max_drop:
             reason = f"{_points(self.drop)} lost on validation, {max_drop:g} allowed"
             return "loses accuracy", reason
-        if not self.agreement >= self.asked:
+        if self.agreement is not None and not self.agreement >= self.asked:
             return "explains otherwise", f"agreement {self.agreement:.2f}, under {self.asked:g}"
         return None
 
@@ -131,7 +147,7 @@ class Bench(NamedTuple):
     log_p: np.ndarray  # (N, K) FP32's log probabilities
     cases: fidelity.Cases  # what is explained
     explained: np.ndarray  # (M,) which images that are
-    maps: fidelity.Maps  # FP32's
+    maps: Callable[[], fidelity.Maps]  # FP32's, made when they are first asked for
     seed: int
     track: Track
 
@@ -147,6 +163,7 @@ def choose(
     engines: Sequence[str] | None = None,
     tuned: Artifact | None = None,
     seconds: float = SECONDS,
+    exhaustive: bool = False,
     seed: int = 0,
     track: Track = untracked,
 ) -> Choice:
@@ -155,8 +172,9 @@ def choose(
     source: FP32 ONNX artifact. images: how many of the training split calibrate. max_drop: points
     of balanced accuracy. engines: to try for INT8; None: all that write for the profile's runtime.
     tuned: FP32 ONNX of the same network after training in INT8, to be quantised as well. seconds:
-    of calls of each in each of ROUNDS processes. EdgeKDError if FP32 itself does not run; what else
-    does not is told in the Choice.
+    of calls of each in each of up to ROUNDS processes. exhaustive: all are explained and timed in
+    full, those that cannot be chosen too. EdgeKDError if FP32 itself does not run; what else does
+    not is told in the Choice.
     """
     if profile.device not in runtimes.get(profile.runtime).devices():
         raise RuntimeUnavailable(
@@ -168,44 +186,124 @@ def choose(
     wanted = tuple(engines) if engines is not None else writers(profile.runtime)
     ways = _ways(source, tuned, profile, out, wanted, here)
     shared = _shared(source, dataset, profile, images, seed, track)
-    judged: list[Judged] = []
-    failed: list[Candidate] = []
-    for name in track(ways, "making candidates", len(ways)):
-        try:
-            judged.append(judge(name, ways[name](shared), shared))
-        except NoRoom:
-            raise
-        except EdgeKDError as e:
-            if name == "fp32":  # nothing to compare the rest with
-                raise EdgeKDError(f"FP32 itself does not run in {profile.runtime}: {e}") from e
-            failed.append(_failed(name, str(e)))
-    rows = _rows(judged, _timed(judged, profile, seconds, seed, track), max_drop)
-    times = {r.name: r.times or 0.0 for r in rows}
-    enough = next(times[r.name] for r in rows if r.state == "chosen") / CLEARLY
-    small = [j for j in judged if j.artifact.precision == "int8" and times[j.name] < enough
-             and j.lost(max_drop)]  # fmt: skip
-    found = mended(small, shared, out, max_drop) if small else None
-    if isinstance(found, Candidate):
-        failed.append(found)
-    elif found is not None:
-        judged.append(found)
-        rows = _rows(judged, _timed(judged, profile, seconds, seed, track), max_drop)
+    found, failed = _asked(ways, shared, explain=exhaustive)
+    decide = _exhaustive if exhaustive else _halved
+    rows = decide(found, shared, out, max_drop, seconds)
     return Choice(
         source=source.sha256, tuned=tuned.sha256 if tuned else "", profile=profile,
         max_drop=max_drop, images=len(shared.calibration), seconds=seconds, engines=wanted,
-        chosen=next(r.name for r in rows if r.state == "chosen"),
+        exhaustive=exhaustive, chosen=next(r.name for r in rows if r.state == "chosen"),
         candidates=(*rows, *failed), machine=here,
     ).save(out)  # fmt: skip
 
 
-def _timed(
-    judged: Sequence[Judged], profile: Profile, seconds: float, seed: int, track: Track
-) -> list[Timing]:
-    """All of them in turns on the profile's device."""
-    runners = [bench.Runner(j.artifact, profile, True) for j in judged]
-    how = bench.short(seconds, throughput=False)
-    rounds = bench.in_rounds(runners, how, rounds=ROUNDS, seed=seed, track=track)
-    return [bench.joined(of_one) for of_one in rounds]
+def _asked(
+    ways: Mapping[str, Make], shared: Bench, *, explain: bool
+) -> tuple[list[Judged], list[Candidate]]:
+    """(candidates with their answers, those that do not run); `explain`: with their maps."""
+    judged: list[Judged] = []
+    failed: list[Candidate] = []
+    for name in shared.track(ways, "making candidates", len(ways)):
+        try:
+            made = ways[name](shared)
+            judged.append(judge(name, made, shared) if explain else answered(name, made, shared))
+        except NoRoom:
+            raise
+        except EdgeKDError as e:
+            if name == "fp32":  # nothing to compare the rest with
+                raise EdgeKDError(
+                    f"FP32 itself does not run in {shared.profile.runtime}: {e}"
+                ) from e
+            failed.append(_failed(name, str(e)))
+    return judged, failed
+
+
+def _exhaustive(
+    judged: list[Judged], shared: Bench, out: Path, max_drop: float, seconds: float
+) -> list[Candidate]:
+    """The rows of all, each of which was explained and is timed in full."""
+    rows = _rows(judged, _timed(judged, shared, seconds), max_drop)
+    small = _worth_mending(judged, rows, max_drop)
+    found = mended(small, shared, out, max_drop) if small else None
+    if isinstance(found, Judged):
+        judged = [*judged, found]
+        return _rows(judged, _timed(judged, shared, seconds), max_drop)
+    return [*rows, *([found] if found else [])]
+
+
+def _halved(
+    judged: list[Judged], shared: Bench, out: Path, max_drop: float, seconds: float
+) -> list[Candidate]:
+    """The rows of all; explained and timed in full are those that may still be chosen."""
+    field = {j.name: j for j in judged}
+
+    def holds(name: str) -> bool:
+        field[name] = _explained_if_needed(field[name], shared, max_drop)
+        return not field[name].lost(max_drop)
+
+    def raced(names: Sequence[str], seed: int) -> halving.Raced:
+        def measure(running: Sequence[str], number: int) -> list[Timing]:
+            runners = [bench.Runner(field[n].artifact, shared.profile, True) for n in running]
+            how = _how(seconds, first=number == 0)
+            return bench.measure(runners, how, seed=seed + number, track=shared.track)
+
+        return halving.race(names, measure, holds=holds, counts=lambda n: _mendable(field[n]))
+
+    first = [n for n, j in field.items() if not j.lost(max_drop) or _mendable(j)]
+    found = raced(first, shared.seed)
+    timed = {n: halving.timed(found.rounds, n, first[0]) for n in found.rounds}
+    rows = _rows(list(field.values()), timed, max_drop, found.late)
+    small = _worth_mending(list(field.values()), rows, max_drop)
+    extra = mended(small, shared, out, max_drop) if small else None
+    if not isinstance(extra, Judged):
+        return [*rows, *([extra] if extra else [])]
+    field[extra.name] = extra
+    left = [n for n in first if n not in found.late and not field[n].lost(max_drop)]
+    again = raced(list(dict.fromkeys((first[0], *left, extra.name))), shared.seed + 1 + ROUNDS)
+    # What takes part again is told by these turns alone: those that it meets the new one in.
+    timed |= {n: halving.timed(again.rounds, n, first[0]) for n in again.rounds}
+    return _rows(list(field.values()), timed, max_drop, found.late | again.late)
+
+
+def _how(seconds: float, *, first: bool) -> bench.How:
+    """What is measured of a candidate: the first turns tell a 95th percentile, and no more."""
+    if not first:
+        return bench.short(seconds, throughput=False)
+    how = bench.short(seconds / FIRST, throughput=False)
+    return how.model_copy(update={"least": ENOUGH[95]})
+
+
+def _explained_if_needed(j: Judged, shared: Bench, max_drop: float) -> Judged:
+    """With its maps, unless it is FP32 or its answers are lost."""
+    if j.agreement is not None or j.artifact.precision == "fp32" or j.lost(max_drop):
+        return j
+    return explained(j, shared)
+
+
+def _mendable(j: Judged) -> bool:
+    """Whether layers of it can go back to FP32."""
+    return j.artifact.precision == "int8" and quantizers.get(j.artifact.settings["engine"]).KEEPS
+
+
+def _worth_mending(
+    judged: Sequence[Judged], rows: Sequence[Candidate], max_drop: float
+) -> list[Judged]:
+    """INT8 files that are out and clearly faster than what is chosen."""
+    times = {r.name: r.times for r in rows}
+    chosen = next(r for r in rows if r.state == "chosen")
+    assert chosen.times is not None  # what is chosen was timed
+    return [j for j in judged if j.artifact.precision == "int8" and j.lost(max_drop)
+            and (own := times[j.name]) is not None and own < chosen.times / CLEARLY]  # fmt: skip
+
+
+def _timed(judged: Sequence[Judged], shared: Bench, seconds: float) -> dict[str, Timed]:
+    """All of them in turns on the profile's device, ROUNDS times."""
+    runners = [bench.Runner(j.artifact, shared.profile, True) for j in judged]
+    rounds = bench.in_rounds(
+        runners, _how(seconds, first=False), rounds=ROUNDS, seed=shared.seed, track=shared.track
+    )
+    joined = [bench.joined(of_one) for of_one in rounds]
+    return {j.name: halving.figures(t, joined[0]) for j, t in zip(judged, joined, strict=True)}
 
 
 def writers(runtime: str) -> tuple[str, ...]:
@@ -305,15 +403,24 @@ def _shared(
         explained=names,
         groups=[known.groups[i] for i in chosen],
     )
-    maps = fidelity.explain_set(
-        session, pictures[chosen], logits[chosen].argmax(1), track=track
-    )  # fmt: skip
+
+    @functools.cache
+    def maps() -> fidelity.Maps:
+        return fidelity.explain_set(
+            session, pictures[chosen], logits[chosen].argmax(1), track=track
+        )
+
     return Bench(source, profile, calibration, pictures, known, log_softmax(logits), cases, chosen,
                  maps, seed, track)  # fmt: skip
 
 
 def judge(name: str, artifact: Artifact, shared: Bench) -> Judged:
-    """The file itself in the profile's runtime, beside FP32."""
+    """The file itself in the profile's runtime, beside FP32: its answers and its maps."""
+    return explained(answered(name, artifact, shared), shared)
+
+
+def answered(name: str, artifact: Artifact, shared: Bench) -> Judged:
+    """The file's answers in the profile's runtime, beside FP32's."""
     session = runtimes.open_session(artifact, shared.profile)
     log_p = log_softmax(answers(session, shared.images, track=shared.track))
     found = paired.compare(
@@ -321,15 +428,21 @@ def judge(name: str, artifact: Artifact, shared: Bench) -> Judged:
         seed=shared.seed,
     ).differences["balanced_accuracy"]  # fmt: skip
     drop = Metric(value=-100 * found.value, low=_less(found.high), high=_less(found.low))
+    flips = int((log_p.argmax(1) != shared.log_p.argmax(1)).sum())
+    return Judged(name, artifact, drop, flips, None, shared.profile.margins.kappa)
+
+
+def explained(j: Judged, shared: Bench) -> Judged:
+    """The same with how alike its maps and FP32's are, of FP32's answers."""
+    session = runtimes.open_session(j.artifact, shared.profile)
     asked = shared.log_p[shared.explained].argmax(1)
     maps = fidelity.explain_set(session, shared.images[shared.explained], asked,
                                 track=shared.track)  # fmt: skip
     own = fidelity.compare(
-        name, artifact, shared.profile.runtime, shared.cases, shared.maps, maps, seed=shared.seed
-    ).aggregate.get("kappa")
-    flips = int((log_p.argmax(1) != shared.log_p.argmax(1)).sum())
-    agreement = float("nan") if own is None else own.value
-    return Judged(name, artifact, drop, flips, agreement, shared.profile.margins.kappa)
+        j.name, j.artifact, shared.profile.runtime, shared.cases, shared.maps(), maps,
+        seed=shared.seed,
+    ).aggregate.get("kappa")  # fmt: skip
+    return j._replace(agreement=float("nan") if own is None else own.value)
 
 
 def _less(points: float | None) -> float | None:
@@ -344,10 +457,10 @@ def mended(
     A Candidate that is out, with the account of it, if that takes too many of them; None if no
     engine of theirs can spare a layer.
     """
-    can = [j for j in small if quantizers.get(j.artifact.settings["engine"]).KEEPS]
+    can = [j for j in small if _mendable(j)]
     if not can:
         return None
-    best = min(can, key=lambda j: (max(0.0, j.drop.value - max_drop), -j.agreement))
+    best = _nearest(can, shared, max_drop)
     engine, method = best.artifact.settings["engine"], best.artifact.settings["method"]
     name = f"{best.name.removesuffix(QAT)}-repaired"  # it is made of the student itself
 
@@ -362,7 +475,7 @@ def mended(
 
     def holds(artifact: Artifact) -> Judged | None:
         nonlocal last
-        last = judge(name, artifact, shared)
+        last = _explained_if_needed(answered(name, artifact, shared), shared, max_drop)
         return None if last.lost(max_drop) else last
 
     try:
@@ -376,40 +489,70 @@ def mended(
         return _failed(name, str(e), last, last.lost(max_drop) if last else None)
 
 
-def _rows(judged: Sequence[Judged], timings: Sequence[Timing], max_drop: float) -> list[Candidate]:
-    """From fast to slow. timings: of `judged`, in their order, taken in turns; FP32's the first."""
-    ms = {j.name: percentiles(t.samples_ms) for j, t in zip(judged, timings, strict=True)}
-    fp32 = timings[0].block_medians_ms
-    times = {j.name: ratio(t.block_medians_ms, fp32)
-             for j, t in zip(judged, timings, strict=True)}  # fmt: skip
-    order = sorted(judged, key=lambda j: times[j.name])
-    hold = [j for j in order if not j.lost(max_drop)]
+def _nearest(can: Sequence[Judged], shared: Bench, max_drop: float) -> Judged:
+    """The one that loses the least beyond what it may; of equals the one with the nearest maps."""
+
+    def beyond(j: Judged) -> float:
+        return max(0.0, j.drop.value - max_drop)
+
+    equal = [j for j in can if beyond(j) == min(map(beyond, can))]
+    if len(equal) > 1:  # those that are out by their answers were not asked for maps
+        equal = [explained(j, shared) if j.agreement is None else j for j in equal]
+    return max(equal, key=lambda j: -1.0 if j.alike is None else j.alike)
+
+
+def _rows(
+    judged: Sequence[Judged],
+    timed: Mapping[str, Timed],
+    max_drop: float,
+    late: Mapping[str, Late] = {},
+) -> list[Candidate]:
+    """From fast to slow, then those that were never timed. late: those that time put out early."""
+    order = sorted(judged, key=lambda j: timed[j.name].times if j.name in timed else np.inf)
+    hold = [j for j in order if j.name in timed and j.name not in late and not j.lost(max_drop)]
+    times = {n: t.times for n, t in timed.items()}
     as_fast = [j for j in hold if times[j.name] <= CLEARLY * times[hold[0].name]]
     chosen = min(as_fast, key=lambda j: EXACT.index(j.artifact.precision))
 
-    def state_of(j: Judged) -> tuple[WHY, str]:
-        ratio = times[j.name] / times[chosen.name]
-        beside = f"{ratio:.2f} x the time of {chosen.name}"
+    def state_of(j: Judged) -> tuple[WHY, str, STEP | None]:
         if lost := j.lost(max_drop):
-            return lost
+            return lost[0], lost[1] + _unasked(j, timed), OUT_AT[lost[0]]
+        if j.name in late:
+            return "slower", f"{late[j.name]}{_unasked(j, timed)}", "turns"
         if j is chosen:
             doubt = _doubt(j.drop, max_drop)
-            return "chosen", f"the fastest that keeps accuracy and explanations{doubt}"
-        return ("slower", beside) if ratio > 1 else ("no faster", f"{beside}, which is more exact")
+            return "chosen", f"the fastest that keeps accuracy and explanations{doubt}", None
+        ratio = times[j.name] / times[chosen.name]
+        beside = f"{ratio:.2f} x the time of {chosen.name}"
+        if ratio > 1:
+            return "slower", beside, "timing"
+        return "no faster", f"{beside}, which is more exact", "timing"
 
     rows = []
     for j in order:
-        a = j.artifact
-        state, reason = state_of(j)
+        a, t = j.artifact, timed.get(j.name)
+        state, reason, out_at = state_of(j)
         rows.append(
             Candidate(
                 name=j.name, precision=a.precision, engine=a.settings.get("engine", ""),
-                state=state, reason=reason, artifact_sha256=a.sha256, size_bytes=a.size_bytes,
-                drop_pt=j.drop, flips=j.flips, agreement=j.alike,
-                times=times[j.name], p50_ms=ms[j.name]["p50"], p95_ms=ms[j.name]["p95"],
+                state=state, reason=reason, out_at=out_at, artifact_sha256=a.sha256,
+                size_bytes=a.size_bytes, drop_pt=j.drop, flips=j.flips, agreement=j.alike,
+                **(t._asdict() if t else {}),
             )
         )  # fmt: skip
     return rows
+
+
+def _unasked(j: Judged, timed: Mapping[str, Timed]) -> str:
+    """What of a candidate nobody asked, since it was out before."""
+    unasked = []
+    if j.agreement is None and j.artifact.precision != "fp32":
+        unasked.append("explained")
+    if j.name not in timed:
+        unasked.append("timed")
+    if len(unasked) == 2:
+        return "; neither explained nor timed"
+    return f"; not {unasked[0]}" if unasked else ""
 
 
 def _points(lost: Metric) -> str:
@@ -435,6 +578,7 @@ def _failed(
         name=name, precision=precision, engine=engine,
         state=lost[0] if lost else "does not run",
         reason=f"{lost[1]}; {reason}" if lost else reason,
+        out_at=OUT_AT[lost[0]] if lost else "making",
         drop_pt=last.drop if last else None, flips=last.flips if last else None,
         agreement=last.alike if last else None,
     )  # fmt: skip

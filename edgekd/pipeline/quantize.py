@@ -36,19 +36,23 @@ def quantize(
     images: int,
     max_drop: float,
     seconds: float | None,
+    exhaustive: bool,
     qat: int,
     force: bool,
 ) -> Quantized:
     """The file to deploy, judged on the test split.
 
     engine: one of edgekd/quantize/engines, which writes INT8, or auto: every candidate is measured,
-    with `seconds` of calls in each round. qat: epochs of training in INT8 before; 0: none.
+    with `seconds` of calls in each round, as far as it may be chosen, or `exhaustive`: in full.
+    qat: epochs of training in INT8 before; 0: none.
     """
     profile = run.record.profile
     if engine != "auto":
         engines.get(engine)
         if seconds is not None:
             raise EdgeKDError("--seconds is of timing candidates: leave it out, or --engine")
+        if exhaustive:
+            raise EdgeKDError("--exhaustive is of all candidates: leave it out, or --engine")
         if "int8" not in profile.precisions:
             raise EdgeKDError(f"profile {profile.name} does not allow int8")
     elif method is not None:
@@ -58,8 +62,9 @@ def quantize(
     tuned = _tuned(run, dataset, qat, force=force) if qat else None
     if engine == "auto":
         choice = _choice(
-            run, dataset, source, images, max_drop, tuned, seconds=seconds, force=force
-        )
+            run, dataset, source, images, max_drop, tuned,
+            seconds=seconds, exhaustive=exhaustive, force=force,
+        )  # fmt: skip
         chosen = run.folder / CANDIDATES / choice.chosen
         made = _deployed(run, Artifact.load(chosen))
     else:
@@ -81,9 +86,13 @@ def _choice(
     tuned: Artifact | None,
     *,
     seconds: float | None,
+    exhaustive: bool,
     force: bool,
 ) -> Choice:
-    """All candidates measured now, unless such a machine has done it before and was asked alike."""
+    """All candidates measured now, unless such a machine has done it before and was asked alike.
+
+    What was measured in full answers those too who ask for the choice alone.
+    """
     out = run.folder / CANDIDATES
     profile = run.record.profile
     seconds = candidates.SECONDS if seconds is None else seconds
@@ -92,14 +101,15 @@ def _choice(
         asked = (source.sha256, tuned.sha256 if tuned else "", profile, max_drop,
                  min(images, len(dataset.splits["train"])), seconds)  # fmt: skip
         same = (old.source, old.tuned, old.profile, old.max_drop, old.images, old.seconds) == asked
+        same = same and old.exhaustive >= exhaustive
         if same and old.machine.kind == machine.this().kind:
             return old
     if force:
         shutil.rmtree(out, ignore_errors=True)
     return candidates.choose(
         source, dataset, profile, out,
-        images=images, max_drop=max_drop, tuned=tuned, seconds=seconds, seed=run.record.seed,
-        track=run.track,
+        images=images, max_drop=max_drop, tuned=tuned, seconds=seconds, exhaustive=exhaustive,
+        seed=run.record.seed, track=run.track,
     )  # fmt: skip
 
 

@@ -71,6 +71,7 @@ class Run:
         qat: int = 0,
         max_drop: float = 1.0,
         seconds: float | None = None,
+        exhaustive: bool = False,
         force: bool = False,
     ) -> Quantized:
         """The file in the fastest precision that keeps the student's answers, measured here.
@@ -78,13 +79,14 @@ class Run:
         engine: "auto" makes, judges and times every precision and INT8 engine that the profile
         allows; nncf, ort or inc write INT8. method: of that engine. calibration_images: of the
         training split. qat: epochs of training in INT8 before. max_drop: points of balanced
-        accuracy that may be lost. seconds: of calls of each candidate in each of 3 rounds.
+        accuracy that may be lost. seconds: of calls of each candidate in each of up to 3 rounds.
+        exhaustive: all are explained and timed in full, those that cannot be chosen too.
         """
         from edgekd.pipeline import quantize
 
         return quantize.quantize(
             self, engine=engine, method=method, images=calibration_images, max_drop=max_drop,
-            seconds=seconds, qat=qat, force=force,
+            seconds=seconds, exhaustive=exhaustive, qat=qat, force=force,
         )  # fmt: skip
 
     @_alone
@@ -118,6 +120,7 @@ class Run:
         self,
         *,
         seconds: float = 10,
+        within: float | None = None,
         duration: float | None = None,
         quick: bool = False,
         runtime: str | None = None,
@@ -127,13 +130,15 @@ class Run:
     ) -> list[Timing]:
         """Teacher, student and every file timed in turns; `<run>/bench/` keeps records and a page.
 
-        seconds: of calls of each file; duration: all of them, is it the same when the device is
-        warm? quick: latency, memory and throughput alone. runtime: on this CPU. host: the device,
-        over ssh, with its Python host_python. given: options to be told on the page.
+        within: percent that the 95 % interval of each ratio to the first file may be wide, which
+        ends it; None: 5, quick 10. seconds: of turns of each file at most. duration: all of them,
+        is it the same when the device is warm? quick: latency, memory and throughput alone.
+        runtime: on this CPU. host: the device, over ssh, with its Python host_python. given:
+        options to be told on the page.
         """
         from edgekd.pipeline import bench
 
-        how = bench.how_of(seconds, duration, quick=quick)
+        how = bench.how_of(seconds, duration, quick=quick, within=within)
         timings = bench.bench(self, how, runtime=runtime, host=host, host_python=host_python)
         bench.bench_page(self, timings, given)
         return timings
@@ -155,7 +160,7 @@ class Run:
         """
         from edgekd.pipeline import bench
 
-        how = bench.how_of(seconds, duration, quick=True, throughput=False)
+        how = bench.a_round(seconds, duration)
         return bench.bench_against(
             self, how, other, runtime=runtime, rounds=rounds, tolerance=tolerance
         )

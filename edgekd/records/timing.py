@@ -53,8 +53,12 @@ class Timing(Stored):
     samples_ms: tuple[float, ...]
     block_medians_ms: tuple[float, ...] = ()  # of the turns the samples were taken in, in order
     warmup: int  # untimed calls before each turn, and before the first until they were steady
-    attempts: int = 1  # runs of all turns: more than one where `latency.blocks` did not agree
-    stable: bool = True  # they agree within 10 % at last
+    attempts: int = 1  # an older edgekd's: runs of all turns; one since, which ends when it knows
+    within: float | None = None  # percent that the ratio was to be known within; None: not asked
+    width: float | None = None  # percent that its 95 % interval is wide, to the first file turn by
+    # turn; of a file alone, of its own median; None: it is the first, or nothing was asked
+    ended: Literal["", "narrow", "cap"] = ""  # why the turns did: all as narrow as asked, or time
+    stable: bool = True  # narrow as asked; where nothing was asked: its blocks agree within 10 %
     noise: tuple[str, ...] = ()  # what makes these figures doubtful, in words
     conditions: Conditions = Conditions()
     load_ms: float  # open the file to a session that can answer

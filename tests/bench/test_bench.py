@@ -88,11 +88,12 @@ def test_bench(tmp_path):
         return items
 
     timings = b.bench(arts, profile, tmp_path / "out", QUICK, on_device=True, track=track)
-    assert turns == [0, 1, 1, 0] * 4
+    assert turns == [0, 1, 1, 0] * 10
     for t, art in zip(timings, arts, strict=True):
         assert Timing.load(tmp_path / "out" / art.folder.name) == t
-        assert len(t.samples_ms) >= 24  # 8 blocks of 3
-        assert len(t.block_medians_ms) == 8
+        assert len(t.samples_ms) >= 20  # 20 blocks of 1 or more
+        assert len(t.block_medians_ms) == 20
+        assert (t.within, t.width, t.ended) == (None, None, "")  # all the seconds were asked for
         assert min(t.samples_ms) > 0
         assert t.throughput_ips > 0
         assert 10 < t.peak_mb < 1000
@@ -171,11 +172,12 @@ def test_two_of_one_name(tmp_path):
 def test_all_that_a_bench_looks_at(tmp_path, monkeypatch):
     """Small amounts of everything: each figure is there, with as many samples as were asked."""
     arts = [save(tmp_path / n, tiny) for n in ("one", "two")]
-    how = b.How(seconds=0.02, least=8, enough=16, attempts=1, idle_s=(0.02,), cold=1, layers=2)
+    how = b.How(seconds=0.01, least=100, enough=100, idle_s=(0.02,), cold=1, layers=2)
     monkeypatch.setattr(b, "PAUSED", 0.06)
     for t in b.bench(arts, PROFILE, tmp_path / "out", how, on_device=False):
-        assert 8 <= len(t.samples_ms) <= 24
-        assert len(t.yardstick_ms) == len(t.block_medians_ms) == 8
+        assert len(t.samples_ms) == 100
+        assert len(t.yardstick_ms) == len(t.block_medians_ms) == 20
+        assert t.ended == "cap"  # 20 ms are over before the second look
         assert list(t.idle_ms) == ["0.02"]
         assert len(t.idle_ms["0.02"]) == 3
         assert len(t.cold_ms) == 1
@@ -184,73 +186,135 @@ def test_all_that_a_bench_looks_at(tmp_path, monkeypatch):
         assert t.first_ms > 0
         assert 0 < t.resident_mb <= t.peak_mb
         assert min(len(x) for x in (t.prepare_ms, t.whole_ms, t.explain_ms)) >= 3
-        assert t.attempts == 1
         assert t.roofline.ideal_ms > 0
         assert t.roofline.fraction == pytest.approx(
             t.roofline.ideal_ms / np.median(t.samples_ms), rel=1e-6
         )
 
 
-TURN = {"samples_ms": [1.0], "cores_busy": 1.0, "yardstick_ms": 1.0}
-
-
 class Paced:
-    """A worker whose blocks take what a list says, one after the other."""
+    """A worker whose turns take what a function of their number says, on a clock of the test's."""
 
-    def __init__(self, *blocks_ms):
-        self.left = list(blocks_ms)
+    def __init__(self, clock, ms):
+        self.clock, self.ms, self.turns, self.runs = clock, ms, 0, []
 
     def ask(self, runs):
-        ms = self.left.pop(0)
-        return TURN | {"samples_ms": [ms] * runs}
+        took = self.ms(self.turns)
+        self.turns += 1
+        self.runs.append(runs)
+        self.clock[0] += runs * took / 1e3
+        return {"samples_ms": [took] * runs, "cores_busy": 1.0, "yardstick_ms": 1.0}
 
 
-def agreed(monkeypatch, attempts, *blocks_ms):
-    monkeypatch.setattr(b, "TURNS", (2, 2))
-    found = [{"call_ms": 1.0}]
-    watch = SimpleNamespace(tick=lambda: None)
-    how = b.How(seconds=0.01, least=4, enough=4, attempts=attempts)
-    b._until_they_agree([Paced(*blocks_ms)], found, how, watch, lambda items, *_: items)
-    return found[0]
+def taken(monkeypatch, how, *files, call_ms=None, track=lambda items, *_: items):
+    """(what is found of each file, the workers) for turns that take as long as `files` say."""
+    clock = [5.0]
+    monkeypatch.setattr(b.time, "perf_counter", lambda: clock[0])
+    workers = [Paced(clock, ms) for ms in files]
+    found = [{"call_ms": ms} for ms in call_ms or [w.ms(0) for w in workers]]
+    b._in_turns(workers, found, how, SimpleNamespace(tick=lambda: None), track)
+    return found, workers
 
 
-def test_turns_are_taken_again_until_blocks_agree(monkeypatch):
-    found = agreed(monkeypatch, 3, 1.0, 2.0, 1.0, 1.05, 9, 9)
-    assert (found["attempts"], found["stable"]) == (2, True)
-    assert found["block_medians_ms"] == [1, 1.05]
+def wavering(ms, share, seed):
+    """About `ms`, another time each turn; the logarithm's standard deviation is `share`."""
+    drawn = ms * np.random.default_rng(seed).lognormal(0, share, 10_000)
+    return lambda turn: float(drawn[turn])
 
 
-def test_the_attempt_that_agrees_best_is_kept(monkeypatch):
-    found = agreed(monkeypatch, 3, 1.0, 2.0, 1.0, 1.2, 1.0, 1.5)
-    assert (found["attempts"], found["stable"]) == (3, False)
-    assert found["block_medians_ms"] == [1, 1.2]
+def test_a_quiet_run_ends_at_the_second_look(monkeypatch):
+    found, workers = taken(monkeypatch, b.How(), lambda _: 4.0, lambda _: 1.0)
+    assert [w.turns for w in workers] == [50, 50]  # 40 before the first look, a quarter more
+    assert [(f["width"], f["ended"], f["stable"]) for f in found] == [
+        (None, "narrow", True), (0, "narrow", True),
+    ]  # fmt: skip
+    assert all(len(f["samples_ms"]) >= 662 for f in found)
+
+
+def test_a_machine_that_changes_its_pace_for_all_is_no_reason_to_go_on(monkeypatch):
+    """Twice as slow in the second half, and both are: the ratio is known, the pace is said."""
+    pace = lambda turn: 1 + (turn >= 25)  # noqa: E731
+    found, workers = taken(monkeypatch, b.How(), lambda t: 4.0 * pace(t), lambda t: 1.0 * pace(t))
+    assert workers[1].turns == 50
+    assert found[1]["width"] == 0
+    assert b.unstable(found[1]["block_medians_ms"]) > 0.5
+
+
+def test_turns_go_on_until_the_ratio_is_known(monkeypatch):
+    """The more a file wavers, the more turns; a wider interval asks for fewer of them."""
+
+    def turns(share, within):
+        how = b.How(within=within, seconds=1e6, least=40, enough=40)
+        found, workers = taken(monkeypatch, how, lambda _: 4.0, wavering(1.0, share, 3))
+        assert found[1]["ended"] == "narrow"
+        assert found[1]["width"] <= within
+        return workers[0].turns
+
+    assert turns(0.2, 5) > turns(0.1, 5) > turns(0.01, 5) == 25
+    assert turns(0.1, 5) > turns(0.1, 10)
+
+
+def test_one_narrow_look_may_be_luck(monkeypatch):
+    """The ratio seems known at the first look, and is not at the second."""
+    jumps = lambda turn: 1.0 if turn < 20 else 1.0 + turn % 7  # noqa: E731
+    how = b.How(seconds=1.0, least=40, enough=40)
+    found, workers = taken(monkeypatch, how, lambda _: 1.0, jumps)
+    assert workers[0].turns > 25
+    assert (found[1]["ended"], found[1]["stable"]) == ("cap", False)
+
+
+def test_turns_end_with_the_seconds_however_little_is_known(monkeypatch):
+    how = b.How(seconds=3.0)
+    what = []
+
+    def track(items, said, total):
+        what.append((said, total))
+        return items
+
+    files = [wavering(2.0, 0.8, 1), wavering(1.0, 0.8, 2), lambda _: 1.0]
+    found, workers = taken(monkeypatch, how, *files, call_ms=[2.0, 1.0, 1.0], track=track)
+    spent = sum(sum(f["samples_ms"]) for f in found) / 1e3
+    assert 8.0 < spent <= 9.5  # three seconds a file; the last turns were planned by the pace
+    assert {f["ended"] for f in found} == {"cap"}
+    assert [f["stable"] for f in found] == [True, False, False]
+    assert found[1]["width"] > 5
+    assert what[0] == ("timing", 120)
+    assert what[1][0].startswith("timing on, ratios known within ")
+    assert what[1][0].endswith(" % (5 % asked)")
+    assert len({w.turns for w in workers}) == 1
+
+
+def test_of_one_file_the_median_is_to_be_known(monkeypatch):
+    how = b.How(seconds=2.0, least=40, enough=40)
+    (quiet,), _ = taken(monkeypatch, how, wavering(1.0, 0.02, 1))
+    assert (quiet["ended"], quiet["stable"]) == ("narrow", True)
+    assert 0 < quiet["width"] <= 5
+    (two,), _ = taken(monkeypatch, how, lambda turn: 1.0 + (turn // 9) % 2)
+    assert (two["ended"], two["stable"]) == ("cap", False)
 
 
 @pytest.mark.parametrize(
     ("call_ms", "turns", "calls"),
-    [(1, 40, 680), (20, 40, 520), (1000, 13, 130), (50, 20, 200)],
+    [(1, 40, 680), (20, 40, 520), (1000, 20, 140), (50, 20, 200)],
 )  # 662; 10 s / 20 ms; at least 130; 10 s: each rounded up to whole turns, of 10 calls or more
 def test_as_many_calls_as_p99_needs_or_ten_seconds_or_130(call_ms, turns, calls):
-    asked = []
-    worker = SimpleNamespace(ask=lambda runs: asked.append(runs) or TURN)
-    watch = SimpleNamespace(tick=lambda: None)
-    b._turns([worker], [call_ms], b.How(), watch, lambda items, *_: items, "")
-    assert sum(asked) == calls
-    assert len(asked) == turns
+    count, (runs,) = b._plan([call_ms], b.How())
+    assert (count, count * runs) == (turns, calls)
 
 
-def test_a_long_watch_has_more_turns():
-    asked = []
-    worker = SimpleNamespace(ask=lambda runs: asked.append(runs) or TURN)
-    watch = SimpleNamespace(tick=lambda: None)
-    how = b.How(seconds=600, enough=None)
-    b._turns([worker], [10.0], how, watch, lambda items, *_: items, "")
-    assert len(asked) == 60
-    assert sum(asked) == 60_000
+def test_all_the_seconds_where_nothing_is_asked_of_the_ratio(monkeypatch):
+    """A long watch has more turns; blocks that differ are not steady, as in the rounds of two."""
+    assert b._plan([10.0], b.How(seconds=600, within=None)) == (60, [1000])
+    pace = lambda turn: 1.0 + (turn >= 20)  # noqa: E731
+    found, _ = taken(monkeypatch, b.short(1.0), pace, lambda _: 1.0)
+    assert [f["stable"] for f in found] == [False, True]
+    assert [len(f["samples_ms"]) for f in found] == [1000, 1000]
+    assert "width" not in found[0]
 
 
 def test_a_pause_is_a_pause_of_the_whole_machine(monkeypatch):
-    """Two files, calls of 5 s, 6 s of think time: from an answer to whatever comes next."""
+    """Two files, calls of 5 s, 4 s of think time: from an answer to whatever comes next."""
+    monkeypatch.setattr(b, "PAUSED", 12.0)
     now, asked = [100.0], []
     monkeypatch.setattr(b.time, "sleep", lambda s: now.__setitem__(0, now[0] + s))
 
@@ -263,7 +327,17 @@ def test_a_pause_is_a_pause_of_the_whole_machine(monkeypatch):
         return SimpleNamespace(ask=ask)
 
     found = [{}, {}]
-    b._idle([worker(0), worker(1)], found, b.How(idle_s=(6.0,)), lambda items, *_: items)
-    assert [f["idle_ms"] for f in found] == [{"6": [1.0, 1.0]}] * 2
-    began = [100.0, 127.0]  # a call, two pauses and calls; then the other file
-    assert asked == [(i, began[i] + 11 * k) for i in range(2) for k in range(3)]
+    b._idle([worker(0), worker(1)], found, b.How(idle_s=(4.0,)), lambda items, *_: items)
+    assert [f["idle_ms"] for f in found] == [{"4": [1.0, 1.0, 1.0]}] * 2
+    began = [100.0, 132.0]  # a call, three pauses and calls; then the other file
+    assert asked == [(i, began[i] + 9 * k) for i in range(2) for k in range(4)]
+
+
+def test_long_pauses_are_for_the_file_that_is_deployed(monkeypatch):
+    slept = []
+    monkeypatch.setattr(b.time, "sleep", slept.append)
+    worker = SimpleNamespace(ask=lambda once: {"ms": 1.0})
+    found = [{}, {}, {}]
+    b._idle([worker] * 3, found, b.How(), lambda items, *_: items)
+    assert [list(f["idle_ms"]) for f in found] == [["0.5", "2"], ["0.5", "2"], ["0.5", "2", "10"]]
+    assert sum(slept) <= 30  # of the two minutes for three files

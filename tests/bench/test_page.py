@@ -10,6 +10,7 @@ from rich.console import Console
 
 from edgekd.bench import page, plots, tables
 from edgekd.cli import console as show
+from edgekd.pipeline import bench as pipeline
 from edgekd.records import (
     Budget,
     Conditions,
@@ -87,8 +88,18 @@ def terminal(timings):
 
 
 def test_times_as_fast_are_taken_turn_by_turn():
-    first, other = timing(), timing(block_medians_ms=(2, 2, 2, 8, 2, 2, 2, 2))
-    assert tables.times_as_fast(first, other) == (2.0, 2.0, 2.0)  # 8 / 8 in the slow turn
+    turns = np.ones(40)
+    turns[20:] = 2  # the machine's pace
+    odd = 2 * turns
+    odd[3] = 9  # one turn of 40 is no news
+    first, other = timing(block_medians_ms=4 * turns), timing(block_medians_ms=odd)
+    assert tables.times_as_fast(first, other) == pytest.approx((2.0, 2.0, 2.0))
+    odd[4] = 9  # two of the five that stand beside each other may be
+    low, high = tables.times_as_fast(first, timing(block_medians_ms=odd))[1:]
+    assert low == high == 2.0
+    odd[2] = 9
+    low, high = tables.times_as_fast(first, timing(block_medians_ms=odd))[1:]
+    assert low < 1.7 < 2.3 < high
     assert tables.times_as_fast(first, timing(block_medians_ms=(2, 2))) is None
     few = [timing(block_medians_ms=(x, x)) for x in (6, 2)]
     assert tables.times_as_fast(*few) == (3.0, None, None)
@@ -243,8 +254,8 @@ def test_ratios_that_the_caller_knows_are_shown(tmp_path):
 
 
 def test_the_terminal_says_the_same_and_prints_the_noise():
-    text = " ".join(terminal([timing(), whole(stable=False, attempts=3)]).split())
-    for said in ("NOT stable after 3 runs", "noise: student int8: the clock fell by 12 %",
+    text = " ".join(terminal([timing(), whole(stable=False)]).split())
+    for said in ("100 % (8 turns)", "noise: student int8: the clock fell by 12 %",
                  "noise: student int8: the turns do not agree within 10 %",
                  "balanced accuracy (not judged on the test split)",
                  "2.00 [2.00, 2.00]"):  # fmt: skip
@@ -252,6 +263,64 @@ def test_the_terminal_says_the_same_and_prints_the_noise():
     bare = terminal([timing(samples=100)])
     assert not re.search(r"^(energy|prepare|latency p99)", bare, re.M)  # said below the table
     assert "latency p99 (claimed from 662 samples on)" in " ".join(bare.split())
+
+
+ASKED = {"within": 5.0, "width": 3.2, "ended": "narrow"}
+WIDE = {"within": 5.0, "width": 12.3, "ended": "cap", "stable": False}
+
+
+@pytest.mark.parametrize(
+    ("told", "cell", "noise", "method"),
+    [(ASKED, "3.2 % (5 % asked, ended by that)", None, "Turns ended when the interval of each"),
+     (WIDE, "12.3 % (5 % asked, the time was over)",
+      "student int8: known within 12.3 %, 5 % asked, when the time was over",
+      "Turns ended with the time for them, before the interval of each ratio to the first was at "
+      "most 5 % wide at two looks in a row")],
+)  # fmt: skip
+def test_how_well_ratios_are_known_and_why_turns_ended(tmp_path, told, cell, noise, method):
+    both = [timing(within=5.0, ended=told["ended"]), whole(**told)]
+    text = written(tmp_path, both)
+    assert row(text, "ratio known within") == ["the first", f"{told['width']} %"]
+    assert method in " ".join(text.split())
+    said = " ".join(terminal(both).split())
+    assert cell in said
+    assert (noise is None) == ("asked, when the time was over" not in said)
+    if noise:
+        assert f"noise: {noise}" in said
+    last = list(csv.DictReader(io.StringIO((tmp_path / "bench.csv").read_text("utf-8"))))[-1]
+    assert (last["ratio_width_percent"], last["ended"]) == (str(told["width"]), told["ended"])
+    assert row(written(tmp_path, [whole(**told)]), "median known within") == [f"{told['width']} %"]
+
+
+def paced(allowed, *paces, on_device=True):
+    """100 calls a turn, 5 % of them twice as slow; a turn at each pace."""
+    call = np.where(np.arange(100) < 90, 1.0, 2.0)
+    return timing(samples_ms=tuple(np.concatenate([p * call for p in paces])),
+                  block_medians_ms=tuple(map(float, paces)), on_device=on_device,
+                  budget=Budget(latency_ms=allowed))  # fmt: skip
+
+
+def test_a_budget_that_is_kept_at_one_pace_only_is_not_decided():
+    changed = np.repeat([1.0, 1.5], 10)  # p95 2 ms, then 3
+    assert tables.budget_at_paces(paced(2.5, *changed)) == (
+        "p95 was 2.00 to 3.00 ms as the pace changed, 2.5 allowed"
+    )
+    for allowed in (1.9, 3.1):  # missed at any pace, kept at any
+        assert tables.budget_at_paces(paced(allowed, *changed)) == ""
+    assert tables.budget_at_paces(paced(2.0, *np.tile([1.0, 1.01], 10))) == ""  # a steady machine
+    assert tables.budget_at_paces(paced(2.5, *changed, on_device=False)) == ""
+    told = [timing(), paced(2.5, *changed)]
+    assert pipeline.unsteady(told).startswith("not decided: teacher fp32 2: p95 was 2.00 to 3.00 ")
+    assert "p95 was 2.00 to 3.00 ms" in " ".join(terminal(told).split())
+
+
+def test_what_is_not_steady_is_said_in_one_line():
+    assert pipeline.unsteady([timing(within=5.0, ended="narrow"), whole(**ASKED)]) == ""
+    assert pipeline.unsteady([timing(within=5.0, ended="cap"), whole(**WIDE)]) == (
+        "not steady: student int8 (known within 12.3 %, 5 % asked, when the time was over); leave "
+        "the machine alone or allow more --seconds"
+    )
+    assert "the turns do not agree within 10 %" in pipeline.unsteady([whole(stable=False)])
 
 
 def test_noise_that_all_share_is_said_once():

@@ -70,3 +70,30 @@ def test_the_interval_knows_that_processes_differ():
     flat = [[1.0] * 8, [1.1] * 8, [0.9] * 8]
     times, low, high = latency.ratio_interval(flat, [[1.0] * 8] * 3)
     assert (times, low, high) == (1.0, 0.9, 1.1)
+
+
+def test_the_interval_of_turns_is_students_t_of_eight_blocks():
+    """Log ratios whose blocks of two have medians 0, 0, ..., 0.1, 0.1: by hand."""
+    logs = np.repeat([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.1, 0.1], 2)
+    half = 2.365 * np.sqrt(np.var([0] * 6 + [0.1] * 2) * 8 / 7) / np.sqrt(8)
+    found = latency.turns_interval(3 * np.exp(logs), np.full(16, 2.0))
+    assert found == pytest.approx((1.5, 1.5 * np.exp(-half), 1.5 * np.exp(half)), rel=1e-6)
+    assert latency.width(found) == pytest.approx(100 * 2 * np.sinh(half))
+    turned = latency.turns_interval(np.full(16, 2.0), 3 * np.exp(logs))
+    assert latency.width(turned) == pytest.approx(latency.width(found))  # either way round
+
+
+@pytest.mark.parametrize("turns", [5, 20, 40])
+def test_intervals_of_turns_hold_the_truth_as_often_as_they_say(turns):
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(1000):
+        _, low, high = latency.turns_interval(rng.lognormal(0, 0.05, turns), np.ones(turns))
+        held += low <= 1 <= high
+    assert 0.92 < held / 1000 < 0.98
+
+
+def test_percentiles_of_parts():
+    samples = np.concatenate([np.full(10, turn) for turn in range(16)])
+    parts = latency.part_percentiles(samples, 16, 50)
+    assert parts.tolist() == [0.5, 2.5, 4.5, 6.5, 8.5, 10.5, 12.5, 14.5]

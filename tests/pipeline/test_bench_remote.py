@@ -303,7 +303,7 @@ def test_what_runs_there_ends_with_us(loopback, artifacts, tmp_path, stop):
         profile = Profile(name="test", runtime="onnxruntime", device="CPU", threads=1)
         artifacts = [Artifact.load(Path({str(artifacts[0].folder)!r}))]
         bench_remote.bench("device", artifacts, profile, Path({str(tmp_path / "out")!r}),
-                     How(seconds=600, enough=None), python=sys.executable, track=track)"""
+                     How(seconds=600, within=None), python=sys.executable, track=track)"""
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:

@@ -10,7 +10,7 @@ from runtimes.test_runtimes import Tiny, artifact
 
 from edgekd import data
 from edgekd.export import onnx as export
-from edgekd.pipeline import candidates, quantize
+from edgekd.pipeline import candidates, halving, quantize
 from edgekd.pipeline.candidates import Choice, Judged
 from edgekd.pipeline.export import CANDIDATES
 from edgekd.quantize import engines as quantizers
@@ -48,20 +48,24 @@ def trained(phantoms, tmp_path_factory):
 def choice(trained, tmp_path_factory):
     out = tmp_path_factory.mktemp("candidates")
     made = candidates.choose(
-        trained[1], trained[0], CPU, out, images=16, max_drop=100, engines=("nncf", "ort")
-    )
+        trained[1], trained[0], CPU, out,
+        images=16, max_drop=100, engines=("nncf", "ort"), seconds=0.2, exhaustive=True,
+    )  # fmt: skip
     return made, out
 
 
 def test_every_candidate_ran_and_is_kept_with_its_figures(choice):
     made, out = choice
+    assert made.exhaustive
     assert Choice.load(out) == made
     more = {"int8-nncf-7-bit", "int8-ort-7-bit"} if machine.overflows(made.machine.isa) else set()
     assert {c.name for c in made.candidates} == {"fp32", "int8-nncf", "int8-ort"} | more
     for c in made.candidates:
         assert Artifact.load(out / c.name).sha256 == c.artifact_sha256
         assert c.p50_ms > 0
+        assert c.turns >= candidates.ROUNDS * 20
         assert c.drop_pt is not None
+        assert c.agreement is not None
     fp32 = next(c for c in made.candidates if c.name == "fp32")
     assert (fp32.flips, fp32.drop_pt.value) == (0, 0)
     assert fp32.agreement == pytest.approx(1, abs=1e-3)
@@ -96,6 +100,30 @@ def test_the_fastest_of_those_that_hold_is_chosen(choice):
     assert next(c.times for c in made.candidates if c.name == "fp32") == 1
 
 
+def test_by_halving_all_are_in_the_record_with_why_and_when_they_went_out(choice, trained):
+    """In the same folder: files that were made before are not made again."""
+    before, out = choice
+    times = {f: f.stat().st_mtime_ns for f in out.glob("int8-*/*")}
+    made = candidates.choose(trained[1], trained[0], CPU, out, images=16, max_drop=100,
+                             engines=("nncf", "ort"), seconds=0.2)  # fmt: skip
+    assert {f: f.stat().st_mtime_ns for f in out.glob("int8-*/*")} == times
+    assert not made.exhaustive
+    assert {c.name for c in made.candidates} == {c.name for c in before.candidates}
+    for c in made.candidates:
+        assert (c.out_at is None) == (c.state == "chosen") == (c.name == made.chosen)
+        assert c.turns >= 20  # nobody lost answers
+        assert c.reason
+        if c.out_at == "turns":
+            assert re.search(r" x the time of \S+ after \d+ turns", c.reason)
+        if c.agreement is None and c.name != "fp32":
+            assert c.reason.endswith("; not explained")
+    full = {c.name: c for c in before.candidates}
+    for c in made.candidates:  # what both asked for is the same
+        assert (c.drop_pt, c.flips) == (full[c.name].drop_pt, full[c.name].flips)
+        assert c.agreement in (None, full[c.name].agreement)
+    before.save(out)  # for the other tests
+
+
 def judged(name, ms, *, drop=0.0, agreement=1.0, precision="int8", asked=0.8):
     made = artifact(precision=precision, kind="onnx", files={f"{name}.onnx": name.ljust(64, "0")})
     j = Judged(name, made, Metric(value=drop, low=None, high=None), 0, agreement, asked)
@@ -104,11 +132,139 @@ def judged(name, ms, *, drop=0.0, agreement=1.0, precision="int8", asked=0.8):
     return j, timing
 
 
-def rows(monkeypatch, *given, max_drop=1.0):
+def rows(monkeypatch, *given, max_drop=1.0, untimed=(), late=None):
     monkeypatch.setattr(Artifact, "size_bytes", property(lambda self: 1))
-    pairs = list(given)
-    return {r.name: r for r in candidates._rows([j for j, _ in pairs], [t for _, t in pairs],
-                                                max_drop)}  # fmt: skip
+    timed = {j.name: halving.figures(t, given[0][1]) for j, t in given if j.name not in untimed}
+    found = candidates._rows([j for j, _ in given], timed, max_drop, late or {})
+    return {r.name: r for r in found}
+
+
+def test_what_was_never_asked_is_said(monkeypatch):
+    """Out by their answers, one of them with time; out by time, with and without maps."""
+    behind = halving.Late("d", 1.4, 1.32, 1.47, 20)
+    found = rows(
+        monkeypatch,
+        judged("fp32", 4.0, precision="fp32", agreement=None),
+        judged("a", 1.0, drop=1.1, agreement=None),
+        judged("b", 1.0, drop=1.2, agreement=None),
+        judged("c", 2.8, agreement=None),
+        judged("d", 2.0),
+        judged("e", 2.9),
+        judged("f", 1.5, agreement=0.7),
+        untimed=["b"],
+        late={"c": behind, "e": behind},
+    )
+    told = {n: (r.state, r.out_at, r.reason) for n, r in found.items()}
+    far = "1.40 [1.32, 1.47] x the time of d after 20 turns"
+    lost = "points lost on validation, 1 allowed"
+    assert told == {
+        "a": ("loses accuracy", "answers", f"1.1 {lost}; not explained"),
+        "f": ("explains otherwise", "explanations", "agreement 0.70, under 0.8"),
+        "d": ("chosen", None, "the fastest that keeps accuracy and explanations"),
+        "c": ("slower", "turns", f"{far}; not explained"),
+        "e": ("slower", "turns", far),
+        "fp32": ("slower", "timing", "2.00 x the time of d"),
+        "b": ("loses accuracy", "answers", f"1.2 {lost}; neither explained nor timed"),
+    }
+    assert list(told) == ["a", "f", "d", "c", "e", "fp32", "b"]
+    never = found["b"]
+    assert (never.turns, never.times, never.p50_ms, never.p95_ms) == (None,) * 4
+
+
+def test_what_time_put_out_is_not_chosen_whatever_its_few_turns_say(monkeypatch):
+    late = {"a": halving.Late("b", 1.2, 1.15, 1.25, 20)}
+    found = rows(monkeypatch, judged("fp32", 4.0, precision="fp32"), judged("a", 1.9),
+                 judged("b", 2.0), late=late)  # fmt: skip
+    assert (found["a"].state, found["b"].state) == ("slower", "chosen")
+
+
+def course(monkeypatch, tmp_path, max_drop=1.0, mend=None, **files):
+    """(rows, who was explained, who ran in each round, what was to be mended).
+
+    files: of each candidate its ms, points lost and agreement.
+    """
+    monkeypatch.setattr(Artifact, "size_bytes", property(lambda self: 1))
+    files = {"fp32": (4.0, 0.0, 1.0)} | files
+    explained, rounds, mended = [], [], []
+    mine = []
+    for name, (ms, drop, _) in files.items():
+        j, _ = judged(name, ms, drop=drop, precision="fp32" if name == "fp32" else "int8",
+                      agreement=None)  # fmt: skip
+        engine = "inc" if name.startswith("inc") else "ort"
+        j.artifact.settings.update(engine=engine, method="min-max")
+        mine.append(j)
+
+    def explain(j, shared):
+        explained.append(j.name)
+        return j._replace(agreement=files[j.name][2])
+
+    def measure(runners, how, *, seed, track):
+        rounds.append([next(iter(r.artifact.files))[: -len(".onnx")] for r in runners])
+        rng = np.random.default_rng(seed)
+        turns = [tuple(files[n][0] * rng.lognormal(0, 0.01, 20)) for n in rounds[-1]]
+        return [Timing.model_construct(samples_ms=x, block_medians_ms=x, noise=(), yardstick_ms=())
+                for x in turns]  # fmt: skip
+
+    def mend(small, shared, out, allowed, mend=mend):
+        mended.append(sorted(j.name for j in small))
+        if mend is None:
+            return None
+        files["mended"] = mend
+        j, _ = judged("mended", mend[0], drop=mend[1], agreement=mend[2])
+        return j
+
+    monkeypatch.setattr(candidates, "explained", explain)
+    monkeypatch.setattr(candidates.bench, "measure", measure)
+    monkeypatch.setattr(candidates, "mended", mend)
+    shared = SimpleNamespace(profile=CPU, seed=0, track=candidates.untracked)
+    found = candidates._halved(mine, shared, tmp_path, max_drop, 0.1)
+    return {r.name: r for r in found}, explained, rounds, mended
+
+
+def test_answers_first_then_a_few_turns_then_explanations_of_the_fastest(monkeypatch, tmp_path):
+    found, explained, rounds, mended = course(
+        monkeypatch, tmp_path, a=(2.0, 0.0, 0.9), b=(3.0, 0.0, 0.9), inc=(1.0, 5.0, 0.9),
+    )  # fmt: skip
+    assert rounds == [["fp32", "a", "b"]]  # inc lost its answers, and keeps no layers: not timed
+    assert explained == ["a"]
+    assert mended == []
+    assert {n: r.state for n, r in found.items()} == {
+        "a": "chosen", "b": "slower", "fp32": "slower", "inc": "loses accuracy",
+    }  # fmt: skip
+    assert found["inc"].reason.endswith("; neither explained nor timed")
+
+
+def test_what_is_mended_is_timed_beside_those_that_are_left(monkeypatch, tmp_path):
+    """As in the exhaustive run: the faster one that is out, and what is chosen anew."""
+    files = {"a": (1.0, 3.0, 0.9), "b": (2.0, 0.0, 0.9), "c": (3.0, 0.0, 0.9)}
+    found, explained, rounds, mended = course(monkeypatch, tmp_path, mend=(1.5, 0.0, 0.9), **files)
+    assert mended == [["a"]]
+    assert explained == ["b"]
+    assert rounds == [["fp32", "a", "b", "c"], ["fp32", "b", "mended"]]
+    assert found["mended"].state == "chosen"
+    assert found["b"].reason.split(" x ")[1] == "the time of mended after 20 turns"
+    assert found["c"].reason.split(" x ")[1] == "the time of b after 20 turns; not explained"
+    slow, *_ = course(monkeypatch, tmp_path, mend=(2.5, 0.0, 0.9), **files)
+    assert slow["b"].state == "chosen"
+    assert slow["mended"].state == "slower"
+
+
+def test_what_is_out_and_slower_is_not_mended(monkeypatch, tmp_path):
+    _, _, _, mended = course(monkeypatch, tmp_path, a=(3.0, 3.0, 0.9), b=(2.0, 0.0, 0.9))
+    assert mended == []
+
+
+def test_of_files_that_lose_as_much_the_one_with_the_nearest_maps_is_mended(monkeypatch):
+    """They were not asked for maps before, as their answers put them out."""
+    maps = {"a": 0.5, "b": 0.9, "c": 0.99}
+    monkeypatch.setattr(candidates, "explained",
+                        lambda j, shared: j._replace(agreement=maps.pop(j.name)))  # fmt: skip
+    given = [judged(n, 1, drop=d, agreement=None)[0]
+             for n, d in (("a", 2.0), ("b", 2.0), ("c", 3.0))]  # fmt: skip
+    assert candidates._nearest(given, None, 1.0).name == "b"
+    assert set(maps) == {"c"}
+    assert candidates._nearest(given[2:], None, 1.0).name == "c"
+    assert set(maps) == {"c"}  # alone it need not be asked
 
 
 def test_what_loses_accuracy_or_explains_otherwise_is_out_however_fast(monkeypatch):
@@ -173,10 +329,16 @@ def test_a_candidate_is_timed_in_several_processes(trained, monkeypatch):
 
     monkeypatch.setattr(candidates.bench, "measure", measure)
     j = Judged("fp32", source, Metric(value=0, low=None, high=None), 0, 1.0, 0.8)
-    (timing,) = candidates._timed([j], CPU, 0.5, 7, candidates.untracked)
+    shared = SimpleNamespace(profile=CPU, seed=7, track=candidates.untracked)
+    (timed,) = candidates._timed([j], shared, 0.5).values()
     assert seeds == [7, 8, 9]
-    assert timing.samples_ms == (7.0, 8.0, 9.0)
-    assert timing.block_medians_ms == (7.5, 8.5, 9.5)
+    assert timed == halving.Timed(times=1, p50_ms=8, p95_ms=pytest.approx(8.9), turns=3)
+
+
+def test_the_first_turns_are_a_quarter_and_tell_p95():
+    how = candidates._how(2.0, first=True)
+    assert (how.seconds, how.least, how.within, how.throughput) == (0.5, 130, None, False)
+    assert candidates._how(2.0, first=False).seconds == 2
 
 
 def test_what_is_fastest_is_told_turn_by_turn(monkeypatch):
@@ -247,9 +409,17 @@ def test_a_choice_of_another_kind_of_machine_is_not_taken_again(
     monkeypatch.setattr(candidates, "choose", lambda *a, **k: "measured anew")
     record = SimpleNamespace(profile=CPU, seed=0)
     run = SimpleNamespace(folder=tmp_path, record=record, track=candidates.untracked)
-    told = quantize._choice(run, trained[0], trained[1], made.images, made.max_drop, None,
-                         seconds=made.seconds, force=False)  # fmt: skip
-    assert told == (made if same else "measured anew")
+
+    def told(exhaustive):
+        return quantize._choice(
+            run, trained[0], trained[1], made.images, made.max_drop, None,
+            seconds=made.seconds, exhaustive=exhaustive, force=False,
+        )  # fmt: skip
+
+    assert told(True) == told(False) == (made if same else "measured anew")
+    before.model_copy(update={"exhaustive": False}).save(tmp_path / CANDIDATES)
+    assert told(True) == "measured anew"
+    assert (told(False) == "measured anew") != same
 
 
 def test_an_absent_device_is_an_error_not_another_machines_choice(trained, tmp_path):
@@ -332,26 +502,28 @@ def test_the_costliest_layer_is_found_and_put_back(tmp_path):
 OUT = ("loses accuracy", "much")
 
 
+@pytest.mark.parametrize("exhaustive", [False, True])
 @pytest.mark.parametrize(
     ("lost", "ms", "times"), [(None, 1.0, 0), (OUT, 1.0, 1), (OUT, 1.97, 0), (OUT, 9.0, 0)]
 )
 def test_repair_is_tried_only_where_int8_that_is_out_is_clearly_the_fastest(
-    trained, tmp_path, monkeypatch, lost, ms, times
+    trained, tmp_path, monkeypatch, lost, ms, times, exhaustive
 ):
-    asked, timed = [], candidates._timed
+    asked, seen = [], []
 
-    def made_up(*given):
-        return [t.model_copy(update={"samples_ms": [ms if t.precision == "int8" else 2.0],
-                                     "block_medians_ms": [ms if t.precision == "int8" else 2.0]})
-                for t in timed(*given)]  # fmt: skip
+    def made_up(runners, how, *, seed, track):
+        each = [ms if r.artifact.precision == "int8" else 2.0 for r in runners]
+        seen.append(each)
+        return [Timing.model_construct(samples_ms=(x,) * 20, block_medians_ms=(x,) * 20, noise=(),
+                                       yardstick_ms=()) for x in each]  # fmt: skip
 
-    monkeypatch.setattr(candidates, "SECONDS", 0.2)
-    monkeypatch.setattr(candidates, "_timed", made_up)
+    monkeypatch.setattr(candidates.bench, "measure", made_up)
     monkeypatch.setattr(candidates, "mended", lambda *a: asked.append(a))
     monkeypatch.setattr(Judged, "lost", lambda self, m: None if self.name == "fp32" else lost)
     choice = candidates.choose(trained[1], trained[0], CPU, tmp_path, images=16, max_drop=100,
-                               engines=("ort",))  # fmt: skip
+                               engines=("ort",), exhaustive=exhaustive)  # fmt: skip
     assert len(asked) == times
+    assert len(seen) == (candidates.ROUNDS if exhaustive else 1 if ms != 1.97 else 4)
     assert choice.chosen == ("int8-ort" if lost is None else "fp32")
 
 
@@ -399,3 +571,16 @@ def test_what_cannot_be_mended_is_told_with_what_was_tried(trained, tmp_path, mo
 def test_what_was_not_made_has_its_engines_name(name, precision, engine):
     told = candidates._failed(name, "why")
     assert (told.precision, told.engine, told.state) == (precision, engine, "does not run")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"seconds": 1.0}, "--seconds is of timing candidates"),
+     ({"exhaustive": True}, "--exhaustive is of all candidates: leave it out, or --engine")],
+)  # fmt: skip
+def test_one_engine_leaves_nothing_to_choose(given, message):
+    asked = {"engine": "ort", "method": None, "images": 8, "max_drop": 1.0, "seconds": None,
+             "exhaustive": False, "qat": 0, "force": False}  # fmt: skip
+    run = SimpleNamespace(record=SimpleNamespace(profile=CPU))
+    with pytest.raises(EdgeKDError, match=message):
+        quantize.quantize(run, **asked | given)
