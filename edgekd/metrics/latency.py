@@ -72,8 +72,9 @@ def turns_interval(turns_ms: Samples, others_ms: Samples) -> tuple[float, float,
 
     Neighbouring turns meet the machine at the same pace, so that they know less than as many
     strangers. The `blocks` of neighbours are taken as independent instead, and as few as they are:
-    Student's t of their medians. A bootstrap over turns was too narrow (80 % to 90 % of intervals
-    held the truth where 92 % to 95 % of these did). At least two turns.
+    Student's t of their medians. In simulations that end at the first two narrow looks, 90 % to
+    96 % of these held the truth (73 % to 92 % where eight tenths of what disturbs a ratio are left
+    in the next turn), and 72 % to 95 % of those of a bootstrap over turns. At least two turns.
     """
     logs = np.log(np.asarray(turns_ms, float) / np.asarray(others_ms, float))
     medians = blocks(logs)
