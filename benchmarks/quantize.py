@@ -33,10 +33,10 @@ from edgekd.bench import bench
 from edgekd.data import preprocess
 from edgekd.metrics.classification import answers
 from edgekd.metrics.latency import percentiles, ratio
-from edgekd.pipeline import candidates
-from edgekd.pipeline.candidates import Choice
 from edgekd.pipeline.export import CANDIDATES
 from edgekd.pipeline.folders import RunRecord
+from edgekd.quantize import candidates
+from edgekd.quantize.choice import Choice
 from edgekd.records import Artifact, Profile, write_atomic
 
 NETS = {  # name -> how it is trained

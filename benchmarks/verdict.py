@@ -45,10 +45,10 @@ from edgekd.explain import examine
 from edgekd.metrics import evaluation
 from edgekd.models import zoo
 from edgekd.pipeline import explain, folders
-from edgekd.pipeline.candidates import Choice
 from edgekd.pipeline.explain import Link, Question
 from edgekd.pipeline.export import CANDIDATES
 from edgekd.quantize import ptq as engines
+from edgekd.quantize.choice import Choice
 from edgekd.records import Artifact, Comparison, EdgeKDError, Margins, Profile, make_folder, sha256
 from edgekd.runtimes import openvino as ov_runtime
 

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from edgekd.export.device_checks import Outlook
     from edgekd.ofa.latency_table import Table as LatencyTable
     from edgekd.ofa.pareto import Front, Member
-    from edgekd.pipeline.candidates import Choice
     from edgekd.pipeline.doctor import Check
     from edgekd.pipeline.recipes import Recipe
     from edgekd.pipeline.search import Sought
+    from edgekd.quantize.choice import Choice
     from edgekd.runtimes.golden import Verified
 
 WIDTH = 110  # columns where stdout is not a terminal

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.pipeline import folders
 from edgekd.records import Artifact, EdgeKDError, GateMissed, Profile, Timing
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def _measurable(run: Run, runtime: str | None) -> tuple[list[Artifact], Profile,
 
     candidates = run.candidates(run.dataset())
     if runtime is None:
-        return candidates, *folders.host(run.record.profile, candidates[-1])
+        return candidates, *runtimes.host(run.record.profile, candidates[-1])
     module = runtimes.get(runtime)
     profile = on_cpu(run.record.profile, runtime)
     held = [c for c in candidates if c.path.suffix in module.SUFFIXES]
@@ -133,7 +132,7 @@ def bench_against(
         found = compare.other_file(own, Runner(files[0], named, meant), how, **given)
     elif (path / Artifact.FILE).is_file():
         beside = Artifact.load(path)
-        used, meant = folders.host(profile, beside)
+        used, meant = runtimes.host(profile, beside)
         found = compare.other_file(own, Runner(beside, used, on_device and meant), how, **given)
     elif path.name == Timing.FILE or (path / Timing.FILE).is_file():
         folder = path.parent if path.name == Timing.FILE else path

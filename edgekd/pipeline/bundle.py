@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekd import runtimes
 from edgekd.bundle import bundle as bundles
 from edgekd.pipeline import folders, report
 from edgekd.records import Artifact, EdgeKDError, Fidelity, GateMissed, Timing
@@ -58,7 +59,7 @@ def bundle(
         ).read_bytes()  # fmt: skip
     # The device's profile stands in the bundle, also where its runtime or device is not here: what
     # must be built there, and how fast it has to be, is the device's to say.
-    here, _ = folders.host(run.record.profile, last)
+    here, _ = runtimes.host(run.record.profile, last)
     usual = folders.usual(last, here, dataset, run.track)
     given = bundles.Given(
         last, run.record.profile, source, timing, fidelity, page, usual=usual, here=here

@@ -189,7 +189,7 @@ def _certified(
     run: Run, teacher: Artifact, dataset: data.Dataset, variant: score_cam.Variant
 ) -> score_cam.Fast:
     """How few channels give the teacher's maps, told by validation images."""
-    profile = folders.host(run.record.profile, teacher)[0]
+    profile = runtimes.host(run.record.profile, teacher)[0]
     session, _ = runtimes.open_streams(teacher, profile)
     few = folders.sample_images(dataset, teacher.spec, "val", CERTIFY)
     return examine.certified(session, teacher, profile, few, variant)
@@ -233,7 +233,7 @@ def _examined(
     the file as it answers, for others to be compared with. reference: it is shown through its
     channels.
     """
-    profile = folders.host(run.record.profile, candidate)[0]
+    profile = runtimes.host(run.record.profile, candidate)[0]
     session, alone = runtimes.open_streams(candidate, profile)
     pixels = data.load_pixels(ask.samples, candidate.spec)
     digests = [s.digest for s in ask.samples]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from edgekd import data
+from edgekd import data, runtimes
 from edgekd.data import preprocess
 from edgekd.metrics.evaluation import ANSWERS
 from edgekd.pipeline import folders
@@ -124,13 +124,13 @@ def _exported(
     if format_name == "tensorrt" and folders.here(run.record.profile):
         written = exporter.to_runtime(written, images, device_checks.folder_of(written), "tensorrt",
                                       profile=run.record.profile)  # fmt: skip
-    profile, _ = folders.host(run.record.profile, written)
+    profile, _ = runtimes.host(run.record.profile, written)
     return folders.judged(written, profile, dataset, source, run.track, rivals=rivals)
 
 
 def _usual(run: Run, format_name: str) -> str:
     """The precision that quantize chose, or made last."""
-    from edgekd.pipeline.candidates import Choice
+    from edgekd.quantize.choice import Choice
 
     if format_name == "torch":
         return "fp32"

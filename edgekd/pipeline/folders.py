@@ -167,33 +167,6 @@ def _first_difference(old: Any, new: Any, name: str) -> tuple[str, str]:
     return f"{name} {_brief(old)}", f"{_brief(new)}"
 
 
-def host(profile: Profile, artifact: Artifact) -> tuple[Profile, bool]:
-    """(profile to run `artifact` with on this machine, whether that is the profile's own device).
-
-    Where the profile's runtime or device is not here, a runtime on this CPU that loads the file
-    stands in, and the caller says so: what is measured then is not the device's.
-    """
-    reason = f"{profile.runtime} does not load {artifact.path.name}"
-    try:
-        runtime = runtimes.get(profile.runtime)
-        if profile.device in runtime.devices() and artifact.path.suffix in runtime.SUFFIXES:
-            return profile, True
-        if profile.device not in runtime.devices():
-            reason = f"{profile.runtime} sees no device {profile.device} here"
-    except RuntimeUnavailable as e:
-        reason = str(e)
-    for name in ("openvino", "onnxruntime", "torch"):
-        try:
-            runtime = runtimes.get(name)
-        except RuntimeUnavailable:
-            continue
-        if artifact.path.suffix in runtime.SUFFIXES:
-            cpu = "cpu" if name == "torch" else "CPU"
-            stand_in: dict[str, Any] = {"runtime": name, "device": cpu, "options": {}}
-            return profile.model_copy(update=stand_in), False
-    raise RuntimeUnavailable(f"nothing on this machine runs {artifact.path}: {reason}")
-
-
 def here(profile: Profile) -> bool:
     """Whether this machine has the profile's runtime and device."""
     try:
@@ -354,7 +327,7 @@ def onnx_of(
                     f"{made.path} differs by {worst:.2g} from the network it was made from, "
                     f"over the tolerance of {tolerance:g} (--tolerance)"
                 )
-            here = host(_reference(), made)[0]
+            here = runtimes.host(_reference(), made)[0]
             return judged(made, here, dataset, trained, track, rivals=rivals)
     images = sample_images(dataset, trained.spec, "val", PARITY_IMAGES)
     net = zoo.load(trained, "" if layer == "auto" else layer)
@@ -367,7 +340,9 @@ def onnx_of(
     made = export.to_onnx(
         net, trained, images, folder, tolerance=tolerance, expected=expected, told=told
     )
-    return judged(made, host(_reference(), made)[0], dataset, trained, track, rivals=rivals)
+    return judged(
+        made, runtimes.host(_reference(), made)[0], dataset, trained, track, rivals=rivals
+    )
 
 
 def _reference() -> Profile:

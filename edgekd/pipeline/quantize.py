@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, NamedTuple
 
-from edgekd import data
+from edgekd import data, runtimes
 from edgekd.data import preprocess
-from edgekd.pipeline import candidates, folders
-from edgekd.pipeline.candidates import Choice
+from edgekd.pipeline import folders
 from edgekd.pipeline.export import CANDIDATES, copied
-from edgekd.quantize import engines, ptq
+from edgekd.quantize import candidates, engines, ptq
+from edgekd.quantize.choice import Choice
 from edgekd.records import Artifact, EdgeKDError, GateMissed, Training, make_folder
 from edgekd.runtimes import machine
 
@@ -71,7 +71,7 @@ def quantize(
         choice = None
         (run.folder / CANDIDATES / "choice.json").unlink(missing_ok=True)
         made = _by_engine(run, dataset, tuned or source, engine, method, images, force=force)
-    here, _ = folders.host(profile, made)
+    here, _ = runtimes.host(profile, made)
     rivals = run.rivals(dataset, source)
     judged = folders.judged(made, here, dataset, source, run.track, rivals=rivals)
     return Quantized(judged, source, choice)

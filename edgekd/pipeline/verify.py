@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd import runtimes
-from edgekd.pipeline import folders
 from edgekd.records import Artifact, GateMissed, Profile
 from edgekd.runtimes import golden
 
@@ -26,7 +25,7 @@ def verify(folder: Path, profile: str | None = None) -> Verified:
         # INT8 of one file is rounded elsewhere by each runtime: the one that it was made in first.
         runtime, _, device = artifact.settings.get("compared_in", "openvino").partition(" ")
         wanted = Profile(name="here", runtime=runtime, device=device or "CPU")
-        wanted = folders.host(wanted, artifact)[0]
+        wanted = runtimes.host(wanted, artifact)[0]
     else:
         wanted = Profile.read(profile)
     session = runtimes.open_session(artifact, wanted)

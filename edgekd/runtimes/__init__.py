@@ -18,7 +18,7 @@ from edgekd.records import Artifact, EdgeKDError, Profile, RuntimeUnavailable, n
 
 __all__ = [
     "NEWEST", "NodeTime", "NotFinite", "Outputs", "Products", "Profiled", "Runtime", "Session",
-    "StreamsDiffer", "check", "fields", "get", "here", "message", "must_be_built", "names",
+    "StreamsDiffer", "check", "fields", "get", "here", "host", "message", "must_be_built", "names",
     "one_by_one", "open_session", "open_streams", "opset", "runtime_of",
 ]  # fmt: skip
 
@@ -97,6 +97,33 @@ def get(name: str) -> Runtime:
         )
     ):
         return cast(Runtime, importlib.import_module(f"{__name__}.{name}"))
+
+
+def host(profile: Profile, artifact: Artifact) -> tuple[Profile, bool]:
+    """(profile to run `artifact` with on this machine, whether that is the profile's own device).
+
+    Where the profile's runtime or device is not here, a runtime on this CPU that loads the file
+    stands in, and the caller says so: what is measured then is not the device's.
+    """
+    reason = f"{profile.runtime} does not load {artifact.path.name}"
+    try:
+        runtime = get(profile.runtime)
+        if profile.device in runtime.devices() and artifact.path.suffix in runtime.SUFFIXES:
+            return profile, True
+        if profile.device not in runtime.devices():
+            reason = f"{profile.runtime} sees no device {profile.device} here"
+    except RuntimeUnavailable as e:
+        reason = str(e)
+    for name in ("openvino", "onnxruntime", "torch"):
+        try:
+            runtime = get(name)
+        except RuntimeUnavailable:
+            continue
+        if artifact.path.suffix in runtime.SUFFIXES:
+            cpu = "cpu" if name == "torch" else "CPU"
+            stand_in: dict[str, object] = {"runtime": name, "device": cpu, "options": {}}
+            return profile.model_copy(update=stand_in), False
+    raise RuntimeUnavailable(f"nothing on this machine runs {artifact.path}: {reason}")
 
 
 def here(profile: Profile) -> bool:

@@ -9,7 +9,7 @@ from PIL import Image
 from runtimes.test_runtimes import artifact, exported, profile  # noqa: F401
 from typer.testing import CliRunner
 
-from edgekd import data
+from edgekd import data, runtimes
 from edgekd.bench.compare import Against
 from edgekd.cli import bench as command
 from edgekd.cli.main import app
@@ -35,25 +35,25 @@ MACHINE = Machine(name="m", cpu="c", cores=1, memory_gb=1, system="s", python="3
 
 def test_a_device_that_is_here_is_used(exported):  # noqa: F811
     here = profile("openvino")
-    assert folders.host(here, exported[1]) == (here, True)
+    assert runtimes.host(here, exported[1]) == (here, True)
 
 
 @pytest.mark.parametrize("name", ["jetson", "intel-npu"])
 def test_a_stand_in_is_marked_as_one(exported, name):  # noqa: F811
-    used, on_device = folders.host(Profile.read(name), exported[1])
+    used, on_device = runtimes.host(Profile.read(name), exported[1])
     assert (used.runtime, used.device, on_device) == ("openvino", "CPU", False)
 
 
 def test_a_misspelt_runtime_is_no_reason_for_a_stand_in(exported):  # noqa: F811
     wrong = Profile.read("cpu").model_copy(update={"runtime": "openvin"})
     with pytest.raises(EdgeKDError, match='no runtime "openvin"; did you mean "openvino"'):
-        folders.host(wrong, exported[1])
+        runtimes.host(wrong, exported[1])
 
 
 def test_nothing_that_runs_the_file_is_exit_4():
     engine = artifact(files={"model.engine": ""})
     with pytest.raises(RuntimeUnavailable, match=r"nothing .* runs .*engine: .*tensorrt"):
-        folders.host(Profile.read("jetson"), engine)
+        runtimes.host(Profile.read("jetson"), engine)
 
 
 def timing(**change):

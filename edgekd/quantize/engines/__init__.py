@@ -1,7 +1,7 @@
 """An engine that writes INT8 files is one file in this folder; its name is what `--engine` says.
 
 Nothing else registers it. Which engine's file is faster differs by network and runtime, so none is
-the best: `edgekd.pipeline.candidates` measures.
+the best: `edgekd.quantize.candidates` measures.
 """
 
 from __future__ import annotations

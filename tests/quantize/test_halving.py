@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgekd.pipeline import halving
+from edgekd.quantize import halving
 from edgekd.records import Timing
 
 TURNS = 20

@@ -10,11 +10,11 @@ from runtimes.test_runtimes import Tiny, artifact
 
 from edgekd import data
 from edgekd.export import onnx as export
-from edgekd.pipeline import candidates, halving, quantize
-from edgekd.pipeline.candidates import Choice, Judged
+from edgekd.pipeline import quantize
 from edgekd.pipeline.export import CANDIDATES
+from edgekd.quantize import candidates, halving, sensitivity
 from edgekd.quantize import engines as quantizers
-from edgekd.quantize import sensitivity
+from edgekd.quantize.choice import EXACT, Choice, Judged, ranked, without_file
 from edgekd.records import (
     Artifact,
     EdgeKDError,
@@ -93,7 +93,7 @@ def test_the_fastest_of_those_that_hold_is_chosen(choice):
     assert [c.name for c in chosen] == [made.chosen]
     hold = [c for c in made.candidates if c.state in ("chosen", "slower", "no faster")]
     assert chosen[0].times <= candidates.CLEARLY * min(c.times for c in hold)
-    exact = {c.name: candidates.EXACT.index(c.precision) for c in hold}
+    exact = {c.name: EXACT.index(c.precision) for c in hold}
     faster = [c.name for c in hold if c.times < chosen[0].times]
     assert all(exact[name] > exact[made.chosen] for name in faster)
     assert [c.times for c in made.candidates] == sorted(c.times for c in made.candidates)
@@ -135,7 +135,7 @@ def judged(name, ms, *, drop=0.0, agreement=1.0, precision="int8", asked=0.8):
 def rows(monkeypatch, *given, max_drop=1.0, untimed=(), late=None):
     monkeypatch.setattr(Artifact, "size_bytes", property(lambda self: 1))
     timed = {j.name: halving.figures(t, given[0][1]) for j, t in given if j.name not in untimed}
-    found = candidates._rows([j for j, _ in given], timed, max_drop, late or {})
+    found = ranked([j for j, _ in given], timed, max_drop, late or {})
     return {r.name: r for r in found}
 
 
@@ -369,7 +369,7 @@ def test_nothing_can_be_compared_where_fp32_does_not_run(trained, tmp_path, monk
     monkeypatch.setattr(candidates.export, "to_runtime", fails)
     with pytest.raises(EdgeKDError, match="FP32 itself does not run in openvino: no such oper"):
         candidates.choose(trained[1], trained[0], CPU, tmp_path, images=16, max_drop=1, engines=())
-    assert not (tmp_path / candidates.Choice.FILE).exists()
+    assert not (tmp_path / Choice.FILE).exists()
 
 
 def test_of_files_as_fast_the_most_exact_is_chosen(monkeypatch):
@@ -569,7 +569,7 @@ def test_what_cannot_be_mended_is_told_with_what_was_tried(trained, tmp_path, mo
     [("bf16", "bf16", ""), ("int8-ort", "int8", "ort"), ("int8-ort-qat", "int8", "ort")],
 )
 def test_what_was_not_made_has_its_engines_name(name, precision, engine):
-    told = candidates._failed(name, "why")
+    told = without_file(name, "why")
     assert (told.precision, told.engine, told.state) == (precision, engine, "does not run")
 
 
