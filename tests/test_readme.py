@@ -30,7 +30,8 @@ edgekd.Run.quantize = functools.partialmethod(
 edgekd.Run.bench = functools.partialmethod(edgekd.Run.bench, seconds=0.1)
 edgekd.Run.explain = functools.partialmethod(edgekd.Run.explain, images=6)
 """
-ONCE = " --shrink-epochs 1 --subnets 20 --estimate"
+# A pretrained student of an epoch on 42 images has logits near 0: FP16 is beyond the tolerance.
+ONCE = " --shrink-epochs 1 --subnets 20 --estimate --start scratch"
 # At 32 pixels the last maps are 1x1, where OpenVINO's INT8 differs with the batch: export says so.
 SMALL = " --size 48 --epochs 1 --batch 16 --seed 0"
 

@@ -20,7 +20,8 @@ from edgekd.records import Artifact, Fidelity, Timing
 
 pytestmark = pytest.mark.slow
 
-ONCE = ["--shrink-epochs", "1", "--subnets", "20", "--estimate"]
+# A pretrained student of two epochs on 42 images has logits near 0: FP16 is beyond the tolerance.
+ONCE = ["--shrink-epochs", "1", "--subnets", "20", "--estimate", "--start", "scratch"]
 SMALL = ["--size", "64", "--epochs", "2", "--batch", "16"]
 
 
