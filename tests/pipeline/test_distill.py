@@ -119,7 +119,7 @@ def test_auto_begins_from_the_weights_that_a_package_brings(monkeypatch):
     with pytest.raises(EdgeKDError, match="--start-weights needs --start"):
         auto._replace(weights=lite0).resolved(LITE)
     # What is installed and passed over need not be installed.
-    assert Start("scratch").told("the supernet", LITE).endswith("few: leave --start")
+    assert Start("scratch").told("the supernet", LITE).endswith("few: leave out --start")
     monkeypatch.setitem(checkpoints.PACKAGES, "tf_efficientnet_lite0", "no-such-package")
     assert auto.resolved(LITE) == Start("scratch")
     said = auto.resolved(LITE).told("the supernet", LITE)
